@@ -1,0 +1,161 @@
+"""The load generator is an instrument: it must see each kind of failure for what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.load import Answer, Load, Plan, ProcessLoad, Report
+
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Served-By: one\r\n\r\nok"
+
+
+@contextlib.contextmanager
+def server(behave: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A listener that hands each connection to `behave` in a thread; yields its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    def serve(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            behave(connection)
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.close()
+
+
+def answer_all(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        connection.sendall(GOOD)
+
+
+def test_healthy_server_gives_good_answers_at_the_rate_on_kept_connections() -> None:
+    with server(answer_all) as port, Load(Plan(port, ("/a", "/b"), connections=4, rate_per_s=200)) as load:
+        time.sleep(1.0)
+    report = load.report()
+    assert not report.failures()
+    assert not report.cuts()
+    assert 150 <= len(report.answers) <= 205
+    assert report.connects == 4
+    assert set(report.served()) == {"one"}
+    assert {a.path for a in report.answers} == {"/a", "/b"}
+
+
+@pytest.mark.parametrize(
+    ("piece", "kind", "cut"),
+    [
+        (b"", "closed", False),
+        (b"H", "closed", True),
+        (GOOD[:-1], "closed", True),
+        (b"not http\r\n\r\n", "malformed", False),
+    ],
+)
+def test_connection_ended_early_is_told_apart_by_its_first_byte(piece: bytes, kind: str, cut: bool) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(piece)
+
+    with server(behave) as port, Load(Plan(port, ("/",), connections=1, rate_per_s=20)) as load:
+        time.sleep(0.3)
+    report = load.report()
+    assert report.answers
+    assert {(a.error, a.cut) for a in report.answers} == {(kind, cut)}
+    assert bool(report.cuts()) == cut
+    assert bool(report.failures()) != cut
+
+
+def test_torn_answer_still_names_its_instance() -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(GOOD[:-1])
+
+    with server(behave) as port, Load(Plan(port, ("/",), connections=1, rate_per_s=20)) as load:
+        time.sleep(0.2)
+    assert {(a.status, a.served_by) for a in load.report().cuts()} == {(200, "one")}
+
+
+def test_silent_server_is_a_timeout_and_no_cut() -> None:
+    with (
+        server(lambda connection: time.sleep(2)) as port,
+        Load(Plan(port, ("/",), connections=1, rate_per_s=20, timeout_s=0.1)) as load,
+    ):
+        time.sleep(0.4)
+    assert {(a.error, a.cut) for a in load.report().answers} == {("timeout", False)}
+
+
+def test_refused_connection_is_a_failure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with Load(Plan(port, ("/",), connections=1, rate_per_s=50)) as load:
+        time.sleep(0.2)
+    assert {a.error for a in load.report().failures()} == {"connect"}
+
+
+def test_chunked_answer_is_read_whole_and_its_connection_kept() -> None:
+    def behave(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            time.sleep(0.01)
+            connection.sendall(b"1\r\nd\r\n0\r\n\r\n")
+
+    with server(behave) as port, Load(Plan(port, ("/",), connections=1, rate_per_s=None)) as load:
+        time.sleep(0.3)
+    report = load.report()
+    assert len(report.good()) == len(report.answers) > 3
+    assert report.connects == 1
+
+
+def test_waiting_behind_a_slow_answer_counts_as_latency() -> None:
+    """Open loop: what was due while the server slept shows its wait."""
+    slept = threading.Event()
+
+    def behave(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            if not slept.is_set():
+                slept.set()
+                time.sleep(0.5)
+            connection.sendall(GOOD)
+
+    with server(behave) as port, Load(Plan(port, ("/",), connections=1, rate_per_s=50)) as load:
+        time.sleep(1.0)
+    slow = [a for a in load.report().answers if a.latency_s > 0.2]
+    assert len(slow) > 5
+
+
+def test_load_in_a_process_reports_the_same() -> None:
+    with server(answer_all) as port, ProcessLoad(Plan(port, ("/",), connections=2, rate_per_s=100)) as load:
+        time.sleep(0.5)
+    report = load.report()
+    assert len(report.good()) == len(report.answers) > 20
+
+
+def answer(ended_s: float, status: int = 200, error: str | None = None, cut: bool = False) -> Answer:
+    return Answer(ended_s - 0.01, ended_s, status, error, cut, "one", "direct", "", "id", "/")
+
+
+def test_recovery_is_the_time_of_the_last_bad_answer_after_the_fault() -> None:
+    healthy = Report((answer(1), answer(2), answer(3)))
+    assert healthy.recovered_within(1.5) == 0.0
+    hurt = Report((answer(1, 503), answer(2, 503), answer(2.5, 200, "closed", cut=True), answer(3)))
+    assert hurt.recovered_within(1.5) == pytest.approx(1.0)
+    assert len(hurt.failures()) == 2
+    assert len(hurt.cuts()) == 1
+
+
+def test_without_a_good_answer_at_the_end_there_is_no_recovery() -> None:
+    assert Report((answer(1), answer(2, 503))).recovered_within(1.5) == math.inf
+    assert Report(()).recovered_within(0) == math.inf

@@ -1,0 +1,118 @@
+"""Imports point one way, told from the syntax tree: no code runs, and no import inside a function hides."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("discovery", "haproxy", "gateway", "services", "stack", "bench", "tests")
+
+# Package → the packages of ours that it may import beside itself. The longest name that fits a module rules it.
+ALLOWED = {
+    "discovery": (),
+    "haproxy": ("discovery",),
+    "gateway": ("discovery", "services.kit"),
+    "services": ("discovery", "services.kit"),
+    "services.kit": ("discovery",),
+    "stack": ("discovery", "haproxy", "gateway", "services"),
+    "bench": ("discovery", "haproxy", "gateway", "services", "stack", "tests.support"),
+}
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def imports(source: str, module: str, *, is_package: bool) -> Iterator[str]:
+    """The dotted names that a module imports, absolute; `from a import b` gives `a.b`, for b may be a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[
+                    : None if is_package and node.level == 1 else -(node.level - is_package)
+                ]
+                base = ".".join([*parents, *([base] if base else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def owner(module: str) -> str:
+    """The package that a module counts as: each service is one of its own, the kit among them."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "services" and len(parts) > 1 else parts[0]
+
+
+def forbidden(module: str, imported: str) -> bool:
+    """Whether `module` must not import `imported`."""
+    if not any(inside(imported, ours) for ours in OURS) or inside(imported, owner(module)):
+        return False
+    rule = max((p for p in ALLOWED if inside(module, p)), key=len)
+    return not any(inside(imported, package) for package in ALLOWED[rule])
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for package in ALLOWED:
+        for path in sorted((ROOT / package.replace(".", "/")).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return sorted(set(found))
+
+
+def test_every_import_points_the_allowed_way() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {imported}"
+        for module, path in modules()
+        for imported in imports(path.read_text(), module, is_package=path.name == "__init__.py")
+        if forbidden(module, imported)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_adapter_knows_the_consul_client() -> None:
+    users = [
+        str(path.relative_to(ROOT))
+        for module, path in modules()
+        if any(
+            inside(name, "consul")
+            for name in imports(path.read_text(), module, is_package=path.name == "__init__.py")
+        )
+    ]
+    assert set(users) <= {"discovery/consul_api.py"}
+
+
+def test_consul_folder_shadows_no_package() -> None:
+    """`import consul` would find a package of that name in the checkout before the installed one."""
+    assert not list((ROOT / "consul").rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("discovery.view", "from discovery.model import Snapshot", False),
+        ("discovery.view", "from . import model", False),
+        ("discovery.view", "import haproxy.controller", True),
+        ("discovery.view", "def f():\n    from services.kit import run", True),
+        ("services.users.app", "from services.kit import create_service", False),
+        ("services.users.app", "from services.posts import store", True),
+        ("services.users.app", "from services import posts", True),
+        ("services.users.app", "from ..posts import store", True),
+        ("services.users.app", "from .store import users", False),
+        ("services.kit.app", "from services.users import app", True),
+        ("services.kit.app", "import haproxy", True),
+        ("haproxy.controller.plan", "from discovery.model import Route", False),
+        ("haproxy.controller.plan", "from gateway import app", True),
+        ("stack.cli", "import services.auth", False),
+        ("stack.cli", "import tests.support.load", True),
+        ("stack.cli", "import json, flask", False),
+    ],
+)
+def test_rule_tells_right_from_wrong(module: str, source: str, wrong: bool) -> None:
+    found = [forbidden(module, name) for name in imports(source, module, is_package=False)]
+    assert any(found) == wrong
