@@ -1,0 +1,294 @@
+"""Real servers for tests, on free loopback ports, each as a context manager that leaves no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.eventually import eventually
+
+# Without a proxy handler: a proxy in the environment must not carry loopback calls away.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def free_port() -> int:
+    """A loopback TCP port that was free a moment ago."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different loopback TCP ports that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@dataclass
+class Process:
+    """A started program in a process group of its own; `log` is where its output goes."""
+
+    argv: Sequence[str]
+    log: Path
+    popen: subprocess.Popen[bytes] | None = None
+    env: dict[str, str] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.popen is not None, "not started"
+        return self.popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    def start(self) -> None:
+        with self.log.open("ab") as out:
+            self.popen = subprocess.Popen(
+                self.argv, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=self.env
+            )
+
+    def signal(self, number: int) -> None:
+        os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group, and wait until it has gone."""
+        if self.popen is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(signal.SIGKILL)
+            self.popen.wait(timeout=10)
+
+    def stop(self, within_s: float = 5.0) -> None:
+        """SIGTERM, then SIGKILL for what is left."""
+        if self.running:
+            assert self.popen is not None
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(signal.SIGCONT)
+                self.signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(timeout=within_s)
+        self.kill()
+
+    def must_run(self) -> None:
+        """Raise AssertionError with the log when the process has ended."""
+        if not self.running:
+            raise ProcessEnded(f"{self.argv[0]} ended: {self.log.read_text(errors='replace')[-3000:]}")
+
+
+class ProcessEnded(AssertionError):
+    """A server ended while it was waited for."""
+
+
+@dataclass
+class ConsulServer:
+    """A Consul server in memory: what it knew is gone after `kill()` and `start()`."""
+
+    http_port: int
+    dns_port: int
+    process: Process
+    token: str | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
+
+    def call(self, method: str, path: str, body: object = None, token: str | None = None) -> object:
+        """One HTTP call past our own library, so that tests do not check it with itself. Returns the JSON, or None."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{self.address}{path}", data=data, method=method)
+        if token or self.token:
+            request.add_header("X-Consul-Token", token or self.token or "")
+        with _OPENER.open(request, timeout=10) as answer:
+            text = answer.read()
+        return json.loads(text) if text.strip() else None
+
+    def start(self) -> None:
+        self.process.start()
+        self.wait()
+
+    def wait(self, within_s: float = 20.0) -> None:
+        """Until it has a leader and its own node stands in the catalog."""
+
+        def serves() -> bool:
+            # With ACLs even the nodes answer needs the token; an empty list means "not yet".
+            return bool(self.call("GET", "/v1/catalog/nodes"))
+
+        _wait_for(self.process, serves, within_s)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+def _wait_for(process: Process, predicate, within_s: float) -> None:  # type: ignore[no-untyped-def]
+    def alive_and_true() -> bool:
+        try:
+            return bool(predicate())
+        except Exception:
+            return not process.running
+
+    eventually(alive_and_true, within_s)
+    process.must_run()
+
+
+@contextlib.contextmanager
+def consul(
+    tmp: Path | None = None, acl: bool = False, config: dict[str, object] | None = None
+) -> Iterator[ConsulServer]:
+    """A single Consul server with a leader. With `acl`, default deny, and `token` is the management token."""
+    with _folder(tmp, "consul") as folder:
+        server = _retry_ports(lambda: _start_consul(folder, acl, config or {}))
+        try:
+            yield server
+        finally:
+            server.process.stop()
+
+
+def _start_consul(folder: Path, acl: bool, extra: dict[str, object]) -> ConsulServer:
+    http, dns, rpc, serf = free_ports(4)
+    token = str(uuid.uuid4()) if acl else None
+    settings: dict[str, object] = {
+        "bind_addr": "127.0.0.1",
+        "client_addr": "127.0.0.1",
+        "node_name": "node-1",
+        "log_level": "INFO",
+        "disable_update_check": True,
+        "ports": {"http": http, "dns": dns, "server": rpc, "serf_lan": serf, "serf_wan": -1, "grpc": -1},
+        "limits": {"http_max_conns_per_client": 2000},
+        **extra,
+    }
+    if token:
+        settings["acl"] = {
+            "enabled": True,
+            "default_policy": "deny",
+            "tokens": {"master": token, "agent": token},
+        }
+    file = folder / "consul.json"
+    file.write_text(json.dumps(settings))
+    env = {key: value for key, value in os.environ.items() if not key.startswith("CONSUL_")}
+    process = Process(["consul", "agent", "-dev", f"-config-file={file}"], folder / "consul.log", env=env)
+    server = ConsulServer(http, dns, process, token)
+    try:
+        server.start()
+    except BaseException:
+        process.stop()
+        raise
+    return server
+
+
+@dataclass
+class RedisServer:
+    """A Redis without persistence."""
+
+    port: int
+    password: str | None
+    process: Process
+
+    @property
+    def url(self) -> str:
+        secret = f":{self.password}@" if self.password else ""
+        return f"redis://{secret}127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self.process.start()
+        _wait_for(self.process, lambda: accepts(self.port), 10.0)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+@contextlib.contextmanager
+def redis(
+    tmp: Path | None = None, password: str | None = None, args: Sequence[str] = ()
+) -> Iterator[RedisServer]:
+    """A redis-server in memory; `args` are further command line options (`--maxmemory`, `16mb`, …)."""
+    with _folder(tmp, "redis") as folder:
+
+        def start() -> RedisServer:
+            port = free_port()
+            argv = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+            argv += ["--save", "", "--appendonly", "no", "--daemonize", "no", *args]
+            if password:
+                argv += ["--requirepass", password]
+            server = RedisServer(port, password, Process(argv, folder / "redis.log"))
+            try:
+                server.start()
+            except BaseException:
+                server.process.stop()
+                raise
+            return server
+
+        server = _retry_ports(start)
+        try:
+            yield server
+        finally:
+            server.process.stop()
+
+
+@dataclass
+class HAProxyServer:
+    """HAProxy as master and worker. `master_socket` is the master CLI (for reloads)."""
+
+    config: Path
+    master_socket: Path
+    process: Process
+    folder: Path = field(default_factory=Path)
+
+    @property
+    def log_text(self) -> str:
+        return self.process.log.read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def haproxy(
+    config: Path | str, tmp: Path | None = None, wait_port: int | None = None
+) -> Iterator[HAProxyServer]:
+    """HAProxy on a configuration (a file, or its text), as supervisord runs it; waits for `wait_port` to accept."""
+    with _folder(tmp, "haproxy") as folder:
+        if isinstance(config, str):
+            file = folder / "haproxy.cfg"
+            file.write_text(config)
+            config = file
+        master = folder / "haproxy-master.sock"
+        argv = ["haproxy", "-W", "-db", "-S", f"{master},mode,600", "-f", str(config)]
+        server = HAProxyServer(config, master, Process(argv, folder / "haproxy.log"), folder)
+        server.process.start()
+        try:
+            _wait_for(
+                server.process, lambda: master.exists() and (wait_port is None or accepts(wait_port)), 10.0
+            )
+            yield server
+        finally:
+            server.process.stop()
+
+
+def accepts(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts TCP connections there."""
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex((host, port)) == 0
+
+
+@contextlib.contextmanager
+def _folder(parent: Path | None, name: str) -> Iterator[Path]:
+    """A folder for one server. Directly under the system's temporary folder: Unix socket paths end at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=parent, ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+def _retry_ports(start):  # type: ignore[no-untyped-def]
+    """Another process may take a free port before our server binds it: try three times."""
+    for _ in range(2):
+        with contextlib.suppress(ProcessEnded):
+            return start()
+    return start()
