@@ -1,0 +1,90 @@
+"""Cursors and entity tags: whatever a client sends is an answer or a clean refusal."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.kit.etag import entity_tag, names_tag
+from services.kit.paging import MAX_CURSOR_LENGTH, BadCursor, decode_cursor, encode_cursor, scope_of
+from services.kit.text import iso, one_line, prose
+
+
+def forged(*values: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(values).encode()).rstrip(b"=").decode()
+
+
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=120),
+)
+def test_keys_come_back(number: int, name: str) -> None:
+    cursor = encode_cursor("s", (name, number))
+    assert len(cursor) <= MAX_CURSOR_LENGTH
+    assert decode_cursor(cursor, "s", (str, int)) == (name, number)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_cursor_or_refused(text: str) -> None:
+    with pytest.raises(BadCursor):
+        decode_cursor(text, "scope", (int,))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("s",),
+        ("s", 1, 2),
+        ("s", "1"),
+        ("s", True),
+        ("s", 1.5),
+        ("s", None),
+        ("s", 2**63),
+        ("s", -(2**63) - 1),
+        ("t", 1),
+        (1, 1),
+    ],
+)
+def test_forged_cursor_is_refused(values: tuple[object, ...]) -> None:
+    with pytest.raises(BadCursor):
+        decode_cursor(forged(*values), "s", (int,))
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0b"])
+def test_text_that_no_database_takes_is_refused(text: str) -> None:
+    with pytest.raises(BadCursor):
+        decode_cursor(forged("s", text), "s", (str,))
+
+
+def test_deeply_nested_cursor_is_refused() -> None:
+    deep = base64.urlsafe_b64encode(b"[" * 1000).decode()
+    with pytest.raises(BadCursor):
+        decode_cursor(deep, "s", (int,))
+
+
+def test_scope_tells_empty_from_missing_filters() -> None:
+    assert len({scope_of(None, "a"), scope_of("", "a"), scope_of("a", None), scope_of("None", "a")}) == 4
+
+
+def test_tag_is_found_in_lists_weakened_or_as_a_star() -> None:
+    tag = entity_tag("x", 1)
+    assert tag == entity_tag("x", 1) != entity_tag("x", 2)
+    for header in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        assert names_tag(header, tag)
+    for header in (None, "", '"other"', tag.strip('"'), tag + "x"):
+        assert not names_tag(header, tag)
+
+
+def test_control_characters_are_no_text() -> None:
+    assert prose("a\n\tb") == "a\n\tb"
+    for check, text in ((one_line, "a\nb"), (prose, "\x1b[31m"), (prose, "\0"), (prose, "\udfff")):
+        with pytest.raises(ValueError, match="control"):
+            check(text)
+
+
+def test_times_are_rfc_3339() -> None:
+    assert iso(1_700_000_000_000_001) == "2023-11-14T22:13:20.000001Z"
