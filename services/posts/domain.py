@@ -1,0 +1,199 @@
+"""What a post, a comment and a tag are, and who may change them. No I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
+
+from services.kit.paging import Page
+from services.kit.text import iso, one_line, prose
+
+MAX_TITLE = 200
+MAX_CONTENT = 20_000
+MAX_COMMENT = 4_000
+MAX_TAGS = 10
+MAX_TAG = 40
+
+_TAG = re.compile(r"\w[\w .+#-]*")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def clean_tag(tag: str) -> str:
+    """A tag as it is stored and looked up: NFC, lower case, single spaces. Raises ValueError."""
+    folded = " ".join(unicodedata.normalize("NFC", prose(tag)).lower().split())
+    if len(folded) > MAX_TAG or not _TAG.fullmatch(folded):
+        raise ValueError(
+            f"a tag is 1-{MAX_TAG} letters, digits, spaces and . + # - _, led by a letter or digit"
+        )
+    return folded
+
+
+def _clean_tags(tags: list[str]) -> list[str]:
+    return list(dict.fromkeys(clean_tag(tag) for tag in tags))
+
+
+Title = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE),
+    AfterValidator(one_line),
+]
+Content = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CONTENT),
+    AfterValidator(prose),
+]
+CommentText = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_COMMENT),
+    AfterValidator(prose),
+]
+Tags = Annotated[
+    list[Annotated[str, StringConstraints(max_length=4 * MAX_TAG)]],
+    Field(max_length=MAX_TAGS),
+    AfterValidator(_clean_tags),
+]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_:-]{1,64}$")]
+
+
+class NewPost(BaseModel):
+    """Body of POST /api/posts. The author is the caller."""
+
+    title: Title
+    content: Content
+    tags: Tags = []
+
+
+class PostChange(BaseModel):
+    """Body of PATCH /api/posts/<id>: at least one of the three; what is left out stays."""
+
+    title: Title | None = None
+    content: Content | None = None
+    tags: Tags | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> PostChange:
+        if self.title is None and self.content is None and self.tags is None:
+            raise ValueError("give at least one of title, content and tags")
+        return self
+
+
+class NewComment(BaseModel):
+    """Body of POST and PATCH of a comment."""
+
+    content: CommentText
+
+
+class PostQuery(Page):
+    """Query of GET /api/posts: newest first; the filters are joined by *and*. A blank `q` searches nothing."""
+
+    tag: Annotated[str, StringConstraints(max_length=4 * MAX_TAG), AfterValidator(clean_tag)] | None = None
+    author: Identifier | None = None
+    q: (
+        Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(prose)] | None
+    ) = None
+
+
+class TagQuery(BaseModel):
+    """Query of GET /api/posts/tags: the most used first."""
+
+    limit: int = Field(50, ge=1, le=200)
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """One post. Times are microseconds since 1970 (UTC); `number` grows with each new post and orders the lists."""
+
+    number: int
+    id: str
+    author_id: str
+    title: str
+    content: str
+    tags: tuple[str, ...]
+    created_us: int
+    updated_us: int
+    version: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "authorId": self.author_id,
+            "title": self.title,
+            "content": self.content,
+            "tags": list(self.tags),
+            "createdAt": iso(self.created_us),
+            "updatedAt": iso(self.updated_us),
+            "version": self.version,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """One comment of the post `post_id`."""
+
+    number: int
+    id: str
+    post_id: str
+    author_id: str
+    content: str
+    created_us: int
+    updated_us: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "postId": self.post_id,
+            "authorId": self.author_id,
+            "content": self.content,
+            "createdAt": iso(self.created_us),
+            "updatedAt": iso(self.updated_us),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorCount:
+    """How many posts an author has, at a `version` that only grows: the highest one is the truth."""
+
+    author_id: str
+    count: int
+    version: int
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that can be given again: what an Idempotency-Key remembers."""
+
+    status: int
+    body: dict[str, Any]
+    location: str
+
+
+def may_change(subject: str, scopes: Collection[str], author_id: str) -> bool:
+    """The author may change and delete what he wrote; an administrator everything."""
+    return "admin" in scopes or subject == author_id
+
+
+def check_idempotency_key(key: str) -> str:
+    """Raises ValueError for a key that is not 1-128 visible ASCII characters."""
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise ValueError("Idempotency-Key is 1-128 visible ASCII characters")
+    return key
+
+
+def fingerprint(operation: str, body: BaseModel) -> str:
+    """What an Idempotency-Key stands for: the operation and its validated body."""
+    text = json.dumps([operation, body.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def retry_delay_s(attempts: int, jitter: float) -> float:
+    """How long after the n-th failed delivery the next is due: 1 s doubling up to 60 s, full jitter above a floor of half."""
+    ceiling = min(60.0, 2.0 ** min(attempts, 6))
+    return ceiling * (0.5 + 0.5 * jitter)
