@@ -1,0 +1,164 @@
+"""What a product is, how the catalogue may be asked, and in what order it comes. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
+
+from services.kit.paging import Key, Page, decode_cursor, encode_cursor, scope_of
+from services.kit.text import iso, one_line, prose
+from services.products.currencies import CURRENCIES
+
+# A hundred million units of a currency with four decimals still fits; the database column holds 64 bits.
+MAX_PRICE = 10**12
+# Long enough for the edge's cache to carry a hot product, short enough that nobody notices a price change late.
+MAX_AGE_S = 5
+
+Sort = Literal["newest", "name", "-name", "price", "-price"]
+
+
+def check_currency(code: str) -> str:
+    """An ISO 4217 code in upper case. Raises ValueError."""
+    if code not in CURRENCIES:
+        raise ValueError("is no ISO 4217 currency code in use")
+    return code
+
+
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120), AfterValidator(one_line)
+]
+Description = Annotated[
+    str, StringConstraints(strip_whitespace=True, max_length=4_000), AfterValidator(prose)
+]
+Sku = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"),
+]
+Category = Annotated[
+    str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,39}$")
+]
+Currency = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, to_upper=True, min_length=3, max_length=3),
+    AfterValidator(check_currency),
+]
+# Strict: a price of 9.99 or "999" is a mistake about the unit, not a number to be rounded.
+Price = Annotated[int, Field(ge=0, le=MAX_PRICE, strict=True)]
+PriceBound = Annotated[int, Field(ge=0, le=MAX_PRICE)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(prose)]
+
+
+class NewProduct(BaseModel):
+    """Body of POST /api/products. `price` is in minor units of `currency`: 1999 EUR is 19.99 €, 1999 JPY is 1999 ¥."""
+
+    sku: Sku
+    name: Name
+    description: Description = ""
+    category: Category
+    price: Price
+    currency: Currency
+
+
+class ProductChange(BaseModel):
+    """Body of PATCH /api/products/<id>: at least one field; what is left out stays."""
+
+    sku: Sku | None = None
+    name: Name | None = None
+    description: Description | None = None
+    category: Category | None = None
+    price: Price | None = None
+    currency: Currency | None = None
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> ProductChange:
+        if not self.values():
+            raise ValueError("give at least one field to change")
+        if self.currency is not None and self.price is None:
+            raise ValueError("a new currency needs its price")
+        return self
+
+    def values(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
+
+
+class ProductQuery(Page):
+    """Query of GET /api/products: the filters are joined by *and*; a price range is one of a currency."""
+
+    category: Category | None = None
+    currency: Currency | None = None
+    minPrice: PriceBound | None = None
+    maxPrice: PriceBound | None = None
+    q: Words | None = None
+    sort: Sort = "newest"
+
+    @model_validator(mode="after")
+    def _comparable(self) -> ProductQuery:
+        if (self.minPrice is not None or self.maxPrice is not None) and self.currency is None:
+            raise ValueError("a price range needs a currency: 500 JPY and 500 EUR do not compare")
+        if self.minPrice is not None and self.maxPrice is not None and self.minPrice > self.maxPrice:
+            raise ValueError("minPrice is above maxPrice")
+        return self
+
+    def scope(self) -> str:
+        """What a cursor of this list is bound to."""
+        return scope_of(self.category, self.currency, self.minPrice, self.maxPrice, self.q, self.sort)
+
+    def after(self) -> tuple[Key, ...] | None:
+        """The sort keys of the last row that was given. Raises BadCursor."""
+        if self.cursor is None:
+            return None
+        return decode_cursor(self.cursor, self.scope(), SHAPES[self.sort.lstrip("-")])
+
+    def cursor_after(self, product: Product) -> str:
+        return encode_cursor(self.scope(), sort_keys(product, self.sort))
+
+
+# The columns of each order, all in one direction; the number makes it total. Prices are ordered within a currency.
+SHAPES: dict[str, tuple[type[int] | type[str], ...]] = {
+    "newest": (int,),
+    "name": (str, int),
+    "price": (str, int, int),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product. Times are microseconds since 1970 (UTC)."""
+
+    number: int
+    id: str
+    sku: str
+    name: str
+    description: str
+    category: str
+    price: int
+    currency: str
+    created_us: int
+    updated_us: int
+    version: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "sku": self.sku,
+            "name": self.name,
+            "description": self.description,
+            "category": self.category,
+            "price": self.price,
+            "currency": self.currency,
+            "createdAt": iso(self.created_us),
+            "updatedAt": iso(self.updated_us),
+            "version": self.version,
+        }
+
+
+def sort_keys(product: Product, sort: Sort) -> tuple[Key, ...]:
+    """Where the product stands in this order."""
+    kind = sort.lstrip("-")
+    if kind == "name":
+        return (product.name, product.number)
+    if kind == "price":
+        return (product.currency, product.price, product.number)
+    return (product.number,)
