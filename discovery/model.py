@@ -33,7 +33,7 @@ class Instance:
     port: int
     status: Status = "passing"
     maintenance: bool = False
-    meta: Mapping[str, str] = field(default=EMPTY, compare=True, hash=False)
+    meta: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
     create_index: int = 0
 
     @property
@@ -111,7 +111,7 @@ class Registration:
     route: Route | None = None
     weight: int = 100
     backup: bool = False
-    meta: Mapping[str, str] = field(default=EMPTY, hash=False)
+    meta: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
     tags: tuple[str, ...] = ()
     check: HttpCheck | None = field(default_factory=HttpCheck)
 

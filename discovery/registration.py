@@ -1,0 +1,106 @@
+"""Register, notice being forgotten, deregister."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import structlog
+
+from discovery.contract import registration_meta
+from discovery.errors import ConsulError
+from discovery.model import Registration, Status
+
+log = structlog.get_logger(__name__)
+Event = Literal["registered", "forgotten", "unreachable", "deregistered"]
+
+
+class Agent(Protocol):
+    """What a keeper needs of ConsulApi."""
+
+    def register(self, registration: Registration, status: Status = ...) -> None: ...
+
+    def deregister(self, instance_id: str) -> None: ...
+
+    def holds(self, registration: Registration) -> bool: ...
+
+
+class Keeper:
+    """Keeps one instance registered: registers it, looks every `interval_s`, and registers again when the agent forgot it.
+
+    Start it once the instance can serve: its check stands at passing until Consul's own first check, so that neither a
+    start nor a restarted agent leaves a healthy instance out for the time of a check. `on_event` hears what happened, from
+    the keeper's thread. An agent that cannot be reached is tried again each interval; that is no error of the instance.
+    """
+
+    def __init__(
+        self,
+        api: Agent,
+        registration: Registration,
+        interval_s: float = 5.0,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._api = api
+        self._registration = registration
+        self._interval_s = interval_s
+        self._on_event = on_event
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._last: Event | None = None
+
+    def start(self) -> None:
+        """Register on a thread of its own, and keep at it. Raises ContractError at once for a bad registration."""
+        registration_meta(self._registration)
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self, deregister: bool = True) -> bool:
+        """End the keeping and, by default, leave Consul. Tells whether it is known to have left (or was not to)."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10.0)  # a register under way must not land after the deregistration
+        if not deregister:
+            return True
+        try:
+            self._api.deregister(self._registration.id)
+        except ConsulError as error:
+            log.warning("not deregistered", instance_id=self._registration.id, error=str(error))
+            return False
+        self._tell("deregistered")
+        return True
+
+    def _run(self) -> None:
+        pause_s = self.step(first=True)
+        while not self._stopped.wait(pause_s):
+            pause_s = self.step()
+
+    def step(self, first: bool = False) -> float:
+        """Look, and register if need be; answers how long to pause (seconds)."""
+        try:
+            if not first and self._api.holds(self._registration):
+                if self._last != "registered":
+                    self._tell("registered")
+                return self._interval_s
+            if self._last == "registered":
+                self._tell("forgotten")
+            self._api.register(self._registration, "passing")
+        except ConsulError as error:
+            if self._last != "unreachable":
+                log.warning("agent unreachable", instance_id=self._registration.id, error=str(error))
+                self._tell("unreachable")
+            # Sooner than the next look: each second unregistered is a second without traffic.
+            return min(self._interval_s, 1.0)
+        self._tell("registered")
+        return self._interval_s
+
+    def _tell(self, event: Event) -> None:
+        self._last = event
+        log.info(
+            "registration", outcome=event, service=self._registration.name, instance_id=self._registration.id
+        )
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception:  # a listener's bug must not end the keeping
+                log.exception("registration listener failed", outcome=event)

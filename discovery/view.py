@@ -1,0 +1,409 @@
+"""The last good snapshot of the catalog, and its age.
+
+Three blocking queries tell *that* something changed: the list of services (any change of a registration), and the checks
+that are critical or warning (which also name whom they concern). What changed is then found by the index that Consul keeps
+for every service, and only that is read again. So the cost of a change does not grow with the size of the fleet's answers:
+`/v1/health/state/any` would be 4.5 MB for ten thousand instances, sent again for every change of one check.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import MappingProxyType
+from typing import Protocol
+
+import structlog
+
+from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.consul_api import ConsulApi, ServiceRead
+from discovery.consul_json import CheckState
+from discovery.errors import ConsulError, ConsulMalformed
+from discovery.model import Change, Instance, Snapshot
+from discovery.watch import WAIT_S, TokenBucket, Turn, Watch, backoff_s
+
+log = structlog.get_logger(__name__)
+
+# Looks for anything missed, though nothing should be.
+SWEEP_EVERY_S = 30.0
+# Keepers notice within 10 s that a restarted agent has forgotten them.
+GRACE_S = 15.0
+Listener = Callable[[list[Change], Snapshot], None]
+Checks = dict[tuple[str, str], CheckState]
+
+
+class Reading(Protocol):
+    """What a reader of the catalog needs: View and StaticView have it."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    def age_s(self) -> float: ...
+
+    @property
+    def healthy(self) -> bool: ...
+
+
+class StaticView:
+    """A snapshot that never ages: for tests, and for fixed lists of instances."""
+
+    def __init__(self, snapshot: Snapshot | Iterable[Instance]) -> None:
+        self.replace(snapshot)
+
+    def replace(self, snapshot: Snapshot | Iterable[Instance]) -> None:
+        """Answer with something else from now on."""
+        if not isinstance(snapshot, Snapshot):
+            services: dict[str, tuple[Instance, ...]] = {}
+            for instance in sorted(snapshot, key=lambda each: each.key):
+                services[instance.service] = (*services.get(instance.service, ()), instance)
+            snapshot = Snapshot(MappingProxyType(services), 1)
+        self._snapshot = snapshot
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def age_s(self) -> float:
+        return 0.0
+
+    @property
+    def healthy(self) -> bool:
+        return True
+
+
+class View:
+    """Follows the catalog; always answers from memory. `services` None follows all of them.
+
+    Promises: an error, a hang or a broken answer of Consul leaves the last good state. A service loses its last instance
+    only when the list of services and its health agree. After Consul was reset or out of reach, instances that are
+    missing stay for `grace_s`, so that they can register again. Holds at most four connections: three blocking, one pipeline.
+
+    Thread-safe. Callbacks run on the view's own thread, one at a time: while one runs, changes gather.
+    """
+
+    def __init__(
+        self,
+        api: ConsulApi,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        services: set[str] | None = None,
+        grace_s: float = GRACE_S,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self._api = api
+        self._clock = clock
+        self._scope = None if services is None else frozenset(services)
+        self._grace_s = grace_s
+        self._snapshot = Snapshot()
+        self._listeners: list[Listener] = []
+        self._ready = threading.Event()
+        self._stopped = threading.Event()
+        self._wake = threading.Condition()
+        # What follows is guarded by _wake, and written by the watches.
+        self._names: frozenset[str] | None = None
+        self._checks: dict[str, Checks] = {"critical": {}, "warning": {}}
+        self._dirty: set[str] = set()
+        self._sweep_due = False
+        self._hold_until = 0.0
+        self._answered_at: dict[str, float] = {}
+        self._failing: set[str] = set()
+        # What follows belongs to the thread of _run alone.
+        self._records: dict[str, ServiceRead] = {}
+        self._held: set[str] = set()
+        self._failures = 0
+        self._sweep_after = 0.0
+        self._swept_at = clock.monotonic()
+        # A sweep of a thousand services takes Consul 0.1 s: half of the time in the long run, all of it for a while.
+        self._sweep_budget = TokenBucket(rate_per_s=0.5, burst=10.0, clock=clock)
+        self._watches = self._make_watches(wait_s)
+
+    def _make_watches(self, wait_s: float) -> list[Watch[frozenset[str]] | Watch[Checks]]:
+        def checks(state: str) -> Watch[Checks]:
+            return Watch(
+                state,
+                lambda index, wait: self._api.health_state(index, wait, state),
+                lambda answer, turn: self._on_checks(state, answer, turn),
+                lambda error: self._on_error(state),
+                clock=self._clock,
+                wait_s=wait_s,
+            )
+
+        names = Watch(
+            "services",
+            self._api.catalog_services,
+            self._on_names,
+            lambda error: self._on_error("services"),
+            clock=self._clock,
+            wait_s=wait_s,
+        )
+        return [names, checks("critical"), checks("warning")]
+
+    # -- reading
+
+    def snapshot(self) -> Snapshot:
+        """The last good state, at once."""
+        return self._snapshot
+
+    def ready(self, timeout_s: float = 0.0) -> bool:
+        """Wait up to `timeout_s` for the first snapshot; tells whether there is one."""
+        return self._ready.wait(timeout_s)
+
+    def age_s(self) -> float:
+        """Seconds since Consul last confirmed the whole of the snapshot; infinite before the first.
+
+        While all is well it moves between 0 and the wait of a blocking query (10 s).
+        """
+        with self._wake:
+            if not self._ready.is_set() or len(self._answered_at) < len(self._watches):
+                return float("inf")
+            return self._clock.monotonic() - min(self._answered_at.values())
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is a snapshot and the last question to Consul of every kind was answered."""
+        return self._ready.is_set() and not self._failing
+
+    def on_change(self, callback: Listener) -> None:
+        """Call `callback(changes, snapshot)` after every change from now on."""
+        self._listeners.append(callback)
+
+    # -- life
+
+    def start(self) -> None:
+        for watch in self._watches:
+            watch.start()
+        threading.Thread(target=self._run, name="view", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop following, at once; `snapshot` keeps answering. No callback begins after this."""
+        self._stopped.set()
+        for watch in self._watches:
+            watch.stop()
+        with self._wake:
+            self._wake.notify_all()
+
+    # -- what the watches bring
+
+    def _on_names(self, names: frozenset[str], turn: Turn) -> None:
+        empty = not names and bool(self._names)
+        if empty:
+            self._confirm_empty()
+        if self._scope is not None:
+            names &= self._scope
+        with self._wake:
+            self._dirty |= names ^ (self._names or frozenset())
+            self._names = names
+            if turn != "same":
+                self._sweep_due = True
+            if self._ready.is_set() and (empty or turn in ("reset", "rejoined")):
+                self._hold("empty" if empty else turn)
+            self._answered("services")
+
+    def _confirm_empty(self) -> None:
+        """A 200 with nothing in it can come during an election: believed only when a leader stands behind it."""
+        if not self._api.leader() or self._api.catalog_services(consistent=True)[1]:
+            raise ConsulMalformed("an empty catalog that the leader does not confirm")
+
+    def _hold(self, reason: str) -> None:
+        now = self._clock.monotonic()
+        if now >= self._hold_until:
+            log.warning(
+                "consul was away or reset, missing instances are kept", reason=reason, grace_s=self._grace_s
+            )
+        self._hold_until = now + self._grace_s
+
+    def _on_checks(self, state: str, answer: Checks, turn: Turn) -> None:
+        with self._wake:
+            before = self._checks[state]
+            changed = [
+                check
+                for check in {**before, **answer}.values()
+                if before.get((check.node, check.check_id)) != answer.get((check.node, check.check_id))
+            ]
+            self._checks[state] = answer
+            self._dirty |= {
+                check.service for check in changed if check.service and self._follows(check.service)
+            }
+            nodes = {check.node for check in changed if not check.service}
+            if nodes:
+                self._dirty |= {
+                    service
+                    for service, instances in self._snapshot.services.items()
+                    if any(instance.node in nodes for instance in instances)
+                }
+            if turn in ("reset", "rejoined"):
+                self._sweep_due = True
+            self._answered(state)
+
+    def _follows(self, service: str) -> bool:
+        return self._scope is None or service in self._scope
+
+    def _answered(self, watch: str) -> None:
+        self._answered_at[watch] = self._clock.monotonic()
+        self._failing.discard(watch)
+        self._wake.notify_all()
+
+    def _on_error(self, watch: str) -> None:
+        with self._wake:
+            self._failing.add(watch)
+
+    # -- the thread that reads what changed
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        while not self._stopped.is_set():
+            if pause_s > 0:
+                self._stopped.wait(pause_s)
+            self._wait()
+            pause_s = 0.0 if self._stopped.is_set() else self._work()
+
+    def _wait(self) -> None:
+        with self._wake:
+            while not self._stopped.is_set() and (self._names is None or not self._work_due()):
+                self._wake.wait(self._idle_s())
+
+    def _work_due(self) -> bool:
+        now = self._clock.monotonic()
+        if now - self._swept_at >= SWEEP_EVERY_S:
+            self._sweep_due = True
+        if self._held and now >= self._hold_until:
+            return True
+        return bool(self._dirty) or (self._sweep_due and now >= self._sweep_after)
+
+    def _idle_s(self) -> float:
+        now = self._clock.monotonic()
+        due = [self._swept_at + SWEEP_EVERY_S]
+        if self._sweep_due:
+            due.append(self._sweep_after)
+        if self._held:
+            due.append(self._hold_until)
+        return min(max(min(due) - now, 0.001), SWEEP_EVERY_S)
+
+    def _work(self) -> float:
+        """Read what is known to have changed, then look for what else has; answers how long to pause (seconds)."""
+        try:
+            retry = self._read(self._take_dirty())
+            self._publish()
+            retry |= self._sweep()
+            self._publish()
+        except ConsulError as error:
+            return self._failed(error)
+        if retry:
+            with self._wake:
+                self._dirty |= retry
+            return self._failed(ConsulMalformed(f"no usable answer for {', '.join(sorted(retry)[:5])}"))
+        if self._failures:
+            log.info("catalog reads recovered", failures=self._failures)
+        self._failures = 0
+        self._failing.discard("reads")
+        self._ready.set()
+        return 0.0
+
+    def _take_dirty(self) -> set[str]:
+        with self._wake:
+            if self._held and self._clock.monotonic() >= self._hold_until:
+                self._dirty |= self._held
+                self._held.clear()
+            dirty, self._dirty = self._dirty, set()
+            return dirty
+
+    def _failed(self, error: ConsulError) -> float:
+        if not self._failures:
+            log.warning("catalog reads failed", error=str(error))
+        self._failures += 1
+        self._failing.add("reads")
+        return backoff_s(self._failures, self._clock)
+
+    def _sweep(self) -> set[str]:
+        """Ask for the index of every service, and read those whose index is another; answers whom to read again."""
+        with self._wake:
+            if not self._sweep_due or self._clock.monotonic() < self._sweep_after:
+                return set()
+            self._sweep_due = False
+            names = set(self._names or ())
+        began = self._clock.monotonic()
+        try:
+            changed = {name for name in self._records if name not in names and self._records[name].instances}
+            for read in self._checked(names, self._api.service_indexes):
+                known = self._records.get(read.service)
+                if known is None or known.index != read.index:
+                    changed.add(read.service)
+            retry = self._read(changed)
+        except ConsulError:
+            with self._wake:
+                self._sweep_due = True
+            raise
+        now = self._swept_at = self._clock.monotonic()
+        self._sweep_after = now + self._sweep_budget.take(now - began)
+        return retry
+
+    def _read(self, services: set[str]) -> set[str]:
+        """Read services anew; answers those without a usable answer. On ConsulError all of them stay to be read."""
+        left = set(services)
+        retry: set[str] = set()
+        try:
+            for read in self._checked(services, self._api.read_services):
+                if not self._accept(read):
+                    retry.add(read.service)
+                left.discard(read.service)
+        except ConsulError:
+            with self._wake:
+                self._dirty |= left | retry
+            raise
+        return retry
+
+    def _checked(
+        self,
+        services: set[str],
+        ask: Callable[[list[str]], Iterator[ServiceRead | ConsulError]],
+    ) -> Iterator[ServiceRead]:
+        """The answers to `ask`; a service with a broken answer comes as one that was not read (index -1, no instances)."""
+        ordered = sorted(services)
+        for name, answer in zip(ordered, ask(ordered), strict=False):
+            if isinstance(answer, ConsulError):
+                log.warning("service not read", service=name[:63], error=str(answer))
+                answer = ServiceRead(name, -1, None)
+            yield answer
+
+    def _accept(self, read: ServiceRead) -> bool:
+        """Take a read into the records; False when it is not to be believed (yet)."""
+        if read.instances is None:
+            return False
+        known = self._records.get(read.service)
+        old = (known.instances if known else None) or ()
+        with self._wake:
+            listed = read.service in (self._names or ())
+            hold = self._clock.monotonic() < self._hold_until
+        if old and not read.instances and listed:
+            return False  # the list of services and its health disagree: one of them is about to change
+        present = {instance.key for instance in read.instances}
+        missing = tuple(instance for instance in old if instance.key not in present)
+        if hold and missing:
+            self._held.add(read.service)
+            merged = tuple(sorted((*read.instances, *missing), key=lambda instance: instance.key))
+            read = ServiceRead(read.service, read.index, merged)
+        self._records[read.service] = read
+        return True
+
+    def _publish(self) -> None:
+        old = self._snapshot.services
+        changes: list[Change] = []
+        services = dict(old)
+        for name, record in list(self._records.items()):
+            after = record.instances or ()
+            before = old.get(name, ())
+            if not after:
+                services.pop(name, None)
+                del self._records[name]
+            if before is not after and before != after:
+                changes.append(Change(name, before, after))
+                if after:
+                    services[name] = after
+        if not changes:
+            return
+        self._snapshot = Snapshot(MappingProxyType(services), self._snapshot.version + 1)
+        for callback in self._listeners:
+            if self._stopped.is_set():
+                return
+            try:
+                callback(changes, self._snapshot)
+            except Exception:  # one listener's bug must not stop the others, nor the view
+                log.exception("change listener failed")

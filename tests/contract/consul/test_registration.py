@@ -1,0 +1,150 @@
+"""Registration and its keeper against a real Consul agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from discovery import ConsulApi, HttpCheck, Keeper, Registration, Route
+from discovery.contract import parse_route
+from discovery.errors import ConsulRefused, ConsulUnreachable, ContractError
+from tests.support.eventually import eventually
+from tests.support.servers import ConsulServer, consul, free_port
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ConsulServer]:
+    with consul() as started:
+        yield started
+
+
+@pytest.fixture
+def api(server: ConsulServer) -> ConsulApi:
+    return ConsulApi(server.address)
+
+
+USERS = Registration(
+    "users",
+    "127.0.0.1",
+    7100,
+    "users-1",
+    route=Route("users", ("/api/users",), balance="leastconn"),
+    weight=50,
+    check=HttpCheck(interval_s=1),
+)
+
+
+def test_registration_carries_route_weights_and_check(server: ConsulServer, api: ConsulApi) -> None:
+    api.register(USERS)
+    found = server.call("GET", "/v1/agent/service/users-1")
+    assert isinstance(found, dict)
+    assert parse_route("users", found["Meta"]) == USERS.route
+    assert found["Weights"] == {"Passing": 50, "Warning": 1}
+    checks = server.call("GET", "/v1/agent/checks")
+    assert isinstance(checks, dict)
+    definition = checks["service:users-1"]["Definition"]
+    assert checks["service:users-1"]["Status"] == "critical"
+    assert server.call("GET", "/v1/health/checks/users")
+    assert isinstance(definition, dict)
+    api.deregister("users-1")
+
+
+def test_registering_without_check_removes_the_old_check(server: ConsulServer, api: ConsulApi) -> None:
+    api.register(USERS)
+    api.register(Registration("users", "127.0.0.1", 7100, "users-1", check=None))
+    assert "service:users-1" not in (server.call("GET", "/v1/agent/checks") or {})  # type: ignore[operator]
+    api.deregister("users-1")
+
+
+def test_deregistering_twice_is_no_error(api: ConsulApi) -> None:
+    api.register(USERS)
+    assert api.registered("users-1")
+    api.deregister("users-1")
+    api.deregister("users-1")
+    assert not api.registered("users-1")
+
+
+def test_keeper_registers_again_what_the_agent_forgot(server: ConsulServer, api: ConsulApi) -> None:
+    events: list[str] = []
+    keeper = Keeper(api, USERS, interval_s=0.2, on_event=events.append)
+    keeper.start()
+    try:
+        eventually(lambda: api.holds(USERS), 2)
+        server.call("PUT", "/v1/agent/service/deregister/users-1")
+        eventually(lambda: api.holds(USERS), 2)
+        assert "forgotten" in events
+    finally:
+        assert keeper.stop()
+    assert not api.registered("users-1")
+
+
+def test_keeper_mends_a_registration_that_was_changed(server: ConsulServer, api: ConsulApi) -> None:
+    keeper = Keeper(api, USERS, interval_s=0.2)
+    keeper.start()
+    try:
+        eventually(lambda: api.holds(USERS), 2)
+        server.call("PUT", "/v1/agent/service/register", {"ID": "users-1", "Name": "users", "Port": 1})
+        eventually(lambda: api.holds(USERS), 2)
+    finally:
+        keeper.stop()
+
+
+def test_keeper_outlives_an_agent_that_restarts_empty() -> None:
+    with consul() as server:
+        api = ConsulApi(server.address)
+        events: list[str] = []
+        keeper = Keeper(api, USERS, interval_s=0.2, on_event=events.append)
+        keeper.start()
+        try:
+            eventually(lambda: api.holds(USERS), 2)
+            server.kill()
+            eventually(lambda: "unreachable" in events, 5)
+            server.start()
+            eventually(lambda: api.holds(USERS), 5)
+        finally:
+            keeper.stop()
+
+
+def test_bad_registration_is_refused_before_it_is_sent(api: ConsulApi) -> None:
+    with pytest.raises(ContractError):
+        Keeper(api, Registration("Not_A_Name", "127.0.0.1", 7100, "x")).start()
+
+
+def test_environment_does_not_override_the_address(
+    server: ConsulServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", closed)
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "00000000-0000-0000-0000-000000000000")
+    monkeypatch.setenv("HTTP_PROXY", f"http://{closed}")
+    monkeypatch.setenv("NO_PROXY", "")
+    assert ConsulApi(server.address).leader()
+
+
+def test_errors_of_consul_come_as_ours(server: ConsulServer) -> None:
+    with pytest.raises(ConsulUnreachable):
+        ConsulApi(f"127.0.0.1:{free_port()}").leader()
+    with pytest.raises(ConsulRefused) as refused:
+        ConsulApi(server.address).register(
+            Registration("users", "127.0.0.1", 1, "users-1", check=HttpCheck(interval_s=0.0))
+        )
+    assert refused.value.status == 400
+
+
+def test_key_values_come_back_as_they_were_written(api: ConsulApi) -> None:
+    assert api.kv_get("edge/none") is None
+    api.kv_put("edge/one", b'{"a": 1}')
+    assert api.kv_get("edge/one") == b'{"a": 1}'
+    assert api.kv_list("edge/") == {"edge/one": b'{"a": 1}'}
+    index, value = api.kv_watch("edge/one")
+    assert index > 0
+    assert value == b'{"a": 1}'
+    api.kv_delete("edge/one")
+    assert api.kv_list("edge/") == {}
+
+
+def test_token_opens_what_the_anonymous_may_not_see() -> None:
+    with consul(acl=True) as server:
+        assert ConsulApi(server.address).catalog_services()[1] == frozenset()
+        assert "consul" in ConsulApi(server.address, server.token).catalog_services()[1]

@@ -1,0 +1,98 @@
+"""The view against a real Consul."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from discovery import ConsulApi, HttpCheck, Registration, View
+from tests.support.eventually import eventually
+from tests.support.servers import ConsulServer, consul
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ConsulServer]:
+    with consul() as started:
+        yield started
+
+
+@pytest.fixture
+def api(server: ConsulServer) -> ConsulApi:
+    return ConsulApi(server.address)
+
+
+@pytest.fixture
+def view(api: ConsulApi) -> Iterator[View]:
+    followed = View(api)
+    followed.start()
+    assert followed.ready(10)
+    yield followed
+    followed.stop()
+
+
+def registration(name: str, port: int, **more: object) -> Registration:
+    return Registration(name=name, address="127.0.0.1", port=port, id=f"{name}-{port}", check=None, **more)  # type: ignore[arg-type]
+
+
+def test_registered_instance_is_seen_with_its_weight_and_gone_when_deregistered(
+    api: ConsulApi, view: View
+) -> None:
+    seen: list[str] = []
+    view.on_change(lambda changes, snapshot: seen.extend(change.service for change in changes))
+    api.register(registration("one", 7001, weight=40))
+    found = eventually(lambda: view.snapshot().instances("one"), 2)
+    assert (found[0].address, found[0].port, found[0].meta["edge-weight"]) == ("127.0.0.1", 7001, "40")
+    api.deregister("one-7001")
+    eventually(lambda: not view.snapshot().instances("one"), 2)
+    assert seen.count("one") == 2
+
+
+def test_changed_metadata_alone_is_seen(api: ConsulApi, view: View) -> None:
+    api.register(registration("two", 7002, weight=40))
+    eventually(lambda: view.snapshot().instances("two"), 2)
+    api.register(registration("two", 7002, weight=41))
+    eventually(lambda: view.snapshot().instances("two")[0].meta["edge-weight"] == "41", 2)
+
+
+def test_maintenance_of_instance_is_not_called_critical(api: ConsulApi, view: View) -> None:
+    api.register(registration("three", 7003))
+    eventually(lambda: view.snapshot().callable("three"), 2)
+    api.maintenance("three-7003", True, "test")
+    eventually(lambda: not view.snapshot().callable("three"), 2)
+    assert view.snapshot().instances("three")[0].status == "passing"
+    api.maintenance("three-7003", False)
+    eventually(lambda: view.snapshot().callable("three"), 2)
+
+
+def test_failing_check_is_seen(api: ConsulApi, view: View) -> None:
+    checked = Registration("four", "127.0.0.1", 1, "four-1", check=HttpCheck(interval_s=1, timeout_s=0.2))
+    api.register(checked, "passing")
+    eventually(lambda: view.snapshot().callable("four"), 2)
+    eventually(lambda: view.snapshot().instances("four")[0].status == "critical", 5)
+
+
+def test_view_of_some_services_does_not_see_others(api: ConsulApi) -> None:
+    api.register(registration("five", 7005))
+    api.register(registration("six", 7006))
+    narrow = View(api, services={"five"})
+    narrow.start()
+    try:
+        assert narrow.ready(5)
+        eventually(lambda: narrow.snapshot().instances("five"), 2)
+        assert set(narrow.snapshot().services) == {"five"}
+    finally:
+        narrow.stop()
+
+
+def test_callback_that_raises_does_not_stop_the_view(api: ConsulApi, view: View) -> None:
+    heard = threading.Event()
+
+    def bad(*_: object) -> None:
+        raise RuntimeError("listener")
+
+    view.on_change(bad)
+    view.on_change(lambda *_: heard.set())
+    api.register(registration("seven", 7007))
+    assert heard.wait(2)
