@@ -1,0 +1,36 @@
+"""What every service shares. Ten lines make a service:
+
+from services.kit import create_service, run
+
+app = create_service("hello", paths=["/api/hello"], auth="public")
+
+@app.get("/api/hello")
+def hello():
+    return {"hello": "world"}
+
+if __name__ == "__main__":
+    run(app)
+"""
+
+from services.kit.api import ServiceApp, ServiceBlueprint
+from services.kit.app import create_service
+from services.kit.auth import require_scope
+from services.kit.context import Caller, current, kit
+from services.kit.errors import Problem
+from services.kit.kit import Kit
+from services.kit.server import run
+from services.kit.settings import ServiceSettings
+
+__all__ = [
+    "Caller",
+    "Kit",
+    "Problem",
+    "ServiceApp",
+    "ServiceBlueprint",
+    "ServiceSettings",
+    "create_service",
+    "current",
+    "kit",
+    "require_scope",
+    "run",
+]

@@ -1,0 +1,133 @@
+"""`create_service`: from a name and a path to a Flask application with everything that a service here needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from flask import Response, jsonify, request
+from sqlalchemy import MetaData
+
+from discovery import contract
+from discovery.model import Auth, Balance, Domain, Lane, Route
+from services.kit import auth as auth_module
+from services.kit import errors, logs, metrics
+from services.kit.api import ServiceApp
+from services.kit.context import current
+from services.kit.kit import Kit
+from services.kit.observe import REFUSED, Observer
+from services.kit.settings import ServiceSettings
+
+
+def create_service(
+    name: str,
+    *,
+    paths: Sequence[str] = (),
+    auth: Auth = "jwt",
+    balance: Balance = "roundrobin",
+    domain: Domain = "business",
+    lane: Lane = "direct",
+    timeout_s: int = 30,
+    check_path: str = "/health/ready",
+    settings: ServiceSettings | None = None,
+    models_metadata: MetaData | None = None,
+    migrations: Path | None = None,
+) -> ServiceApp:
+    """A service's application. `app.extensions["kit"]` is its Kit.
+
+    `paths` and the values after it are its route at the edge (CONTRACT, section 2); without paths it is found by
+    other services only. `models_metadata` are its tables: `migrations` (by default the folder `migrations` beside
+    the calling file, if there is one) brings them about at start; without migrations they are made as they are.
+    Raises discovery.ContractError for a value that the edge would refuse, pydantic.ValidationError for the environment.
+    """
+    settings = settings or ServiceSettings()
+    contract.check_name(name)
+    route = _route(name, paths, auth, balance, domain, lane, check_path, timeout_s) if paths else None
+    logs.configure(name, settings.log_level, settings.log_format)
+    module = sys._getframe(1).f_globals
+    if models_metadata is not None and migrations is None:
+        migrations = _beside(module.get("__file__"))
+    app = ServiceApp(str(module.get("__name__", name)), title=name)
+    app.config.update(MAX_BODY_BYTES=settings.max_body_bytes, MAX_JSON_DEPTH=settings.max_json_depth)
+    kit = Kit(name, settings, route=route, metadata=models_metadata, migrations=migrations)
+    app.extensions["kit"] = kit
+    errors.install(app, name)
+    _install_own_routes(app, kit)
+    app.before_request(_before)
+    app.wsgi_app = Observer(app.wsgi_app, app, kit)  # type: ignore[method-assign]
+    return app
+
+
+def _route(
+    name: str,
+    paths: Sequence[str],
+    auth: Auth,
+    balance: Balance,
+    domain: Domain,
+    lane: Lane,
+    check_path: str,
+    timeout_s: int,
+) -> Route:
+    for value, choices in ((auth, Auth), (balance, Balance), (domain, Domain), (lane, Lane)):
+        if value not in get_args(choices):
+            raise contract.ContractError("route", value, "must be one of " + ", ".join(get_args(choices)))
+    return Route(
+        service=name,
+        paths=tuple(contract.check_prefix(path) for path in paths),
+        auth=auth,
+        balance=balance,
+        domain=domain,
+        lane=lane,
+        check=contract.check_path(check_path, "edge-check"),
+        timeout_s=timeout_s,
+    )
+
+
+def _beside(file: str | None) -> Path | None:
+    folder = Path(file).resolve().parent / "migrations" if file else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _before() -> None:
+    rule = request.url_rule
+    if rule is not None:
+        current().route = rule.rule
+    refused = request.environ.get(REFUSED)
+    if refused == 413:
+        raise errors.Problem(413, detail="The body is larger than this service takes.")
+    if refused == 504:
+        raise errors.Problem(504, detail="The time for this request is over.")
+
+
+def _install_own_routes(app: ServiceApp, kit: Kit) -> None:
+    headers = {"X-Service": kit.name, "Cache-Control": "no-store"}
+
+    def live() -> Any:
+        return {"status": "live"}, headers
+
+    def ready() -> Any:
+        if kit.state.draining:
+            return jsonify(status="draining"), 503, headers
+        return {"status": "ready"}, headers
+
+    def exposition() -> Response:
+        return Response(kit.metrics.render(), content_type=metrics.CONTENT_TYPE)
+
+    def document() -> Response:
+        return Response(app.document(), mimetype="application/json")
+
+    views: dict[str, Callable[[], Any]] = {
+        "/health/live": live,
+        "/health/ready": ready,
+        "/metrics": exposition,
+        "/openapi.json": document,
+    }
+    for path, view in views.items():
+        app.add_url_rule(path, endpoint=f"kit:{path}", view_func=view)
+
+
+def needs_tokens(app: ServiceApp) -> bool:
+    """Whether any view of the application checks tokens."""
+    return any(auth_module.scopes_of(view) is not None for view in app.view_functions.values())

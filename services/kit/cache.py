@@ -1,0 +1,251 @@
+"""A JSON cache in Redis that never makes a request fail, and never keeps what has been invalidated.
+
+Reading through it takes a *lease*: on a miss one caller gets a token and loads, the others wait for its value. The
+value is stored only while the token stands; `invalidate` takes both away, so that a value read before a change cannot
+be stored after it. Ref: Nishtala et al., Scaling Memcache at Facebook (NSDI 2013), section 3.2.1.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from prometheus_client import Counter
+from pydantic_core import from_json, to_json
+from redis import Redis
+from redis.exceptions import RedisError
+
+log = structlog.get_logger(__name__)
+
+LEASE_S = 3.0
+# How long a caller waits for another one's load before it loads by itself, and how often it looks.
+WAIT_S = 0.25
+POLL_S = 0.01
+FAILURES_TO_OPEN = 3
+OPEN_S = 1.0
+MAX_PENDING = 10_000
+
+# One round trip: the value, or nothing and whether this caller has got the lease.
+_READ = """
+local value = redis.call('GET', KEYS[1])
+if value then return {value, 0} end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {false, 1} end
+return {false, 0}
+"""
+_STORE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class _Away(Exception):
+    """Redis is not to be had now."""
+
+
+class _Load:
+    """A load in this process that other threads wait for."""
+
+    __slots__ = ("done", "ok", "value")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.ok = False
+        self.value: Any = None
+
+
+class Cache:
+    """JSON values by key, in the namespace of one service. Safe for threads. Every method works without Redis:
+    then it loads, and stores nothing. Times in seconds; a call to a Redis that has gone costs at most `timeout_s`
+    of the client, and nothing while the breaker is open."""
+
+    def __init__(
+        self,
+        redis: Redis | None,
+        namespace: str,
+        *,
+        operations: Counter | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._redis = redis
+        self._namespace = namespace
+        self._operations = operations
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._open_until = 0.0
+        self._loads: dict[str, _Load] = {}
+        self._pending: dict[str, object] = {}
+
+    def get(self, key: str) -> Any | None:
+        """The value, or None: not there, or Redis is away."""
+        try:
+            data = self._run("get", lambda r: r.get(self._value_key(key)))
+        except _Away:
+            return None
+        self._count("hit" if data is not None else "miss")
+        return from_json(data) if data is not None else None
+
+    def set(self, key: str, value: Any, ttl_s: float) -> None:
+        """Store a value regardless of leases. For values that nobody invalidates; others go through `get_or_load`."""
+        data = to_json(value)
+        try:
+            self._run("set", lambda r: r.set(self._value_key(key), data, px=_ms(ttl_s)))
+        except _Away:
+            return
+
+    def invalidate(self, *keys: str) -> None:
+        """Forget the keys; call it *after* the commit that changed them. What Redis misses is made up for later."""
+        if not keys or self._redis is None:
+            return
+        with self._lock:
+            for key in keys:
+                # Whoever comes from now on must not join a load that began before the change.
+                self._loads.pop(key, None)
+        try:
+            self._run("invalidate", lambda r: self._delete(r, keys))
+        except _Away:
+            with self._lock:
+                self._pending.update({key: object() for key in keys})
+                while len(self._pending) > MAX_PENDING:
+                    self._pending.pop(next(iter(self._pending)))
+
+    def get_or_load(self, key: str, ttl_s: float, load: Callable[[], Any]) -> Any:
+        """The value, from the cache or from `load` (its errors pass through). Threads that ask at once load once.
+
+        `load` returns what JSON can hold; None is answered and not stored.
+        """
+        if self._redis is None:
+            return load()
+        with self._lock:
+            flight = self._loads.get(key)
+            leader = flight is None
+            if flight is None:
+                flight = self._loads[key] = _Load()
+        if not leader:
+            if flight.done.wait(LEASE_S) and flight.ok:
+                self._count("shared")
+                return flight.value
+            return load()
+        try:
+            flight.value = self._lead(key, ttl_s, load)
+            flight.ok = True
+            return flight.value
+        finally:
+            with self._lock:
+                if self._loads.get(key) is flight:
+                    del self._loads[key]
+            flight.done.set()
+
+    def _lead(self, key: str, ttl_s: float, load: Callable[[], Any]) -> Any:
+        token = secrets.token_hex(8)
+        try:
+            data, owner = self._read(key, token)
+            waited = 0.0
+            while data is None and not owner and waited < WAIT_S:
+                self._sleep(POLL_S)
+                waited += POLL_S
+                data, owner = self._read(key, token)
+        except _Away:
+            return load()
+        if data is not None:
+            self._count("hit")
+            return from_json(data)
+        self._count("miss")
+        if not owner:
+            return load()
+        return self._load_and_store(key, token, ttl_s, load)
+
+    def _load_and_store(self, key: str, token: str, ttl_s: float, load: Callable[[], Any]) -> Any:
+        keys = (self._value_key(key), self._lease_key(key))
+        value = None
+        try:
+            value = load()
+        finally:
+            try:
+                if value is None:
+                    self._run("release", lambda r: r.eval(_RELEASE, 1, keys[1], token))
+                else:
+                    data = to_json(value)
+                    stored = self._run("store", lambda r: r.eval(_STORE, 2, *keys, token, data, _ms(ttl_s)))
+                    self._count("stored" if stored else "refused")
+            except _Away:
+                pass
+        return value
+
+    def _read(self, key: str, token: str) -> tuple[bytes | None, bool]:
+        keys = (self._value_key(key), self._lease_key(key))
+        data, owner = self._run("read", lambda r: r.eval(_READ, 2, *keys, token, _ms(LEASE_S)))
+        return data, bool(owner)
+
+    def _delete(self, redis: Redis, keys: tuple[str, ...]) -> None:
+        redis.delete(*(name for key in keys for name in (self._value_key(key), self._lease_key(key))))
+
+    def _run(self, operation: str, action: Callable[[Redis], Any]) -> Any:
+        """Run one Redis operation behind the breaker. Raises _Away."""
+        redis = self._redis
+        if redis is None:
+            raise _Away
+        with self._lock:
+            now = self._monotonic()
+            if now < self._open_until:
+                raise _Away
+            if self._failures >= FAILURES_TO_OPEN:
+                # One trial; the rest stay out until it has come back.
+                self._open_until = now + OPEN_S
+            pending = dict(self._pending)
+        try:
+            if pending:
+                self._delete(redis, tuple(pending))
+                with self._lock:
+                    for key, mark in pending.items():
+                        # Not one that has failed again in the meantime.
+                        if self._pending.get(key) is mark:
+                            del self._pending[key]
+            result = action(redis)
+        except (RedisError, OSError) as error:
+            self._failed(operation, error)
+            raise _Away from error
+        if self._failures:
+            self._recovered()
+        return result
+
+    def _failed(self, operation: str, error: Exception) -> None:
+        self._count("error")
+        with self._lock:
+            self._failures += 1
+            if self._failures >= FAILURES_TO_OPEN:
+                self._open_until = self._monotonic() + OPEN_S
+            opened = self._failures == FAILURES_TO_OPEN
+        if opened:
+            log.warning("cache away", operation=operation, error=type(error).__name__)
+
+    def _recovered(self) -> None:
+        with self._lock:
+            was_open = self._failures >= FAILURES_TO_OPEN
+            self._failures, self._open_until = 0, 0.0
+        if was_open:
+            log.info("cache back")
+
+    def _count(self, outcome: str) -> None:
+        if self._operations is not None:
+            self._operations.labels(outcome).inc()
+
+    def _value_key(self, key: str) -> str:
+        # The braces keep a key's value and lease on one node of a Redis cluster.
+        return f"{self._namespace}:{{{key}}}:v"
+
+    def _lease_key(self, key: str) -> str:
+        return f"{self._namespace}:{{{key}}}:l"
+
+
+def _ms(seconds: float) -> int:
+    return max(1, int(seconds * 1000))

@@ -1,0 +1,106 @@
+"""Structured logs on standard error: one JSON object a line, with the request's ids on it.
+
+Lines are written by one `os.write` each: no buffer and no lock that a fork could leave held, and lines of several
+processes on one pipe do not mix (up to PIPE_BUF, 4,096 bytes).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from pydantic_core import to_json
+
+from services.kit import context, trace
+
+STDERR = 2
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+class RawWriter:
+    """structlog's output: whole lines to a file descriptor."""
+
+    def msg(self, line: bytes | str) -> None:
+        data = line if isinstance(line, bytes) else line.encode()
+        try:
+            os.write(STDERR, data + b"\n")
+        except OSError:
+            # Nobody reads any more (closed pipe): a service does not die of that.
+            return
+
+    log = debug = info = warning = error = critical = exception = msg
+
+
+class RawWriterFactory:
+    """Makes the one writer; structlog asks once a logger."""
+
+    def __call__(self, *_: Any) -> RawWriter:
+        return RawWriter()
+
+
+def add_request(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put the current request's ids on a line that has none."""
+    caller = context.peek()
+    if caller is not None and "request_id" not in event:
+        event["request_id"] = caller.request_id
+        event["trace_id"] = trace.trace_id(caller.traceparent)
+    return event
+
+
+def as_json(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
+    """Render a line; what JSON does not know becomes its repr."""
+    return to_json(event, fallback=repr, inf_nan_mode="constants")
+
+
+class Constant:
+    """A processor that puts fixed fields on every line."""
+
+    def __init__(self, **fields: str) -> None:
+        self.fields = fields
+
+    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        for name, value in self.fields.items():
+            event.setdefault(name, value)
+        return event
+
+
+class StdlibHandler(logging.Handler):
+    """Carries the lines of libraries (gunicorn, SQLAlchemy, urllib3) over to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = logging.getLevelName(record.levelno).lower()
+        method = level if level in LEVELS else "error"
+        try:
+            logger = structlog.get_logger(record.name)
+            getattr(logger, method)(record.getMessage(), exc_info=record.exc_info or None)
+        except Exception:
+            self.handleError(record)
+
+
+def configure(service: str, level: str = "info", style: str = "json", *, instance_id: str = "") -> None:
+    """Set up structlog and the standard library's logging for this process. May be called again."""
+    shared: list[Any] = [
+        Constant(service=service, **({"instance_id": instance_id} if instance_id else {})),
+        add_request,
+        structlog.stdlib.add_log_level if style == "console" else structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if style == "console":
+        tail: list[Any] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    else:
+        tail = [structlog.processors.format_exc_info, as_json]
+    structlog.configure(
+        processors=[*shared, *tail],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=RawWriterFactory(),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [StdlibHandler()]
+    root.setLevel(max(LEVELS[level], logging.INFO))
+    for noisy in ("urllib3", "alembic", "sqlalchemy"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

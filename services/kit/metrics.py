@@ -1,0 +1,86 @@
+"""The metrics of a service, all declared here: requests by rate, errors and duration, and what it depends on.
+
+Labels come from small fixed sets: `route` is the template that matched (or `unmatched`), never the path.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# From a cached answer to the edge's patience (30 s).
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+UNMATCHED = "unmatched"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """One registry a service; an instance is one worker process, so that no multiprocess mode is needed."""
+
+    def __init__(self, service: str) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        labels = ("service", "method", "route")
+        self._requests = Counter(
+            "service_requests", "Requests answered.", (*labels, "status"), registry=self.registry
+        )
+        self._durations = Histogram(
+            "service_request_duration_seconds",
+            "Time from the request to the last byte of its answer.",
+            labels,
+            buckets=BUCKETS_S,
+            registry=self.registry,
+        )
+        self.in_progress = Gauge(
+            "service_requests_in_progress", "Requests being served.", ("service",), registry=self.registry
+        ).labels(service)
+        self.cache = Counter(
+            "service_cache_operations", "Cache operations by outcome.", ("outcome",), registry=self.registry
+        )
+        self.tokens = Counter(
+            "service_tokens_checked", "Tokens checked, by outcome.", ("outcome",), registry=self.registry
+        )
+        self.upstream = Counter(
+            "service_upstream_calls",
+            "Calls to other services, by upstream and outcome.",
+            ("upstream", "outcome"),
+            registry=self.registry,
+        )
+        self.upstream_durations = Histogram(
+            "service_upstream_call_duration_seconds",
+            "Time of calls to other services, retries included.",
+            ("upstream",),
+            buckets=BUCKETS_S,
+            registry=self.registry,
+        )
+        self.service = service
+        # Looking up a labelled child costs more than counting in it.
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def observe(self, method: str, route: str | None, status: int, duration_s: float) -> None:
+        """Count one answered request."""
+        key = (method, route or UNMATCHED, status)
+        children = self._children.get(key)
+        if children is None:
+            known = method if method in METHODS else "OTHER"
+            children = (
+                self._requests.labels(self.service, known, key[1], str(status)),
+                self._durations.labels(self.service, known, key[1]),
+            )
+            if known == method:
+                self._children[key] = children
+        children[0].inc()
+        children[1].observe(duration_s)
+
+    def render(self) -> bytes:
+        """The registry in Prometheus's text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,241 @@
+"""`run`: one instance of a service, from binding its port to leaving without losing a request.
+
+    bind → migrate → fork the worker → its own /health/ready answers over HTTP → register in Consul
+    SIGTERM or SIGINT → out of Consul → ready answers 503, all else is served for DRAIN_DELAY_S → stop accepting
+    → open requests end within DRAIN_TIMEOUT_S → exit 0
+
+All of it is driven by the master process; the worker only serves, and is started again when it dies.
+"""
+
+from __future__ import annotations
+
+import http.client
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+
+import discovery
+from services.kit import logs
+from services.kit.api import ServiceApp
+from services.kit.app import needs_tokens
+from services.kit.kit import Kit
+from services.kit.migrate import MigrationError
+from services.kit.settings import secret
+from services.kit.workers import bind_to_master, worker_class
+
+log = structlog.get_logger(__name__)
+
+BACKLOG = 1024
+# Longer than HAProxy keeps an idle connection to a server, so that it never writes into one that we are closing.
+KEEPALIVE_S = 75
+LEAVE_CONSUL_S = 3.0
+POLL_S = 0.05
+
+
+class GunicornLogger(Logger):
+    """Leaves handlers to the kit's logging; access lines are written by `observe`."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.propagate = True
+        self.error_log.handlers[:] = []
+        # "Handling signal", "Booting worker": worth a line at debug only; warnings and errors pass.
+        self.error_log.setLevel("WARNING" if self.cfg.loglevel != "debug" else "DEBUG")
+
+    def access(self, *_: Any, **__: Any) -> None:
+        return
+
+    def reopen_files(self) -> None:
+        return
+
+
+class Registrar:
+    """Registers the instance once it answers, in a thread of the master; takes it out when told."""
+
+    def __init__(self, kit: Kit, port: int) -> None:
+        self._kit = kit
+        self._port = port
+        self._stop = threading.Event()
+        self._keeper: Any = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin to wait for readiness."""
+        threading.Thread(target=self._run, name="registrar", daemon=True).start()
+
+    def leave(self) -> None:
+        """Take the instance out of Consul, waiting for that `LEAVE_CONSUL_S` at most."""
+        self._stop.set()
+        with self._lock:
+            keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        leaving = threading.Thread(target=keeper.stop, name="deregistration", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_CONSUL_S)
+        log.info("left consul" if not leaving.is_alive() else "consul did not answer in time")
+
+    def _run(self) -> None:
+        while not self._ready():
+            if self._stop.wait(POLL_S):
+                return
+        settings = self._kit.settings
+        api = discovery.ConsulApi(settings.consul_http_addr, secret(settings.consul_http_token))
+        with self._lock:
+            if self._stop.is_set():
+                return
+            self._keeper = discovery.Keeper(api, self._kit.registration(self._port))
+            self._keeper.start()
+        log.info("instance ready", address=settings.host, port=self._port)
+
+    def _ready(self) -> bool:
+        connection = http.client.HTTPConnection(self._kit.settings.host, self._port, timeout=1.0)
+        try:
+            connection.request("GET", "/health/ready")
+            answer = connection.getresponse()
+            return answer.status == 200 and answer.getheader("X-Service") == self._kit.name
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+class ServiceArbiter(Arbiter):
+    """gunicorn's master with our way of leaving. One worker; what would change that is ignored."""
+
+    def __init__(self, app: Any, kit: Kit, registrar: Registrar) -> None:
+        self._kit = kit
+        self._registrar = registrar
+        super().__init__(app)
+
+    def handle_term(self) -> None:
+        """Drain, then stop. A further SIGTERM or SIGINT changes nothing; SIGQUIT ends it at once."""
+        for again in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(again, signal.SIG_IGN)
+        settings = self._kit.settings
+        log.info("draining", delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
+        self._registrar.leave()
+        self._kit.state.drain()
+        until = time.monotonic() + settings.drain_delay_s
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_S))
+            self.reap_workers()
+            self.manage_workers()
+        raise StopIteration
+
+    handle_int = handle_term
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        self._registrar.leave()
+        super().halt(reason=reason, exit_status=exit_status)
+
+    def handle_usr2(self) -> None:
+        """No second master: the port and the Consul entry belong to this one."""
+
+    handle_ttin = handle_ttou = handle_hup = handle_usr2
+
+
+class Server(BaseApplication):
+    """gunicorn's configuration of an instance."""
+
+    def __init__(self, app: ServiceApp, kit: Kit, listener: socket.socket) -> None:
+        self._app = app
+        self._kit = kit
+        self._listener = listener
+        super().__init__()
+
+    def load(self) -> ServiceApp:
+        return self._app
+
+    def load_config(self) -> None:
+        settings = self._kit.settings
+        options = {
+            # gunicorn closes the descriptor that it is given.
+            "bind": f"fd://{os.dup(self._listener.fileno())}",
+            "workers": 1,
+            "worker_class": worker_class(settings.worker_class),
+            "threads": settings.worker_threads,
+            "worker_connections": 1000,
+            "backlog": BACKLOG,
+            "keepalive": KEEPALIVE_S,
+            "timeout": 60,
+            "graceful_timeout": math.ceil(settings.drain_timeout_s),
+            "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
+            "logger_class": GunicornLogger,
+            "loglevel": settings.log_level,
+            "proc_name": self._kit.instance_id,
+            "control_socket_disable": True,
+            # What a request says about itself is not believed: SCRIPT_NAME would move its path.
+            "forwarder_headers": "",
+            "forwarded_allow_ips": "",
+            "secure_scheme_headers": {},
+            "limit_request_line": 8190,
+            "limit_request_fields": 100,
+            "limit_request_field_size": 16380,
+            "post_fork": lambda arbiter, _: bind_to_master(arbiter.pid),
+            "post_worker_init": lambda _: self._started(),
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def _started(self) -> None:
+        if needs_tokens(self._app) and not self._kit.settings.auth_jwks_url:
+            _ = self._kit.view
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError; the text names the address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
+    """Serve one instance until it is told to stop, then exit the process: 0 after a drain, another code after an error.
+
+    Takes an application or something that makes one. Must be called in the main thread.
+    """
+    try:
+        app = app if isinstance(app, ServiceApp) else app()
+    except (ValidationError, discovery.DiscoveryError) as error:
+        sys.exit(f"cannot start: {error}")
+    kit: Kit = app.extensions["kit"]
+    settings = kit.settings
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        sys.exit(f"{kit.name}: {error}")
+    port = listener.getsockname()[1]
+    if settings.instance_id is None:
+        kit.instance_id = f"{kit.name}-{settings.host.replace(':', '.')}-{port}"
+    logs.configure(kit.name, settings.log_level, settings.log_format, instance_id=kit.instance_id)
+    try:
+        kit.db.migrate()
+        kit.db.dispose()
+    except (MigrationError, SQLAlchemyError, OSError) as error:
+        sys.exit(f"{kit.name}: database not ready: {error}")
+    registrar = Registrar(kit, port)
+    server = Server(app, kit, listener)
+    listener.close()
+    arbiter = ServiceArbiter(server, kit, registrar)
+    registrar.start()
+    arbiter.run()

@@ -1,0 +1,97 @@
+"""What an instance takes from its environment, typed and checked before anything starts.
+
+Every field `x` reads the variable `X`; any of them can be given as `X_FILE`, the path of a file that holds the
+value (for secrets). An empty variable counts as unset. Services add fields by subclassing `ServiceSettings`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+class FileSource(PydanticBaseSettingsSource):
+    """Reads field `x` from the file that `X_FILE` names; surrounding white space is taken off."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(f"{field_name.upper()}_FILE", "")
+        if not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text().strip(), field_name, False
+        except OSError as error:
+            raise ValueError(f"{field_name.upper()}_FILE={path}: {error.strerror}") from None
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, field in self.settings_cls.model_fields.items():
+            if f"{name}_file" in self.settings_cls.model_fields or name.endswith("_file"):
+                continue  # a setting that is a path itself, such as AUTH_KEK_FILE
+            value, key, _ = self.get_field_value(field, name)
+            if value:
+                found[key] = value
+        return found
+
+
+class ServiceSettings(BaseSettings):
+    """Settings that every service has. Times in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    instance_id: str | None = None
+    instance_weight: int = Field(default=100, ge=1, le=256)
+    instance_backup: bool = False
+
+    data_dir: Path = Path("var/data")
+    database_url: SecretStr | None = None
+    db_pool_size: int = Field(default=8, ge=1, le=100)
+    db_timeout_s: float = Field(default=2.0, gt=0, le=60)
+
+    consul_http_addr: str = "127.0.0.1:8500"
+    consul_http_token: SecretStr | None = None
+
+    redis_cache_url: str | None = None
+    redis_state_url: str | None = None
+    redis_password: SecretStr | None = None
+    redis_cache_timeout_s: float = Field(default=0.1, gt=0, le=5)
+    redis_state_timeout_s: float = Field(default=0.5, gt=0, le=10)
+
+    auth_issuer: str = "breakwater"
+    auth_audience: str = "breakwater-api"
+    auth_jwks_url: str | None = None
+    service_client_secret: SecretStr | None = None
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+    worker_class: Literal["gthread", "gevent"] = "gthread"
+    worker_threads: int = Field(default=4, ge=1, le=256)
+    drain_delay_s: float = Field(default=1.0, ge=0, le=60)
+    drain_timeout_s: float = Field(default=20.0, ge=0, le=600)
+
+    max_body_bytes: int = Field(default=1024 * 1024, ge=0)
+    max_json_depth: int = Field(default=32, ge=1, le=150)
+    deadline_s: float = Field(default=30.0, gt=0, le=3600)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, FileSource(settings_cls)
+
+
+def secret(value: SecretStr | None) -> str | None:
+    """The text of an optional secret."""
+    return value.get_secret_value() if value is not None else None

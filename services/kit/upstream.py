@@ -1,0 +1,91 @@
+"""Calls to other services: discovery's client, with what the current request hands on.
+
+The client and its connections are made at first use, in the process that uses them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import urllib3
+
+import discovery
+from services.kit import context
+from services.kit.metrics import Metrics
+
+VIEW_WAIT_S = 2.0
+JWKS_PATH = "/api/auth/.well-known/jwks.json"
+JWKS_DEADLINE_S = 3.0
+
+
+class Upstreams:
+    """`ServiceClient` for views: passes on the request id, the trace and the deadline of the current request.
+
+    Same `request` as discovery's (which see for its errors); `token_source` is asked for a bearer token on each call
+    that brings no `Authorization` of its own.
+    """
+
+    def __init__(
+        self,
+        view: Callable[[], discovery.View],
+        metrics: Metrics,
+        token_source: Callable[[], str | None] | None = None,
+    ) -> None:
+        self._view = view
+        self._metrics = metrics
+        self._token_source = token_source
+        self._lock = threading.Lock()
+        self._client: discovery.ServiceClient | None = None
+
+    def breakers(self) -> dict[str, Any]:
+        """The state of each upstream's breaker."""
+        return dict(self._started().breakers())
+
+    def request(self, method: str, service: str, path: str, **options: Any) -> Any:
+        """Call a service. Options as in `discovery.ServiceClient.request`; `deadline_s` is cut to what is left."""
+        caller = context.peek()
+        if caller is not None:
+            left = caller.remaining_s()
+            given = options.get("deadline_s")
+            options["deadline_s"] = left if given is None else min(given, left)
+            options.setdefault("request_id", caller.request_id)
+            options.setdefault("traceparent", caller.traceparent)
+        client = self._started()
+        started = time.perf_counter()
+        outcome = "lost"
+        try:
+            response = client.request(method, service, path, **options)
+            outcome = f"{response.status // 100}xx"
+            return response
+        except discovery.CallError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self._metrics.upstream.labels(service, outcome).inc()
+            self._metrics.upstream_durations.labels(service).observe(time.perf_counter() - started)
+
+    def _started(self) -> discovery.ServiceClient:
+        view = self._view()
+        if self._client is None:
+            with self._lock:
+                if self._client is None:
+                    self._client = discovery.ServiceClient(view, token_source=self._token_source)
+        if not view.ready(0):
+            view.ready(VIEW_WAIT_S)
+        return self._client
+
+
+def fetch_jwks(upstreams: Upstreams, url: str | None) -> dict[str, Any]:
+    """auth's key set, through discovery or from a fixed URL. Raises on anything but a 200 with a JSON object."""
+    if url:
+        answer = urllib3.request("GET", url, timeout=JWKS_DEADLINE_S, retries=False, redirect=False)
+        status, document = answer.status, answer.json() if answer.status == 200 else None
+    else:
+        response = upstreams.request("GET", "auth", JWKS_PATH, deadline_s=JWKS_DEADLINE_S)
+        status, document = response.status, response.json() if response.status == 200 else None
+    if not isinstance(document, dict):
+        raise ValueError(f"auth answered {status} for its key set")
+    return document

@@ -1,0 +1,52 @@
+"""gunicorn's workers, made to end well: see `docs/adr/0007-worker-model.md` for which is used when."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from typing import Any
+
+from gunicorn.workers.gthread import ThreadWorker as _ThreadWorker
+
+PR_SET_PDEATHSIG = 1
+
+
+def bind_to_master(master_pid: int) -> None:
+    """Called in the worker: die at once when the master dies, however that happens, so that the port is free again.
+
+    Its own process group keeps a Ctrl-C in a terminal, or a stop signal to the whole group, from the worker: the
+    master alone decides when it ends.
+    """
+    os.setpgid(0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != master_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class ThreadWorker(_ThreadWorker):
+    """gthread that, told to stop, serves what its backlog holds and then closes the port.
+
+    The original keeps the socket open, unserved, until its last request has ended: whoever connects then hangs.
+    """
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled)
+        if enabled or self.alive:
+            return
+        for listener in self.sockets:
+            waiting = 0
+            while waiting != self.nr_conns:
+                waiting = self.nr_conns
+                self.accept(listener)
+            listener.close()
+        self.sockets = []
+
+
+def worker_class(kind: str) -> Any:
+    """The worker class of a setting's name."""
+    if kind == "gevent":
+        from gunicorn.workers.ggevent import GeventWorker
+
+        return GeventWorker
+    return ThreadWorker
