@@ -1,0 +1,20 @@
+# The edge controller: it follows everything, and writes its verdicts.
+service_prefix "" {
+  policy = "read"
+}
+
+node_prefix "" {
+  policy = "read"
+}
+
+agent_prefix "" {
+  policy = "read"
+}
+
+key_prefix "edge/policy/" {
+  policy = "read"
+}
+
+key_prefix "edge/status/" {
+  policy = "write"
+}

@@ -1,0 +1,12 @@
+# The gateways: they call services, and register nothing with this token.
+service_prefix "" {
+  policy = "read"
+}
+
+node_prefix "" {
+  policy = "read"
+}
+
+agent_prefix "" {
+  policy = "read"
+}
