@@ -1,0 +1,40 @@
+# Breakwater on one machine. `make up` starts everything; every port moves with a variable: make up EDGE_HTTP_PORT=9080
+PYTHON ?= python3
+LAUNCH = @$(PYTHON) -m stack.launch
+OF_SERVICE = $(if $(SERVICE),--service "$(SERVICE)")
+NUMBER = $(if $(N),--number "$(N)")
+
+.PHONY: help up down status logs kill stop start scale seed plan token run test bench lint lock clean
+
+help:
+	@echo "make up | down | status | seed | plan | test | bench | lint | lock | clean"
+	@echo "make logs [SERVICE=users] [LINES=40] [FOLLOW=1]"
+	@echo "make kill SERVICE=users N=1      kill -9 the first instance; it is started again"
+	@echo "make stop SERVICE=users [N=2]    drain and stop all, or two instances"
+	@echo "make start SERVICE=users [N=2]   start them again"
+	@echo "make scale SERVICE=users N=5     run five instances"
+	@echo "make run SERVICE=hello FILE=hello.py   run a service of your own in the foreground"
+	@echo "make token SERVICE=hello         the file with its Consul token"
+
+up down status seed plan lint lock:
+	$(LAUNCH) $@
+
+logs:
+	$(LAUNCH) logs $(OF_SERVICE) $(if $(LINES),--lines "$(LINES)") $(if $(FOLLOW),--follow)
+
+kill stop start scale:
+	$(LAUNCH) $@ $(OF_SERVICE) $(NUMBER)
+
+token:
+	$(LAUNCH) token "$(SERVICE)"
+
+run:
+	$(LAUNCH) run "$(FILE)" $(OF_SERVICE)
+
+# ARGS go to pytest: make test ARGS="tests/unit -q"
+test bench:
+	$(LAUNCH) $@ $(ARGS)
+
+# Takes away what `up` and `test` made here: state, virtual environment, caches. Debian packages stay.
+clean: down
+	rm -rf .venv var .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,245 @@
+"""`python -m stack <command>`: what the Makefile calls once everything is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from rich.console import Console
+
+from stack import consul_agent, report
+from stack.api import INFRASTRUCTURE, Stack
+from stack.errors import BadRequest, StackError
+from stack.settings import StackSettings
+from stack.vault import Vault
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console(highlight=False, soft_wrap=True)
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+RESERVED = {"master", *consul_agent.SHARED_POLICIES}
+
+Service = Annotated[str, typer.Option("--service", "-s", help="a service, for example users")]
+Number = Annotated[int | None, typer.Option("--number", "-n", help="how many, or which")]
+
+
+@app.command()
+def up() -> None:
+    """Start everything and wait until it serves."""
+    if os.geteuid() == 0:
+        raise StackError("the stack does not run as root", "`make up` becomes an ordinary user first")
+    stack = Stack()
+    began = time.monotonic()
+    with _progress() as step:
+        started = stack.up(step)
+    if started:
+        console.print(f"[green]serving[/] after {time.monotonic() - began:.1f} s\n")
+    else:
+        console.print("the stack is running already; nothing was changed\n")
+    report.print_where(console, stack)
+
+
+@app.command()
+def down() -> None:
+    """End everything: instances drain first."""
+    stack = Stack()
+    with _progress() as step:
+        ended = stack.down(step)
+    console.print(f"the stack is down ({ended} processes ended)" if ended else "the stack was not running")
+
+
+@app.command()
+def status() -> None:
+    """Who runs where: Consul's and HAProxy's view side by side, health and breakers."""
+    stack = Stack()
+    stack.need_running()
+    report.print_status(console, stack)
+
+
+@app.command()
+def logs(service: Service = "", lines: int = 40, follow: bool = False) -> None:
+    """The end of the logs: of all, of one service, or of one program (consul, haproxy, controller, users-2, …)."""
+    stack = Stack()
+    files = _log_files(stack, service)
+    if follow:
+        sys.stdout.flush()
+        os.execvp("tail", ["tail", "-n", str(lines), "-F", *map(str, files)])  # noqa: S606
+    for file in files:
+        console.rule(file.stem, align="left")
+        text = file.read_text(errors="replace").splitlines()[-lines:]
+        print("\n".join(text), flush=True)
+
+
+@app.command()
+def kill(service: Service, number: Number = 1) -> None:
+    """kill -9 one instance (N is its number); it is started again."""
+    stack = Stack()
+    stack.need_running()
+    name = f"{service}-{number}"
+    have = [one.id for one in stack.instances(service)]
+    if name not in have:
+        raise BadRequest(f"there is no instance {name}", f"there are: {', '.join(have) or 'none'}")
+    console.print(f"{name}: killed (pid {stack.kill(name)}); it will be back in a moment: make status")
+
+
+@app.command()
+def stop(service: Service, number: Number = None) -> None:
+    """Drain and stop all instances of a service, or N of them."""
+    stack = Stack()
+    stack.need_running()
+    with _progress() as step:
+        step(f"draining {service}")
+        stopped = stack.stop_service(service, number)
+    console.print(
+        f"drained and stopped: {', '.join(stopped)}" if stopped else f"no instance of {service} was running"
+    )
+
+
+@app.command()
+def start(service: Service, number: Number = None) -> None:
+    """Start the stopped instances of a service, or N of them."""
+    stack = Stack()
+    stack.need_running()
+    with _progress() as step:
+        step(f"starting {service}")
+        started = stack.start_service(service, number)
+        stack.wait_serving(30)
+    console.print(f"started: {', '.join(started)}" if started else f"every instance of {service} was running")
+
+
+@app.command()
+def scale(service: Service, number: Annotated[int, typer.Option("--number", "-n")]) -> None:
+    """Make a service have N instances, until the next `up`."""
+    stack = Stack()
+    stack.need_running()
+    with _progress() as step:
+        step(f"scaling {service} to {number}")
+        added, removed = stack.scale(service, number)
+        stack.wait_serving(60)
+    changes = [f"added {', '.join(added)}"] * bool(added) + [f"removed {', '.join(removed)}"] * bool(removed)
+    console.print(f"{service}: {'; '.join(changes) or f'there are {number} already'}")
+
+
+@app.command()
+def seed() -> None:
+    """Demonstration data through the edge, an administrator among it."""
+    from stack.seed import Seed
+
+    stack = Stack()
+    stack.need_running()
+    with _progress() as step:
+        counts = Seed(stack, step).run()
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    console.print(f"administrator: {stack.vault.admin_file} (email and password)")
+
+
+@app.command()
+def plan() -> None:
+    """What the edge controller would do now, and why."""
+    stack = Stack()
+    stack.need_running()
+    argv = [sys.executable, "-m", "haproxy.controller", "plan"]
+    raise typer.Exit(subprocess.run(argv, env=stack.edge_environment(), timeout=60).returncode)
+
+
+@app.command()
+def token(name: str) -> None:
+    """Print the file with the Consul token of a service; a new name gets a token of its own."""
+    print(_give_token(Stack(), name))
+
+
+@app.command()
+def run(file: Path, service: Service) -> None:
+    """Run a program of yours in the foreground, with a token for `service` and the stack's addresses."""
+    stack = Stack()
+    _give_token(stack, service)
+    if not file.is_file():
+        raise BadRequest(f"there is no file {file}")
+    stack.vault.write_clients([*stack.fleet, service])
+    environment = {**os.environ, **stack.environment(service), "PATH": os.environ["PATH"]}
+    environment.setdefault("LOG_FORMAT", "console")
+    os.execve(sys.executable, [sys.executable, str(file)], environment)  # noqa: S606
+
+
+@app.command("keep-tokens", hidden=True)
+def keep_tokens() -> None:
+    """Give Consul its policies and tokens back whenever it has lost them. Run by supervisord."""
+    settings = StackSettings()
+    acl = consul_agent.ConsulAcl(settings.consul_address, Vault(settings.secrets_dir))
+    consul_agent.keep_tokens(acl, [], settings.consul_production)
+
+
+def _give_token(stack: Stack, name: str) -> Path:
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise BadRequest(
+            f"{name!r} cannot be a service's name",
+            "a-z, 0-9 and -, at most 63, and no name of the stack's own",
+        )
+    stack.need_running()
+    acl = consul_agent.ConsulAcl(stack.settings.consul_address, stack.vault)
+    acl.apply([name], stack.settings.consul_production)
+    return stack.vault.consul_token_file(name)
+
+
+def _log_files(stack: Stack, name: str) -> list[Path]:
+    have = sorted(stack.settings.log_dir.glob("*.log"))
+    if not name:
+        found = have
+    elif name in stack.fleet:
+        found = [file for file in have if re.fullmatch(rf"{re.escape(name)}-\d+", file.stem)]
+    else:
+        found = [file for file in have if file.stem == name]
+    if not found:
+        names = ", ".join([*stack.fleet, *INFRASTRUCTURE])
+        raise BadRequest(
+            f"there are no logs of {name!r}" if name else "there are no logs yet", f"there can be: {names}"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[report.Step]:
+    progress = report.Progress(console)
+    try:
+        yield progress.step
+    finally:
+        progress.close()
+
+
+def main() -> int:
+    """Errors that a person can mend come out as two lines."""
+    background = "keep-tokens" in sys.argv[1:2]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer() if background else structlog.dev.ConsoleRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if background else logging.WARNING),
+    )
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as end:
+        return end.exit_code
+    except StackError as error:
+        print(f"error: {error.what}", file=sys.stderr)
+        if error.remedy:
+            print(error.remedy, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

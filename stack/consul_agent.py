@@ -1,0 +1,166 @@
+"""Consul on one machine: what its configuration files leave open, and the tokens it should know."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from stack import rest
+from stack.errors import TookTooLong
+from stack.settings import REPO, StackSettings
+from stack.vault import Vault, write_private
+
+log = structlog.get_logger(__name__)
+
+CONFIG = REPO / "consul"
+ANONYMOUS = "00000000-0000-0000-0000-000000000002"  # accessor id, fixed by Consul
+SHARED_POLICIES = ("agent", "anonymous", "controller", "gateway", "operator")
+NODE_NAME = "breakwater-1"
+
+
+def write_local(settings: StackSettings, vault: Vault) -> Path:
+    """The agent's own file: ports, folder, gossip key, tokens. Mode 600. Returns its path.
+
+    The management token comes from the file, not from `/v1/acl/bootstrap`, which works once: so a Consul that lost its
+    data, and a `var/` that lost its secrets, both get well at the next start.
+    """
+    folder = settings.var / "consul"
+    (folder / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
+    local = {
+        "node_name": NODE_NAME,
+        "data_dir": str(folder / "data"),
+        "encrypt": vault.gossip_key(),
+        "acl": {"tokens": {"master": vault.consul_token("master"), "agent": vault.consul_token("agent")}},
+        "ports": {
+            "http": settings.consul_http_port,
+            "dns": settings.consul_dns_port,
+            "server": settings.consul_server_port,
+            "serf_lan": settings.consul_serf_port,
+        },
+    }
+    path = folder / "local.json"
+    write_private(path, json.dumps(local, indent=2) + "\n")
+    _forget_old_gossip_key(folder / "data", vault.gossip_key())
+    return path
+
+
+def _forget_old_gossip_key(data: Path, key: str) -> None:
+    """Consul prefers its keyring on disk: after the secrets were lost, drop the ring that the new key is not in."""
+    ring = data / "serf" / "local.keyring"
+    if ring.exists() and key not in ring.read_text():
+        ring.unlink()
+        log.info("consul gossip keyring dropped: its key is not ours any more")
+
+
+def command(binary: str, local: Path) -> tuple[str, ...]:
+    files = (CONFIG / "common.hcl", CONFIG / "server.hcl", local)
+    return (binary, "agent", *(f"-config-file={file}" for file in files))
+
+
+@dataclass(frozen=True, slots=True)
+class ConsulAcl:
+    """The ACL side of one Consul, seen with its management token. Every call is bounded; OSError when nobody answers."""
+
+    address: str
+    vault: Vault
+
+    def wait_ready(self, within_s: float) -> None:
+        """Until there is a leader that knows the management token. Raises TookTooLong."""
+        until = time.monotonic() + within_s
+        last = "no answer"
+        while time.monotonic() < until:
+            try:
+                answer = self._call("GET", "/v1/acl/token/self")
+                if answer.status == 200:
+                    return
+                last = f"{answer.status} {answer.body[:200]!r}"
+            except OSError as error:
+                last = str(error)
+            time.sleep(0.05)
+        raise TookTooLong(
+            f"Consul was not ready within {within_s:.0f} s ({last})", "see: make logs SERVICE=consul"
+        )
+
+    def complete(self) -> bool:
+        """Whether Consul knows the controller's token, and so all that `apply` makes before it. OSError: cannot tell."""
+        return self._knows("controller")
+
+    def apply(self, services: list[str], production: bool) -> None:
+        """Make every policy and token that is missing: for `services`, for all that have had a token, and the shared ones.
+
+        Idempotent; token values come from the vault, so instances keep theirs when Consul comes back empty.
+        """
+        policies = {entry["Name"]: entry for entry in self._must("GET", "/v1/acl/policies")}
+        for name in SHARED_POLICIES:
+            self._policy(policies, name, (CONFIG / "policies" / f"{name}.hcl").read_text())
+        named = sorted(set(services) | set(self.vault.consul_names()) - {"master", *SHARED_POLICIES})
+        template = (CONFIG / "policies" / "service.hcl").read_text()
+        for name in named:
+            self._policy(policies, f"service-{name}", template.replace("@NAME@", name))
+            self._token(name, f"service-{name}")
+        self._anonymous(["anonymous"] if not production else [])
+        for name in ("agent", "gateway", "operator", "controller"):
+            self._token(name, name)
+        log.info("consul tokens applied", services=named, production=production)
+
+    def _policy(self, known: dict[str, Any], name: str, rules: str) -> None:
+        body = {"Name": name, "Rules": rules}
+        if name not in known:
+            self._must("PUT", "/v1/acl/policy", body)
+            return
+        path = f"/v1/acl/policy/{known[name]['ID']}"
+        if self._must("GET", path)["Rules"] != rules:
+            self._must("PUT", path, {**body, "ID": known[name]["ID"]})
+
+    def _token(self, name: str, policy: str) -> None:
+        if not self._knows(name):
+            secret = self.vault.consul_token(name)
+            body = {"SecretID": secret, "Description": f"breakwater {name}", "Policies": [{"Name": policy}]}
+            self._must("PUT", "/v1/acl/token", body)
+
+    def _anonymous(self, wanted: list[str]) -> None:
+        token = self._must("GET", f"/v1/acl/token/{ANONYMOUS}")
+        have = [link["Name"] for link in token.get("Policies") or []]
+        if have != wanted:
+            token["Policies"] = [{"Name": name} for name in wanted]
+            self._must("PUT", f"/v1/acl/token/{ANONYMOUS}", token)
+
+    def _knows(self, name: str) -> bool:
+        token = self.vault.consul_token(name)
+        answer = rest.call(self.address, "GET", "/v1/acl/token/self", headers={"X-Consul-Token": token})
+        if answer.status == 200:
+            return True
+        if answer.status == 403:
+            return False
+        raise ConnectionError(f"Consul answers {answer.status}: {answer.body[:200]!r}")
+
+    def _call(self, method: str, path: str, body: object = None) -> rest.Answer:
+        token = self.vault.consul_token("master")
+        return rest.call(self.address, method, path, body=body, headers={"X-Consul-Token": token})
+
+    def _must(self, method: str, path: str, body: object = None) -> Any:
+        answer = self._call(method, path, body)
+        if answer.status != 200:
+            raise ConnectionError(f"Consul: {method} {path}: {answer.status} {answer.body[:300]!r}")
+        return answer.json()
+
+
+def keep_tokens(acl: ConsulAcl, services: list[str], production: bool, every_s: float = 1.0) -> None:
+    """Never returns: gives Consul its policies and tokens back whenever it has lost them (restarted empty)."""
+    reported = ""
+    while True:
+        try:
+            if not acl.complete():
+                acl.wait_ready(10.0)
+                acl.apply(services, production)
+            reported = ""
+        except (OSError, TookTooLong) as error:
+            if type(error).__name__ != reported:
+                log.warning("consul tokens cannot be checked", error=str(error))
+            reported = type(error).__name__
+        time.sleep(every_s)

@@ -1,0 +1,138 @@
+"""`python3 -m stack.launch <command> …`: what the Makefile calls. Installs what the command needs, becomes an ordinary
+user, and goes on as that command in the virtual environment. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from stack import account, install
+
+REPO = Path(__file__).resolve().parents[1]
+
+LEVELS = {"up": "run", "test": "test", "lint": "test", "bench": "bench"}
+"""Commands that install, and what. Every other needs only the virtual environment that is there."""
+
+LINTERS = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("mypy",),
+)
+
+
+def main(argv: list[str]) -> int:
+    if not argv:
+        print("usage: python3 -m stack.launch <command> [argument …]", file=sys.stderr)
+        return 2
+    try:
+        return launch(argv[0], argv[1:])
+    except (install.InstallError, account.AccountError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def launch(command: str, arguments: list[str]) -> int:
+    """Returns only where the virtual environment is missing or linters ran; else this process becomes the command."""
+    os.umask(0o022)
+    home, who = _home_and_account(dict(os.environ))
+    var = _var(home, os.environ)
+    venv = home / ".venv"
+    python = str(venv / "bin" / "python")
+    if command in LEVELS:
+        _install(LEVELS[command], home, venv, who)
+    elif not Path(python).exists():
+        print("error: nothing is installed here yet\nstart with: make up", file=sys.stderr)
+        return 1
+    account.give(var, who)
+    environment = _environment(who, home, var, venv)
+    os.chdir(home)
+    if os.geteuid() == 0:
+        who.enter()
+    with contextlib.suppress(OSError):
+        (var / "home").mkdir(exist_ok=True)
+    if command == "lint":
+        return _lint(python, environment)
+    if command == "test":
+        words = ["-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    elif command == "bench":
+        words = ["-m", "bench", *arguments]
+    else:
+        words = ["-m", "stack", command, *arguments]
+    sys.stdout.flush()
+    return _become([python, *words], environment)
+
+
+def _become(argv: list[str], environment: Mapping[str, str]) -> NoReturn:
+    os.execve(argv[0], argv, environment)  # noqa: S606  (an argument list, no shell)
+
+
+def _home_and_account(environment: Mapping[str, str]) -> tuple[Path, account.Account]:
+    """Where the code runs from, and who runs it. Where that user cannot read the checkout, a copy is made for him."""
+    copy = account.COPIES / f"{REPO.name}-{hashlib.sha256(os.fsencode(REPO)).hexdigest()[:8]}"
+    who = account.choose(REPO, [_var(REPO, environment), _var(copy, environment)], environment)
+    closed = account.unreadable(who, REPO)
+    if closed is None:
+        return REPO, who
+    print(
+        f"note: {who.name} cannot read {closed}, so a copy of the code in {copy} runs"
+        f" (to run in place: let others in there, chmod o+rX {closed}, or move the checkout)"
+    )
+    account.copy_code(REPO, copy)
+    return copy, who
+
+
+def _var(home: Path, environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("BREAKWATER_VAR") or home / "var").absolute()
+
+
+def _install(level: str, home: Path, venv: Path, who: account.Account) -> None:
+    python = install.choose_python(who.succeeds)
+    install.install_packages(level, python)
+    try:
+        with install.only_one(home):
+            install.install_venv(venv, home, level, python)
+            install.install_consul(_tools(venv), who.succeeds)
+    except PermissionError as error:
+        raise account.AccountError(
+            f"{error.filename} cannot be written: the checkout is not yours\nmake it yours, or use a clone of your own"
+        ) from None
+
+
+def _tools(venv: Path) -> Path:
+    return venv / "tools"
+
+
+def _environment(who: account.Account, home: Path, var: Path, venv: Path) -> dict[str, str]:
+    kept = account.environment_for(who, os.environ, var) if os.geteuid() == 0 else dict(os.environ)
+    cache = var / "cache"
+    return {
+        **kept,
+        # The system's programs come before Consul's own copy, so that a consul on PATH wins.
+        "PATH": f"{install.search_path()}:{_tools(venv) / 'bin'}",
+        "PYTHONPATH": str(home),
+        "PYTHONPYCACHEPREFIX": str(cache / "pycache"),
+        "RUFF_CACHE_DIR": str(cache / "ruff"),
+        "MYPY_CACHE_DIR": str(cache / "mypy"),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(cache / "hypothesis"),
+    }
+
+
+def _lint(python: str, environment: Mapping[str, str]) -> int:
+    worst = 0
+    for words in LINTERS:
+        print(f"$ {' '.join(words)}", flush=True)
+        worst = max(worst, subprocess.run([python, "-m", *words], env=environment).returncode)
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""Which ports are free, and who holds one that is not. Linux: read from /proc."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+_FIRST, _LAST = (
+    21000,
+    32000,
+)  # below Linux's default range for outgoing connections, which would take them by chance
+_LISTEN = "0A"  # include/net/tcp_states.h
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on the port now, on loopback and on every address."""
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104  (a probe, closed at once)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                return False
+    return not _listening_inodes(port)
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different ports that are free now, chosen at random so that two callers seldom meet."""
+    found: list[int] = []
+    for port in random.sample(range(_FIRST, _LAST), min(_LAST - _FIRST, count * 50)):
+        if len(found) == count:
+            break
+        if is_free(port):
+            found.append(port)
+    if len(found) < count:
+        raise OSError(f"fewer than {count} free ports between {_FIRST} and {_LAST}")
+    return found
+
+
+def free_block(size: int) -> int:
+    """The first of `size` neighbouring ports, half of which at least are likely to be free: a base for instances."""
+    return random.randrange(10000, 20000 - size, size)
+
+
+def assign(count: int, base: int, taken: Iterable[int]) -> list[int]:
+    """The first `count` free ports from `base` on that are not in `taken`. Raises OSError when there are not so many."""
+    refused = set(taken)
+    found: list[int] = []
+    for port in range(base, min(base + 10000, 65536)):
+        if len(found) == count:
+            break
+        if port not in refused and is_free(port):
+            found.append(port)
+    if len(found) < count:
+        raise OSError(f"fewer than {count} free ports from {base} on")
+    return found
+
+
+def holder(port: int) -> str:
+    """Who listens on the port, in words: `nginx (pid 12, user www-data)`; less where /proc does not tell us."""
+    inodes = _listening_inodes(port)
+    if not inodes:
+        return "a program that does not listen (yet)"
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and _holds(process, set(inodes)):
+            name = (process / "comm").read_text().strip()
+            return f"{name} (pid {process.name}, user {_user(process.stat().st_uid)})"
+    uid = next(iter(inodes.values()))
+    return f"a program of user {_user(uid)} (to see which: sudo ss -ltnp 'sport = :{port}')"
+
+
+def _listening_inodes(port: int) -> dict[str, int]:
+    """Socket inode → user id, of every TCP socket that listens on the port."""
+    found: dict[str, int] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                found[fields[9]] = int(fields[7])
+    return found
+
+
+def _holds(process: Path, inodes: set[str]) -> bool:
+    names = {f"socket:[{inode}]" for inode in inodes}
+    try:
+        return any(os.readlink(entry) in names for entry in (process / "fd").iterdir())  # noqa: PTH115
+    except OSError:
+        return False
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

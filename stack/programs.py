@@ -1,0 +1,203 @@
+"""What supervisord runs: one program for each server of the stack and for each instance, with its environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stack import consul_agent
+from stack.errors import StackError
+from stack.fleet import ServiceSpec
+from stack.settings import REPO, StackSettings
+from stack.vault import Vault, write_private
+
+SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+PASSED_PREFIXES = (
+    "EDGE_",
+    "AUTH_",
+    "LOG_",
+    "DRAIN_",
+    "DATABASE_",
+    "SERVICE_",
+    "GUNICORN_",
+    "WORKER",
+    "THREADS",
+    "OTEL_",
+)
+PASSED_NAMES = ("LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+DRAIN_WAIT_S = 30
+"""How long an instance may take to leave after SIGTERM before SIGKILL: more than DRAIN_DELAY_S + DRAIN_TIMEOUT_S."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One supervised process. `service` and `port` are set for instances only."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stop_wait_s: int = 10
+    service: str | None = None
+    port: int | None = None
+
+
+def search_path() -> str:
+    """PATH with the folders of system programs, which an ordinary Debian user lacks."""
+    own = os.environ.get("PATH", "").split(":")
+    return ":".join(dict.fromkeys([part for part in own if part] + list(SEARCH)))
+
+
+def find_binary(name: str) -> str:
+    """The program's path. Raises StackError when it is not installed."""
+    found = shutil.which(name, path=search_path())
+    if found is None:
+        raise StackError(f"{name} is not installed", "`make up` installs what is missing")
+    return found
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of the caller's environment reaches the servers: settings of ours, no credentials of the caller's shell."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in PASSED_NAMES or name.startswith(PASSED_PREFIXES)
+    }
+
+
+class Catalogue:
+    """The programs of one stack. `extra` is environment for every one of them, `per_service` for the instances of one."""
+
+    def __init__(
+        self,
+        settings: StackSettings,
+        vault: Vault,
+        extra: Mapping[str, str],
+        per_service: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        self.settings = settings
+        self.vault = vault
+        self.extra = extra
+        self.per_service = per_service
+
+    def base_environment(self) -> dict[str, str]:
+        """What every program of the stack starts from."""
+        settings = self.settings
+        return {
+            **passed_on(os.environ),
+            "PATH": search_path(),
+            "HOME": str(settings.var / "home"),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(REPO),
+            "PYTHONPYCACHEPREFIX": str(settings.var / "cache" / "pycache"),
+            "PYTHONUNBUFFERED": "1",
+            "BREAKWATER_VAR": str(settings.var),
+            "CONSUL_HTTP_ADDR": settings.consul_address,
+            "DATA_DIR": str(settings.data_dir),
+            **self.extra,
+        }
+
+    def infrastructure(self) -> list[Program]:
+        """In the order in which they start."""
+        return [self._consul(), self._acl(), *self._redis(), self._haproxy(), self._controller()]
+
+    def instance(self, spec: ServiceSpec, number: int, port: int) -> Program:
+        name = f"{spec.name}-{number}"
+        environment = {
+            **self.service_environment(spec.name),
+            "INSTANCE_ID": name,
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+        }
+        argv = (sys.executable, "-m", spec.module)
+        return Program(name, argv, environment, DRAIN_WAIT_S, spec.name, port)
+
+    def service_environment(self, service: str) -> dict[str, str]:
+        """For any process that registers as `service`: who it is to Consul, to auth and to Redis."""
+        settings, vault = self.settings, self.vault
+        environment = {
+            "CONSUL_HTTP_TOKEN_FILE": str(vault.consul_token_file(service)),
+            "SERVICE_CLIENT_SECRET_FILE": str(vault.service_secret_file(service)),
+            "REDIS_CACHE_URL": f"redis://127.0.0.1:{settings.redis_cache_port}/0",
+            "REDIS_STATE_URL": f"redis://127.0.0.1:{settings.redis_state_port}/0",
+            "REDIS_PASSWORD_FILE": str(vault.redis_password_file()),
+        }
+        if service == "auth":
+            environment["AUTH_CLIENTS_FILE"] = str(vault.root / "auth-clients.json")
+            environment["AUTH_KEK_FILE"] = str(vault.key_encryption_file())
+        return {**environment, **self.per_service.get(service, {})}
+
+    def edge_environment(self) -> dict[str, str]:
+        """For HAProxy's controller, and for its commands `init` and `plan`."""
+        settings = self.settings
+        ports = {name: str(port) for name, port in settings.fixed_ports.items()}
+        return {
+            **{
+                name: ports[name]
+                for name in ("EDGE_HTTP_PORT", "EDGE_HTTPS_PORT", "STATS_PORT", "CONTROLLER_PORT")
+            },
+            "EDGE_BIND_ADDRESS": settings.edge_bind_address,
+            "EDGE_DIR": str(settings.edge_dir),
+            "EDGE_RUN_DIR": str(settings.run_dir),
+            "EDGE_CONTROL_PORTS": ",".join(ports.values()),
+            "CONSUL_HTTP_TOKEN_FILE": str(self.vault.consul_token_file("controller")),
+        }
+
+    def _consul(self) -> Program:
+        local = consul_agent.write_local(self.settings, self.vault)
+        return Program("consul", consul_agent.command(find_binary("consul"), local))
+
+    def _acl(self) -> Program:
+        production = {"CONSUL_PRODUCTION": "1" if self.settings.consul_production else "0"}
+        ports = {name: str(port) for name, port in self.settings.fixed_ports.items()}
+        return Program(
+            "consul-tokens", (sys.executable, "-m", "stack", "keep-tokens"), {**ports, **production}
+        )
+
+    def _redis(self) -> list[Program]:
+        binary = find_binary("redis-server")
+        settings = self.settings
+        cache = ["maxmemory 64mb", "maxmemory-policy allkeys-lru", "appendonly no"]
+        state = ["maxmemory 256mb", "maxmemory-policy noeviction", "appendonly yes", "appendfsync everysec"]
+        wanted = {
+            "redis-cache": (settings.redis_cache_port, cache),
+            "redis-state": (settings.redis_state_port, state),
+        }
+        found = []
+        for name, (port, lines) in wanted.items():
+            config = self._redis_config(name, port, lines)
+            found.append(Program(name, (binary, str(config))))
+        return found
+
+    def _redis_config(self, name: str, port: int, lines: list[str]) -> Path:
+        folder = self.settings.var / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        common = [
+            "bind 127.0.0.1",
+            "protected-mode yes",
+            f"port {port}",
+            "daemonize no",
+            f'dir "{folder}"',
+            'save ""',
+            # A changed title would overwrite the environment by which the stack knows its processes.
+            "set-proc-title no",
+            f"requirepass {self.vault.redis_password_file().read_text().strip()}",
+        ]
+        path = folder / "redis.conf"
+        write_private(path, "\n".join([*common, *lines]) + "\n")
+        return path
+
+    def _haproxy(self) -> Program:
+        settings = self.settings
+        master = f"{settings.run_dir}/haproxy-master.sock,mode,600"
+        config = str(settings.edge_dir / "haproxy.cfg")
+        return Program("haproxy", (find_binary("haproxy"), "-W", "-db", "-S", master, "-f", config))
+
+    def _controller(self) -> Program:
+        return Program(
+            "controller", (sys.executable, "-m", "haproxy.controller", "run"), self.edge_environment()
+        )

@@ -1,0 +1,129 @@
+"""What the commands show: progress while they work, where things are, and who runs where."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from stack import views
+from stack.api import InstanceInfo, Stack
+from stack.startup import probe_headers
+
+Step = Callable[[str], None]
+
+COLOURS = {"passing": "green", "warning": "yellow", "critical": "red", "maintenance": "yellow"}
+
+
+class Progress:
+    """A line for each finished step with the time it took, and a spinner on the one at work where there is a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.text = ""
+        self.began = time.monotonic()
+        self.spinner: Status | None = None
+
+    def step(self, text: str) -> None:
+        self.close()
+        self.text, self.began = text, time.monotonic()
+        self.spinner = self.console.status(text)
+        self.spinner.start()
+
+    def close(self) -> None:
+        """End the step at work."""
+        if self.spinner is not None:
+            self.spinner.stop()
+            self.console.print(f"  {self.text} [dim]{time.monotonic() - self.began:.1f} s[/]")
+            self.spinner = None
+
+
+def print_where(console: Console, stack: Stack) -> None:
+    """URLs, services with their ports, and three commands to try."""
+    settings = stack.settings
+    edge = settings.edge_url
+    secure = edge.replace("http://", "https://").replace(
+        str(settings.edge_http_port), str(settings.edge_https_port)
+    )
+    places = Table(show_header=False, box=None, pad_edge=False)
+    places.add_row("edge", f"{edge}  {secure}")
+    places.add_row("statistics", f"http://127.0.0.1:{settings.stats_port}/stats")
+    places.add_row("Consul", f"http://{settings.consul_address}/ui")
+    for name in stack.fleet:
+        ports = [str(one.port) for one in stack.instances(name)]
+        places.add_row(name, f"{len(ports)} instances: {' '.join(ports)}")
+    console.print(places)
+    console.print("\ntry:")
+    body = '{"email":"ada@example.com","password":"correct horse battery","firstName":"Ada","lastName":"Lovelace"}'
+    console.print(f"  curl -i {edge}/api/products", markup=False)
+    console.print(f"  curl -i {edge}/api/posts", markup=False)
+    console.print(
+        f"  curl -i {edge}/api/auth/register -H 'Content-Type: application/json' -d '{body}'", markup=False
+    )
+
+
+def print_status(console: Console, stack: Stack) -> None:
+    """Services × instances as supervisord, Consul and HAProxy see them; then the servers of the stack itself."""
+    try:
+        consul = views.consul_view(stack.settings.consul_address, stack.vault.consul_token("operator"))
+        consul_said = f"{len(consul)} instances registered"
+    except OSError as error:
+        consul, consul_said = {}, f"[red]does not answer[/] ({error})"
+    try:
+        edge = views.edge_view(stack.settings.run_dir / "haproxy.sock")
+        edge_said = f"{sum(map(views.is_up, edge.values()))} of {len(edge)} servers up"
+    except OSError as error:
+        edge, edge_said = {}, f"[red]does not answer[/] ({error})"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("instance", "port", "pid", "process", "since", "Consul", "HAProxy", "open"):
+        table.add_column(title)
+    for one in stack.instances():
+        table.add_row(*_row(one, consul, edge.get(one.id)))
+    for name, server in sorted(edge.items()):
+        if all(name != one.id for one in stack.instances()):
+            table.add_row(
+                name,
+                server.address,
+                "-",
+                "not ours",
+                "-",
+                _health(consul.get(name)),
+                server.status,
+                str(server.sessions),
+            )
+    console.print(table)
+    console.print(f"\nConsul: {consul_said}; HAProxy: {edge_said}")
+    states = stack.supervisor.states()
+    ids = {one.id for one in stack.instances()}
+    servers = [
+        f"{name} {_state(str(r['statename']))}" for name, r in sorted(states.items()) if name not in ids
+    ]
+    console.print("servers: " + ", ".join(servers))
+    code = views.edge_answers(
+        stack.settings.edge_url.removeprefix("http://"), probe_headers(stack.settings.edge_url, stack.vault)
+    )
+    console.print(f"edge: {stack.settings.edge_url} {code}")
+
+
+def _row(one: InstanceInfo, consul: dict[str, str], server: views.EdgeServer | None) -> list[str]:
+    seen = "-" if server is None else f"[{'green' if views.is_up(server) else 'red'}]{server.status}[/]"
+    sessions = "-" if server is None else str(server.sessions)
+    pid, since = (str(one.pid), _duration(one.uptime_s)) if one.pid else ("-", "-")
+    return [one.id, str(one.port), pid, _state(one.state), since, _health(consul.get(one.id)), seen, sessions]
+
+
+def _health(status: str | None) -> str:
+    return "-" if status is None else f"[{COLOURS[status]}]{status}[/]"
+
+
+def _state(name: str) -> str:
+    return f"[{'green' if name == 'RUNNING' else 'yellow'}]{name.lower()}[/]"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,90 @@
+"""The stack's secrets: made on first start, one file each, mode 600, in a folder of mode 700."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace the file atomically; nobody but the owner can read it at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 600
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class Vault:
+    """Secrets under one folder. Each `*_file` makes its secret when there is none and answers the path."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def open(self) -> None:
+        """Make the folder, or take back what group and others may do in it."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root.chmod(0o700)
+
+    def consul_token_file(self, name: str) -> Path:
+        """The Consul token of a service, or of `master`, `agent`, `controller`, `gateway`, `operator`: a UUID."""
+        return self._made(self.root / "consul" / f"{name}.token", lambda: str(uuid.uuid4()))
+
+    def consul_token(self, name: str) -> str:
+        return self.consul_token_file(name).read_text().strip()
+
+    def consul_names(self) -> list[str]:
+        """Every name that has a Consul token, sorted."""
+        return sorted(path.stem for path in (self.root / "consul").glob("*.token"))
+
+    def gossip_key(self) -> str:
+        """Consul's: 32 random bytes in base64."""
+        made = self._made(
+            self.root / "consul" / "gossip.key", lambda: base64.b64encode(os.urandom(32)).decode()
+        )
+        return made.read_text().strip()
+
+    def redis_password_file(self) -> Path:
+        return self._made(self.root / "redis.password", lambda: secrets.token_urlsafe(32))
+
+    def key_encryption_file(self) -> Path:
+        """What auth encrypts its signing keys with: a Fernet key."""
+        return self._made(self.root / "auth.kek", lambda: base64.urlsafe_b64encode(os.urandom(32)).decode())
+
+    def service_secret_file(self, service: str) -> Path:
+        """What a service shows auth to get a token of its own."""
+        return self._made(self.root / "services" / f"{service}.secret", lambda: secrets.token_urlsafe(32))
+
+    def write_clients(self, services: Iterable[str]) -> Path:
+        """What auth knows of those secrets: service name → SHA-256 in hex, as JSON. Services known before stay."""
+        path = self.root / "auth-clients.json"
+        known = {file.stem for file in (self.root / "services").glob("*.secret")} | set(services)
+        digests = {
+            name: hashlib.sha256(self.service_secret_file(name).read_text().strip().encode()).hexdigest()
+            for name in sorted(known)
+        }
+        text = json.dumps(digests, indent=2) + "\n"
+        if not path.exists() or path.read_text() != text:
+            write_private(path, text)
+        return path
+
+    @property
+    def admin_file(self) -> Path:
+        """The demonstration administrator, JSON `{"email", "password"}`; made by `seed`."""
+        return self.root / "admin.json"
+
+    def _made(self, path: Path, make: Callable[[], str]) -> Path:
+        if not path.exists() or not path.read_text().strip():
+            write_private(path, make() + "\n")
+        return path

@@ -1,0 +1,91 @@
+"""How Consul and HAProxy see the fleet, and whether a service answers through the edge."""
+
+from __future__ import annotations
+
+import csv
+import io
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stack import rest
+
+BACKEND_PREFIX = "svc_"
+
+
+def consul_view(address: str, token: str) -> dict[str, str]:
+    """Instance id → passing, warning, critical or maintenance, of every registered service but Consul's own.
+
+    Raises OSError when Consul does not answer.
+    """
+    answer = rest.call(address, "GET", "/v1/health/state/any", headers={"X-Consul-Token": token}, timeout_s=3)
+    if answer.status != 200:
+        raise ConnectionError(f"Consul answers {answer.status}")
+    order = ["passing", "warning", "critical", "maintenance"]
+    worst: dict[str, str] = {}
+    for check in answer.json():
+        instance = check["ServiceID"]
+        if instance:
+            maintenance = check["CheckID"].startswith("_service_maintenance:")
+            status = "maintenance" if maintenance else check["Status"]
+            worst[instance] = max(worst.get(instance, "passing"), status, key=order.index)
+    return worst
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeServer:
+    """One member of a backend as HAProxy sees it: `status` as in its statistics (`UP`, `DOWN`, `MAINT`, `DRAIN`, `no check`)."""
+
+    service: str
+    name: str
+    address: str
+    status: str
+    sessions: int
+
+
+def runtime(socket_path: Path, command: str, timeout_s: float = 3.0) -> str:
+    """One Runtime API command and its whole answer. Raises OSError."""
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(timeout_s)
+        channel.connect(str(socket_path))
+        channel.sendall(command.encode() + b"\n")
+        parts = []
+        while part := channel.recv(65536):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+def edge_view(socket_path: Path) -> dict[str, EdgeServer]:
+    """Server name → HAProxy's view, for the servers of all services' backends. Raises OSError."""
+    text = runtime(socket_path, "show stat").removeprefix("# ")
+    found: dict[str, EdgeServer] = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        name, backend = row["svname"], row["pxname"]
+        if backend.startswith(BACKEND_PREFIX) and name not in {"FRONTEND", "BACKEND"}:
+            found[name] = EdgeServer(
+                backend.removeprefix(BACKEND_PREFIX), name, row["addr"], row["status"], int(row["scur"] or 0)
+            )
+    return found
+
+
+def is_up(server: EdgeServer | None) -> bool:
+    return server is not None and server.status.startswith(("UP", "no check"))
+
+
+def answered_by(edge: str, path: str, headers: Mapping[str, str]) -> str | None:
+    """The id of the instance that answered this path at the edge (`host:port`); None when the edge itself did, or nobody."""
+    try:
+        answer = rest.call(edge, "GET", path, headers=headers, timeout_s=5)
+    except OSError:
+        return None
+    return answer.headers.get("x-served-by")
+
+
+def edge_answers(edge: str, headers: Mapping[str, str]) -> str:
+    """In a word, whether the edge answers its own health path."""
+    try:
+        answer = rest.call(edge, "GET", "/health", headers=headers, timeout_s=3)
+    except OSError as error:
+        return f"does not answer ({error})"
+    return f"answers /health with {answer.status}"
