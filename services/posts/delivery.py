@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from enum import Enum, auto
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
-from discovery import CallError, ServiceClient
 from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.errors import CallError
+from services.kit.db import Database
 from services.posts import idempotency, outbox
 from services.posts.domain import AuthorCount, retry_delay_s
 
@@ -29,7 +28,11 @@ PURGE_EVERY_S = 300.0
 # An author that users do not know may only be a moment younger than his first post; after about six minutes he is not.
 MAX_REFUSALS = 10
 
-Sessions = Callable[[], AbstractContextManager[Session]]
+
+class Client(Protocol):
+    """What is used of the kit's client."""
+
+    def request(self, method: str, service: str, path: str, **options: Any) -> Any: ...
 
 
 class Outcome(Enum):
@@ -43,23 +46,28 @@ class Outcome(Enum):
 class CountDelivery:
     """Delivers owed counts. Each write is a short transaction of its own: nothing is locked during a call."""
 
-    def __init__(self, sessions: Sessions, client: ServiceClient, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._sessions = sessions
+    def __init__(self, db: Database, client: Callable[[], Client], clock: Clock = SYSTEM_CLOCK) -> None:
+        """`client` is asked for at each call: the kit makes it at first use, in the worker process."""
+        self._db = db
         self._client = client
         self._clock = clock
 
     def now_us(self) -> int:
         return int(self._clock.time() * 1_000_000)
 
+    def warm_up(self) -> None:
+        """Make the client now, so that the first post does not wait for its view of Consul."""
+        self._client()
+
     def at_once(self, author_id: str, deadline_s: float) -> None:
         """Try once, right after the commit. Never raises: what stays owed is the flusher's."""
         try:
-            with self._sessions() as session:
+            with self._db.session(read_only=True) as session:
                 owed = outbox.owed_count(session, author_id)
             if owed is not None and self._tell(owed, min(AT_ONCE_S, deadline_s)) is Outcome.KNOWN:
-                with self._sessions() as session:
+                with self._db.session() as session:
                     outbox.settle_count(session, owed)
-        except SQLAlchemyError as error:
+        except Exception as error:  # the post is made: nothing that happens here may deny it
             log.warning("count not delivered at once", author=author_id, error=type(error).__name__)
 
     def turn(self) -> int:
@@ -68,12 +76,12 @@ class CountDelivery:
         Instances that share the database do not deliver the same count twice: each is claimed by a conditional
         update first, for as long as a call may last.
         """
-        with self._sessions() as session:
+        with self._db.session(read_only=True) as session:
             due = outbox.due_counts(session, self.now_us(), BATCH)
         told = 0
         for author_id, due_us in due:
             until_us = self.now_us() + int(2 * IN_BACKGROUND_S * 1_000_000)
-            with self._sessions() as session:
+            with self._db.session() as session:
                 owed = outbox.claim_count(session, author_id, due_us, until_us)
             if owed is None:
                 continue
@@ -85,7 +93,7 @@ class CountDelivery:
         return told
 
     def _record(self, owed: AuthorCount, outcome: Outcome) -> None:
-        with self._sessions() as session:
+        with self._db.session() as session:
             if outcome is Outcome.KNOWN:
                 outbox.settle_count(session, owed)
             elif outcome is Outcome.REFUSED and owed.attempts >= MAX_REFUSALS:
@@ -97,14 +105,14 @@ class CountDelivery:
 
     def purge(self) -> None:
         """Forget a batch of idempotency keys whose day is over."""
-        with self._sessions() as session:
+        with self._db.session() as session:
             idempotency.purge(session, self.now_us())
 
     def _tell(self, owed: AuthorCount, deadline_s: float) -> Outcome:
         path = f"/internal/users/{quote(owed.author_id, safe='')}/post-count"
         body = {"count": owed.count, "version": owed.version}
         try:
-            answer = self._client.request("POST", "users", path, json=body, deadline_s=deadline_s)
+            answer = self._client().request("POST", "users", path, json=body, deadline_s=deadline_s)
         except CallError as error:
             log.info("count not delivered", author=owed.author_id, error=type(error).__name__)
             return Outcome.AWAY
@@ -121,11 +129,17 @@ class Flusher:
     def __init__(self, delivery: CountDelivery, clock: Clock = SYSTEM_CLOCK) -> None:
         self._delivery = delivery
         self._clock = clock
+        self._lock = threading.Lock()
+        self._begun = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="count-flusher", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin; from the second call on nothing happens. Call it in the worker process: threads do not survive a fork."""
+        with self._lock:
+            if not self._begun:
+                self._begun = True
+                self._thread.start()
 
     def stop(self, timeout_s: float = IN_BACKGROUND_S + 1) -> None:
         """Ask it to end and wait for the delivery in progress."""
@@ -133,9 +147,16 @@ class Flusher:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
+    def _warm_up(self) -> None:
+        try:
+            self._delivery.warm_up()
+        except Exception as error:  # then the first call makes the client
+            log.warning("client not made at start", error=type(error).__name__)
+
     def _run(self) -> None:
         purge_at = self._clock.monotonic()
         failing = False
+        self._warm_up()
         # Jitter keeps instances that were started together from asking together.
         while not self._over.wait(TURN_S * (0.5 + self._clock.random())):
             try:

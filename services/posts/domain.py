@@ -21,6 +21,7 @@ MAX_COMMENT = 4_000
 MAX_TAGS = 10
 MAX_TAG = 40
 
+_ID = re.compile(r"[0-9a-f]{32}")
 _TAG = re.compile(r"\w[\w .+#-]*")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -173,6 +174,11 @@ class Answer:
     status: int
     body: dict[str, Any]
     location: str
+
+
+def is_id(text: str) -> bool:
+    """Whether this can be the id of a post or a comment at all."""
+    return _ID.fullmatch(text) is not None
 
 
 def may_change(subject: str, scopes: Collection[str], author_id: str) -> bool:

@@ -1,0 +1,365 @@
+"""posts: two real instances on one database."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.content import World, world
+from tests.support.instances import RunningInstance, instance
+
+
+@pytest.fixture(scope="module")
+def around() -> Iterator[World]:
+    with world() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def two(around: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningInstance]]:
+    folder: Path = tmp_path_factory.mktemp("posts")
+    with instance("posts", folder, around.env) as one, instance("posts", folder, around.env) as other:
+        yield [one, other]
+
+
+@pytest.fixture
+def blog(two: list[RunningInstance]) -> RunningInstance:
+    return two[0]
+
+
+@pytest.fixture
+def mark() -> str:
+    """A word, a tag and a user that no other test uses."""
+    return "m" + uuid.uuid4().hex[:12]
+
+
+def publish(blog: RunningInstance, around: World, author: str, **values: Any) -> dict[str, Any]:
+    body = {"title": "A title", "content": "Some content", **values}
+    answer = blog.call("POST", "/api/posts", json=body, token=around.user(author))
+    assert answer.status_code == 201, answer.text
+    return answer.json()["data"]
+
+
+def listed(blog: RunningInstance, path: str = "/api/posts", **params: Any) -> list[dict[str, Any]]:
+    answer = blog.call("GET", path, params=params)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]
+
+
+@pytest.mark.parametrize("name", ["/api/posts", "/api/articles"])
+def test_published_post_is_read_at_the_other_instance_under_both_names(
+    two: list[RunningInstance], around: World, mark: str, name: str
+) -> None:
+    body = {"title": " Hello ", "content": "World", "tags": ["One", "two", "one"]}
+    answer = two[0].call("POST", name, json=body, token=around.user(mark))
+    assert answer.status_code == 201
+    data = answer.json()["data"]
+    assert (data["title"], data["content"], data["tags"]) == ("Hello", "World", ["one", "two"])
+    assert (data["authorId"], data["version"]) == (mark, 1)
+    assert answer.headers["Location"] == f"{name}/{data['id']}"
+    for path in (f"/api/posts/{data['id']}", f"/api/articles/{data['id']}"):
+        assert two[1].call("GET", path).json() == {"data": data}
+    assert listed(two[1], "/api/articles", author=mark) == [data]
+
+
+def test_writing_needs_a_token_and_a_fitting_body(blog: RunningInstance, around: World) -> None:
+    good = {"title": "t", "content": "c"}
+    assert blog.call("POST", "/api/posts", json=good).status_code == 401
+    service = around.signer.token("service:x", "service")
+    assert blog.call("POST", "/api/posts", json=good, token=service).status_code == 403
+    for bad in ({}, [], {**good, "title": ""}, {**good, "content": "\ud800"}, {**good, "tags": ["x"] * 11}):
+        answer = blog.call("POST", "/api/posts", json=bad, token=around.user("u"))
+        assert answer.status_code in (400, 422)
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_only_author_and_administrator_change_and_delete(
+    blog: RunningInstance, around: World, mark: str
+) -> None:
+    post = publish(blog, around, mark, tags=["old"])
+    path = f"/api/posts/{post['id']}"
+    for method in ("PATCH", "DELETE"):
+        assert blog.call(method, path, json={"title": "x"}).status_code == 401
+        assert blog.call(method, path, json={"title": "x"}, token=around.user("other")).status_code == 403
+    mine = blog.call("PATCH", path, json={"title": "Mine", "tags": ["new"]}, token=around.user(mark))
+    assert (mine.status_code, mine.json()["data"]["title"], mine.json()["data"]["tags"]) == (
+        200,
+        "Mine",
+        ["new"],
+    )
+    assert mine.json()["data"]["content"] == post["content"]
+    ruled = blog.call("PATCH", path, json={"content": "Ruled"}, token=around.admin())
+    assert (ruled.json()["data"]["authorId"], ruled.json()["data"]["content"]) == (mark, "Ruled")
+    assert blog.call("PATCH", path, json={}, token=around.user(mark)).status_code == 422
+    assert blog.call("DELETE", path, token=around.user(mark)).status_code == 204
+    for method in ("GET", "PATCH", "DELETE"):
+        gone = blog.call(method, path, json={"title": "x"}, token=around.user(mark))
+        assert (gone.status_code, gone.headers["Cache-Control"]) == (404, "no-store")
+    second = publish(blog, around, mark)
+    assert blog.call("DELETE", f"/api/posts/{second['id']}", token=around.admin()).status_code == 204
+
+
+def test_comments_belong_to_their_author_and_go_with_the_post(
+    two: list[RunningInstance], around: World, mark: str
+) -> None:
+    post = publish(two[0], around, mark)
+    base = f"/api/posts/{post['id']}/comments"
+    made = two[0].call("POST", base, json={"content": " Nice "}, token=around.user("guest"))
+    assert made.status_code == 201
+    comment = made.json()["data"]
+    assert (comment["content"], comment["authorId"], comment["postId"]) == ("Nice", "guest", post["id"])
+    path = made.headers["Location"]
+    assert path == f"{base}/{comment['id']}"
+    assert two[1].call("GET", path).json() == {"data": comment}
+    # The author of the post is not the author of what others write under it.
+    for token, status in ((None, 401), (around.user(mark), 403)):
+        assert two[0].call("PATCH", path, json={"content": "x"}, token=token).status_code == status
+        assert two[0].call("DELETE", path, token=token).status_code == status
+    changed = two[1].call("PATCH", path, json={"content": "Better"}, token=around.user("guest"))
+    assert (changed.status_code, changed.json()["data"]["content"]) == (200, "Better")
+    other = publish(two[0], around, mark)
+    assert two[0].call("GET", f"/api/posts/{other['id']}/comments/{comment['id']}").status_code == 404
+    assert two[0].call("DELETE", path, token=around.admin()).status_code == 204
+    assert listed(two[0], base) == []
+    again = two[0].call("POST", base, json={"content": "y"}, token=around.user("guest")).headers["Location"]
+    assert two[0].call("DELETE", f"/api/posts/{post['id']}", token=around.user(mark)).status_code == 204
+    for gone in (base, again):
+        assert two[1].call("GET", gone).status_code == 404
+    assert two[0].call("POST", base, json={"content": "z"}, token=around.user("guest")).status_code == 404
+
+
+def test_comments_come_oldest_first_in_pages(blog: RunningInstance, around: World, mark: str) -> None:
+    base = f"/api/posts/{publish(blog, around, mark)['id']}/comments"
+    for n in range(5):
+        blog.call("POST", base, json={"content": str(n)}, token=around.user(mark))
+    first = blog.call("GET", base, params={"limit": 3}).json()
+    assert [c["content"] for c in first["data"]] == ["0", "1", "2"]
+    cursor = first["page"]["nextCursor"]
+    second = blog.call("GET", base, params={"limit": 3, "cursor": cursor}).json()
+    assert [c["content"] for c in second["data"]] == ["3", "4"]
+    assert second["page"] == {"limit": 3, "nextCursor": None}
+
+
+def test_pages_stay_apart_while_others_write(two: list[RunningInstance], around: World, mark: str) -> None:
+    old = [publish(two[n % 2], around, mark, title=str(n))["id"] for n in range(7)]
+    seen: list[str] = []
+    cursor = None
+    for turn in range(20):
+        params = {"author": mark, "limit": 2, **({"cursor": cursor} if cursor else {})}
+        page = two[turn % 2].call("GET", "/api/posts", params=params).json()
+        seen += [post["id"] for post in page["data"]]
+        publish(two[0], around, mark, title="new")
+        if turn == 0:
+            blow = two[0].call("DELETE", f"/api/posts/{seen[-1]}", token=around.user(mark))
+            assert blow.status_code == 204, "the post that the cursor stands on"
+        cursor = page["page"]["nextCursor"]
+        if cursor is None:
+            break
+    assert cursor is None
+    assert seen == list(reversed(old))
+
+
+def test_cursor_of_another_list_and_odd_limits_are_refused(
+    blog: RunningInstance, around: World, mark: str
+) -> None:
+    for _ in range(2):
+        publish(blog, around, mark)
+    cursor = blog.call("GET", "/api/posts", params={"author": mark, "limit": 1}).json()["page"]["nextCursor"]
+    for params in ({"cursor": cursor}, {"cursor": "x"}, {"cursor": "é"}, {"cursor": cursor[:-2]}):
+        answer = blog.call("GET", "/api/posts", params=params)
+        assert (answer.status_code, answer.headers["Cache-Control"]) == (400, "no-store")
+    for limit in ("0", "101", "-1", "x", "1e9"):
+        assert blog.call("GET", "/api/posts", params={"limit": limit}).status_code == 422
+
+
+def test_search_follows_changes_and_joins_filters(
+    two: list[RunningInstance], around: World, mark: str
+) -> None:
+    one = publish(two[0], around, "anna", title=f"Über {mark}", content="The quick fox", tags=[mark])
+    other = publish(two[0], around, "bert", content=f"{mark} slow fox")
+
+    def found(**params: Any) -> list[str]:
+        return [post["id"] for post in listed(two[1], **params)]
+
+    assert found(q=mark) == [other["id"], one["id"]]
+    assert found(q=f"{mark.upper()} uber QUICK") == [one["id"]]
+    assert found(q=mark, author="bert") == [other["id"]]
+    assert found(q=mark, tag=mark.upper()) == [one["id"]]
+    assert found(q=mark[:-1]) == []
+    assert found(q=f"{mark} !!") == found(q=mark)
+    two[0].call("PATCH", f"/api/posts/{other['id']}", json={"content": "gone"}, token=around.user("bert"))
+    assert found(q=mark) == [one["id"]]
+    two[0].call("DELETE", f"/api/posts/{one['id']}", token=around.user("anna"))
+    assert found(q=mark) == found(tag=mark) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '"',
+        '""',
+        "a OR",
+        "NOT",
+        "AND AND",
+        "NEAR(a b, 5)",
+        "*",
+        "title:a",
+        "{title content}: a",
+        "^a",
+        "a + b",
+        "(((((",
+        "'; DROP TABLE posts;--",
+        "-1' UNION SELECT 1--",
+        "\\",
+        "%_",
+        "\u202e\u200d",
+        "😀" * 50,
+        "a " * 100,
+    ],
+)
+def test_hostile_search_is_an_answer(blog: RunningInstance, words: str) -> None:
+    assert isinstance(listed(blog, q=words), list)
+
+
+def test_hostile_bytes_are_refused_or_answered_but_never_500(blog: RunningInstance) -> None:
+    for query in (
+        "q=%00",
+        "q=%ff%fe",
+        "q=%ed%a0%80",
+        "tag=%00",
+        "tag='",
+        "author=%00",
+        "author='",
+        "cursor=%00",
+    ):
+        assert blog.call("GET", f"/api/posts?{query}").status_code in (200, 400, 422), query
+    for path in (
+        "%00",
+        "..",
+        "'",
+        "%ff",
+        "a" * 500,
+        "0" * 32,
+        "0" * 32 + "/comments/x",
+        "0" * 32 + "/comments",
+    ):
+        assert blog.call("GET", f"/api/posts/{path}").status_code == 404, path
+
+
+def test_tags_are_counted(blog: RunningInstance, around: World, mark: str) -> None:
+    for tags in ([mark, mark + "b"], [mark], [mark]):
+        last = publish(blog, around, mark, tags=tags)
+    counts = {row["tag"]: row["count"] for row in listed(blog, "/api/posts/tags", limit=200)}
+    assert (counts[mark], counts[mark + "b"]) == (3, 1)
+    blog.call("DELETE", f"/api/posts/{last['id']}", token=around.user(mark))
+    counts = {row["tag"]: row["count"] for row in listed(blog, "/api/articles/tags", limit=200)}
+    assert counts[mark] == 2
+
+
+def test_unchanged_post_is_304_and_a_stale_writer_is_refused(
+    blog: RunningInstance, around: World, mark: str
+) -> None:
+    path = f"/api/posts/{publish(blog, around, mark)['id']}"
+    first = blog.call("GET", path)
+    tag = first.headers["ETag"]
+    assert first.headers["Cache-Control"] == "public, no-cache"
+    same = blog.call("GET", path, headers={"If-None-Match": tag})
+    assert (same.status_code, same.content) == (304, b"")
+    token = around.user(mark)
+    done = blog.call("PATCH", path, json={"title": "2"}, token=token, headers={"If-Match": tag})
+    assert done.status_code == 200
+    for method in ("PATCH", "DELETE"):
+        answer = blog.call(method, path, json={"title": "3"}, token=token, headers={"If-Match": tag})
+        assert answer.status_code == 412
+    assert blog.call("GET", path, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_concurrent_changes_without_a_condition_lose_no_field(
+    two: list[RunningInstance], around: World, mark: str
+) -> None:
+    path = f"/api/posts/{publish(two[0], around, mark)['id']}"
+    changes = [{"title": "T"}, {"content": "C"}, {"tags": ["x"]}]
+    start = threading.Barrier(3)
+
+    def write(n: int) -> int:
+        start.wait(10)
+        return two[n % 2].call("PATCH", path, json=changes[n], token=around.user(mark)).status_code
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(write, range(3))) == [200] * 3
+    data = two[0].call("GET", path).json()["data"]
+    assert (data["title"], data["content"], data["tags"], data["version"]) == ("T", "C", ["x"], 4)
+
+
+def test_concurrent_posts_are_all_kept(two: list[RunningInstance], around: World, mark: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda n: publish(two[n % 2], around, mark, title=str(n))["id"], range(40)))
+    kept = [post["id"] for post in listed(two[1], author=mark, limit=100)]
+    assert sorted(kept) == sorted(made)
+    assert len(set(made)) == 40
+
+
+def test_of_many_posts_under_one_key_one_is_made(
+    two: list[RunningInstance], around: World, mark: str
+) -> None:
+    body = {"title": "once", "content": "c", "tags": ["a"]}
+    start = threading.Barrier(8)
+
+    def create(n: int) -> tuple[int, str | None, str, str]:
+        start.wait(10)
+        headers = {"Idempotency-Key": mark}
+        answer = two[n % 2].call("POST", "/api/posts", json=body, token=around.user(mark), headers=headers)
+        return (
+            answer.status_code,
+            answer.headers.get("Idempotency-Replayed"),
+            answer.headers["Location"],
+            answer.text,
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(create, range(8)))
+    assert {status for status, *_ in answers} == {201}
+    assert sorted(str(replayed) for _, replayed, *_ in answers) == ["None"] + ["true"] * 7
+    assert len({location for *_, location, _ in answers}) == 1
+    assert len({text for *_, text in answers}) == 1
+    assert len(listed(two[0], author=mark)) == 1
+
+
+def test_a_key_belongs_to_its_subject_and_its_body(blog: RunningInstance, around: World, mark: str) -> None:
+    body = {"title": "once", "content": "c"}
+    headers = {"Idempotency-Key": mark}
+
+    def create(author: str, **values: Any) -> Any:
+        return blog.call(
+            "POST", "/api/posts", json={**body, **values}, token=around.user(author), headers=headers
+        )
+
+    first = create(mark)
+    assert create(mark, title="twice").status_code == 422
+    assert create(mark + "x").json()["data"]["id"] != first.json()["data"]["id"]
+    assert blog.call("DELETE", first.headers["Location"], token=around.user(mark)).status_code == 204
+    assert create(mark).json() == first.json(), "the first answer, whatever became of the post"
+    assert listed(blog, author=mark) == []
+    for bad in ("a b", "x" * 129):
+        answer = blog.call(
+            "POST", "/api/posts", json=body, token=around.user(mark), headers={"Idempotency-Key": bad}
+        )
+        assert answer.status_code == 400
+
+
+def test_a_comment_is_made_once_under_a_key(two: list[RunningInstance], around: World, mark: str) -> None:
+    base = f"/api/posts/{publish(two[0], around, mark)['id']}/comments"
+    headers = {"Idempotency-Key": mark}
+    sent = [
+        two[n % 2].call("POST", base, json={"content": "c"}, token=around.user(mark), headers=headers).json()
+        for n in range(3)
+    ]
+    assert sent[0] == sent[1] == sent[2]
+    assert len(listed(two[0], base)) == 1
