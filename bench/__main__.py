@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--strict", action="store_true", help="exit with 1 when a figure falls short of its bound"
     )
-    parser.add_argument("--out", type=Path, default=Path("var/bench"), help="folder for the raw figures")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(os.environ.get("BREAKWATER_VAR", "var")) / "bench",
+        help="folder for the raw figures",
+    )
     return parser.parse_args()
 
 
