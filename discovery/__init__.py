@@ -4,7 +4,8 @@ from discovery.clock import SYSTEM_CLOCK, Clock, SystemClock
 from discovery.consul_api import ConsulApi
 from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
 from discovery.registration import Keeper
-from discovery.view import Reading, StaticView, View
+from discovery.static_view import Reading, StaticView
+from discovery.view import View
 
 __all__ = [
     "SYSTEM_CLOCK",
