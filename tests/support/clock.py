@@ -1,28 +1,25 @@
-"""A clock that a test owns."""
+"""A clock that stands still until the test moves it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 
-class FakeClock:
-    """Time stands still until `advance` or `sleep`; `random` answers with `luck`."""
 
-    def __init__(self, luck: float = 0.5) -> None:
-        self.now = 1000.0
-        self.luck = luck
-        self.slept: list[float] = []
+@dataclass
+class ManualClock:
+    """`discovery.clock.Clock` owned by a test. `sleep` moves it; `random` answers `chance`."""
+
+    now: float = 1_800_000_000.0
+    chance: float = 0.5
+
+    def time(self) -> float:
+        return self.now
 
     def monotonic(self) -> float:
         return self.now
 
-    def time(self) -> float:
-        return 1_700_000_000.0 + self.now
-
     def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
         self.now += seconds
 
     def random(self) -> float:
-        return self.luck
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
+        return self.chance
