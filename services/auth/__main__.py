@@ -1,0 +1,62 @@
+"""`python -m services.auth` runs one instance; `rotate` and `grant-admin <email>` work on its database and end."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+import typer
+from pydantic import ValidationError
+
+from services.auth import store
+from services.auth.app import create_app
+from services.auth.keyring import KekError
+from services.auth.service import Auth
+from services.kit import ServiceApp, run
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _app() -> ServiceApp:
+    try:
+        return create_app()
+    except (KekError, ValidationError, ValueError) as error:
+        sys.exit(f"auth: cannot start: {error}")
+
+
+def _auth() -> Auth:
+    app = _app()
+    app.extensions["kit"].db.migrate()
+    auth: Auth = app.extensions["auth"]
+    return auth
+
+
+@cli.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """Run one instance of auth."""
+    if context.invoked_subcommand is None:
+        run(_app)
+
+
+@cli.command()
+def rotate() -> None:
+    """Publish a new signing key."""
+    rotated = _auth().ring.rotate()
+    when = datetime.fromtimestamp(rotated.active_from, UTC)
+    print(
+        f"{'new key' if rotated.created else 'under way'}: {rotated.kid}, signs from {when:%Y-%m-%d %H:%M:%S} UTC"
+    )
+
+
+@cli.command("grant-admin")
+def grant_admin(email: str) -> None:
+    """Make the account of this e-mail address an administrator. Tokens made from now on say so."""
+    with _auth().kit.db.session() as session:
+        who = store.grant(session, email, "admin")
+    if who is None:
+        sys.exit(f"auth: no account has the address {email}")
+    print(f"{who.email} ({who.id}): {' '.join(who.scopes)}")
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,80 @@
+"""auth over HTTP: its parts put together, and its endpoints.
+
+Secrets go in and out here, so no answer may be stored by anybody (`Cache-Control: no-store`); the key set alone is public.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from flask import Response, request
+
+from services.auth import credentials, exchange, operations
+from services.auth.clients import Clients
+from services.auth.domain import source_of
+from services.auth.keyring import KeyRing, read_kek
+from services.auth.models import Base
+from services.auth.passwords import Cost, Hasher, Saturated
+from services.auth.service import Auth
+from services.auth.settings import AuthSettings
+from services.auth.tokens import Minter, OwnToken
+from services.kit import Kit, Problem, ServiceApp, create_service
+from services.kit.auth import TokenVerifier
+from services.kit.errors import render
+from services.kit.jwks import KeySet
+
+
+def create_app(settings: AuthSettings | None = None) -> ServiceApp:
+    """The application. Raises KekError for a key-encryption key that cannot be used, ValueError for bad networks."""
+    settings = settings or AuthSettings()  # type: ignore[call-arg]  # from the environment
+    app = create_service(
+        "auth",
+        paths=["/api/auth"],
+        auth="public",
+        balance="roundrobin",
+        domain="identity",
+        settings=settings,
+        models_metadata=Base.metadata,
+    )
+    auth = build(app.extensions["kit"], settings)
+    proxies = [ipaddress.ip_network(part.strip()) for part in settings.auth_trusted_proxies.split(",")]
+
+    def source() -> str:
+        return source_of(request.remote_addr, request.headers.get("X-Forwarded-For"), proxies)
+
+    def on_saturated(error: Saturated) -> Response:
+        detail = "Too many logins at this moment. Try again."
+        return render(Problem(503, detail=detail, headers={"Retry-After": str(error.retry_after_s)}), "auth")
+
+    def not_to_be_stored(response: Response) -> Response:
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    app.register_error_handler(Saturated, on_saturated)
+    app.after_request(not_to_be_stored)
+    app.extensions["auth"] = auth
+    credentials.install(app, auth, source)
+    exchange.install(app, auth, source)
+    operations.install(app, auth)
+    return app
+
+
+def build(kit: Kit, settings: AuthSettings) -> Auth:
+    """The parts of auth. Nothing is opened yet: this runs before the worker is forked.
+
+    auth checks tokens with, and makes its own from, the keys that it holds: it never has to call itself.
+    """
+    ring = KeyRing(
+        kit.db,
+        read_kek(settings.auth_kek_file),
+        publish_s=settings.auth_key_publish_s,
+        overlap_s=max(settings.auth_access_ttl_s, settings.auth_exchange_ttl_s) + settings.auth_clock_skew_s,
+        refresh_s=settings.auth_key_refresh_s,
+    )
+    minter = Minter(ring, settings.auth_issuer, settings.auth_audience)
+    keys = KeySet(ring.jwks, refresh_s=settings.auth_key_refresh_s, min_interval_s=0.2)
+    kit.tokens = TokenVerifier(keys, issuer=settings.auth_issuer, audience=settings.auth_audience)
+    kit.token_source = OwnToken(minter, settings.auth_exchange_ttl_s)
+    cost = Cost(settings.auth_argon2_time, settings.auth_argon2_memory_kib, settings.auth_argon2_lanes)
+    hasher = Hasher(cost, slots=settings.auth_argon2_slots, wait_s=settings.auth_argon2_wait_s)
+    return Auth(kit, settings, hasher, ring, minter, Clients(settings.auth_clients_file))

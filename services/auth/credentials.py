@@ -1,0 +1,43 @@
+"""Endpoints for people with a password: register, log in, refresh, log out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from services.auth.schemas import Login, Refresh, Register
+from services.auth.service import Auth
+from services.kit import ServiceApp
+
+
+def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
+    """Add the endpoints. `source` tells the network that the current request came from."""
+
+    @app.post("/api/auth/register")
+    def register(body: Register) -> Any:
+        """Open an account. 409 when the address has one."""
+        names = (body.firstName, body.lastName)
+        opened = auth.register(body.email, body.password, names, source())
+        user = {
+            "id": opened.id,
+            "email": opened.email,
+            "firstName": names[0],
+            "lastName": names[1],
+        }
+        return {"user": user}, 201, {"Location": f"/api/users/{opened.id}"}
+
+    @app.post("/api/auth/login")
+    def login(body: Login) -> dict[str, Any]:
+        """An access token, and a refresh token that makes the next one."""
+        return auth.log_in(body.email, body.password, source())
+
+    @app.post("/api/auth/refresh")
+    def refresh(body: Refresh) -> dict[str, Any]:
+        """A new pair for a refresh token, which is then used up. One that comes twice ends the whole login."""
+        return auth.refresh(body.refresh_token)
+
+    @app.post("/api/auth/logout")
+    def logout(body: Refresh) -> tuple[str, int]:
+        """End the login that this refresh token belongs to."""
+        auth.log_out(body.refresh_token)
+        return "", 204

@@ -1,0 +1,46 @@
+"""The public keys, their rotation, and what users tells auth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from services.auth import store
+from services.auth.schemas import AccountPath
+from services.auth.service import Auth
+from services.kit import Problem, ServiceApp, current, require_scope
+
+log = structlog.get_logger(__name__)
+
+# The key set may be cached for a fraction of the time between a key's publication and its first use.
+JWKS_MAX_AGE_S = 15
+
+
+def install(app: ServiceApp, auth: Auth) -> None:
+    max_age_s = min(JWKS_MAX_AGE_S, int(auth.settings.auth_key_publish_s / 4))
+    caching = f"public, max-age={max_age_s}" if max_age_s else "no-cache"
+
+    @app.get("/api/auth/.well-known/jwks.json")
+    def jwks() -> Any:
+        """The keys that tokens are checked with (RFC 7517)."""
+        return auth.ring.jwks(), 200, {"Cache-Control": caching}
+
+    @app.post("/api/auth/keys/rotate")
+    @require_scope("admin")
+    def rotate() -> Any:
+        """Publish a new signing key, to be used from `activeFrom` (Unix time) on. 200 when one is waiting already."""
+        rotated = auth.ring.rotate()
+        data = {"kid": rotated.kid, "activeFrom": rotated.active_from}
+        return {"data": data}, 201 if rotated.created else 200
+
+    @app.delete("/internal/auth/accounts/<account_id>")
+    @require_scope("service")
+    def remove_account(path: AccountPath) -> tuple[str, int]:
+        """Remove credentials, refresh tokens and API keys of an account that users has removed. As often as you like."""
+        if current().subject != "service:users":
+            raise Problem(403, detail="Only users removes accounts.")
+        with auth.kit.db.session() as session:
+            if store.remove(session, path.account_id):
+                log.info("credentials removed", user_id=path.account_id)
+        return "", 204

@@ -1,0 +1,44 @@
+"""Browser sessions: kept in Redis, known to the browser by a random cookie, known to Redis by its SHA-256 only."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from services.auth.grants import digest
+
+COOKIE = "bw_session"
+# Only these endpoints take the cookie; everything else takes the short token that it is exchanged for.
+COOKIE_PATH = "/api/auth/session"
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Sessions in `redis` (decoded or not), each for `ttl_s` from its login. Errors of Redis go through to the caller."""
+
+    redis: Any
+    ttl_s: int
+
+    def open(self, account_id: str, replacing: str | None) -> str:
+        """A new session and the end of the one that the browser came with: an id that somebody planted there
+        before the login is worth nothing after it."""
+        token = secrets.token_urlsafe(32)
+        pipe = self.redis.pipeline(transaction=True)
+        if replacing:
+            pipe.delete(_key(replacing))
+        pipe.set(_key(token), account_id, ex=self.ttl_s)
+        pipe.execute()
+        return token
+
+    def account_id(self, token: str) -> str | None:
+        """Whose session this is; None when it has ended or never was."""
+        value = self.redis.get(_key(token))
+        return value.decode() if isinstance(value, bytes) else value
+
+    def close(self, token: str) -> None:
+        self.redis.delete(_key(token))
+
+
+def _key(token: str) -> str:
+    return f"auth:session:{digest(token)}"

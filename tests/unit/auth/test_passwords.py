@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from services.auth.passwords import Cost, Hasher, Saturated
+
+CHEAP = Cost(time=1, memory_kib=8, lanes=1)
+
+
+def hasher(slots: int = 2, wait_s: float = 0.05, cost: Cost = CHEAP) -> Hasher:
+    return Hasher(cost, slots=slots, wait_s=wait_s)
+
+
+def test_a_password_fits_its_own_hash_only() -> None:
+    work = hasher()
+    hashed = work.hash("correct horse")
+    assert hashed.startswith("$argon2id$")
+    assert work.verify(hashed, "correct horse")
+    assert not work.verify(hashed, "battery staple")
+    assert not work.verify("rubbish", "correct horse")
+    assert hashed != work.hash("correct horse"), "salted"
+
+
+def test_without_an_account_nothing_fits_not_even_the_decoys_password() -> None:
+    assert not hasher().verify(None, "nobody has this password")
+
+
+def test_an_unknown_account_costs_the_same_hash() -> None:
+    work = hasher(cost=Cost(time=2, memory_kib=16384, lanes=1))
+    hashed = work.hash("correct horse")
+    work.verify(None, "warm up")
+
+    def median_s(target: str | None) -> float:
+        times = []
+        for _ in range(7):
+            started = time.perf_counter()
+            work.verify(target, "wrong password")
+            times.append(time.perf_counter() - started)
+        return sorted(times)[3]
+
+    assert 0.4 < median_s(None) / median_s(hashed) < 2.5
+
+
+def test_no_more_than_the_slots_run_at_once_and_the_rest_is_turned_away_fast() -> None:
+    work = hasher(slots=2, wait_s=0.05)
+    inside, most, lock = 0, 0, threading.Lock()
+    release = threading.Event()
+
+    def one(_: int) -> str:
+        nonlocal inside, most
+        started = time.monotonic()
+        try:
+            with work.slot():
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                release.wait(5)
+                with lock:
+                    inside -= 1
+                return "done"
+        except Saturated:
+            assert time.monotonic() - started < 1
+            return "refused"
+
+    with ThreadPoolExecutor(12) as pool:
+        futures = [pool.submit(one, n) for n in range(12)]
+        while sum(f.done() for f in futures) < 10:
+            time.sleep(0.005)
+        release.set()
+        outcomes = [f.result() for f in futures]
+    assert most == 2
+    assert outcomes.count("done") == 2
+    assert outcomes.count("refused") == 10
+
+
+def test_a_slot_comes_back_after_an_error() -> None:
+    work = hasher(slots=1, wait_s=0)
+    for _ in range(3):
+        with pytest.raises(RuntimeError), work.slot():
+            raise RuntimeError
+    with work.slot():
+        pass
+
+
+def test_hashes_of_other_parameters_are_outdated() -> None:
+    assert hasher().outdated(hasher(cost=Cost(time=2, memory_kib=8, lanes=1)).hash("correct horse"))
+    assert not hasher().outdated(hasher().hash("correct horse"))
