@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,10 +25,7 @@ class World:
 
 @contextlib.contextmanager
 def world() -> Iterator[World]:
-    """Everything that an instance needs around it.
-
-    `TEST_DATABASE_URL` names an empty PostgreSQL database to be used instead of SQLite, by one test file at a time.
-    """
+    """Everything that an instance needs around it."""
     with consul() as agent, redis() as cache, signer() as keys:
         env = {
             "CONSUL_HTTP_ADDR": agent.address,
@@ -37,6 +33,4 @@ def world() -> Iterator[World]:
             "REDIS_STATE_URL": cache.url,
             "AUTH_JWKS_URL": keys.url,
         }
-        if database := os.environ.get("TEST_DATABASE_URL"):
-            env["DATABASE_URL"] = database
         yield World(agent, keys, env)

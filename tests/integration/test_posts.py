@@ -189,7 +189,7 @@ def test_search_follows_changes_and_joins_filters(
         return [post["id"] for post in listed(two[1], **params)]
 
     assert found(q=mark) == [other["id"], one["id"]]
-    assert found(q=f"{mark.upper()} ÜBER QUICK") == [one["id"]]
+    assert found(q=f"{mark.upper()} uber QUICK") == [one["id"]]
     assert found(q=mark, author="bert") == [other["id"]]
     assert found(q=mark, tag=mark.upper()) == [one["id"]]
     assert found(q=mark[:-1]) == []

@@ -1,0 +1,107 @@
+"""The rules of profiles: usernames, who may see whom, and how often auth is told of a removal. No I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from services.kit.text import iso
+
+MAX_EMAIL_CHARS = 254
+MAX_USERNAME_CHARS = 30
+_USER_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,28}[a-z0-9])", re.ASCII)
+_NOT_USERNAME = re.compile(r"[^a-z0-9]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One account with its profile. `created_us` and `updated_us` are Unix time in microseconds.
+
+    `version` grows by one with every change of anything else in it; the ETag and the cache go by it.
+    """
+
+    id: str
+    email: str
+    username: str
+    first_name: str
+    last_name: str
+    post_count: int
+    version: int
+    created_us: int
+    updated_us: int
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.id[:8]}-{self.version}"'
+
+    def public(self) -> dict[str, Any]:
+        """The shape in which the account leaves the service."""
+        return {
+            "id": self.id,
+            "email": self.email,
+            "username": self.username,
+            "firstName": self.first_name,
+            "lastName": self.last_name,
+            "postCount": self.post_count,
+            "createdAt": iso(self.created_us),
+            "updatedAt": iso(self.updated_us),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the cache; `User(**d)` reads them back."""
+        return asdict(self)
+
+
+def is_user_id(value: str) -> bool:
+    """Whether this can be the id of an account: 32 hexadecimal digits."""
+    return _USER_ID.fullmatch(value) is not None
+
+
+def check_username(value: str) -> str:
+    """A username that somebody chose: 3–30 of a–z, 0–9, `.`, `_`, `-`, in lower case. Raises ValueError."""
+    if not _USERNAME.fullmatch(value):
+        raise ValueError(
+            f"must be 3 to {MAX_USERNAME_CHARS} of a-z, 0-9, . _ and -, and start and end with a letter or digit"
+        )
+    return value
+
+
+def usernames(email: str, user_id: str) -> Iterator[str]:
+    """Usernames for a new account, best first: the part before the @, then with more and more of a digest of the id.
+
+    Ends with one that only the same id can have taken. The digest keeps the id itself out of a public name.
+    """
+    base = _NOT_USERNAME.sub("-", email.partition("@")[0].lower()).strip("-")[:21].strip("-") or "user"
+    digest = hashlib.sha256(user_id.encode()).hexdigest()
+    if len(base) >= 3:
+        yield base
+    yield f"{base}-{digest[:4]}"
+    yield f"{base}-{digest[:8]}"
+    yield digest[:MAX_USERNAME_CHARS]
+
+
+def may_read(user_id: str, subject: str | None, scopes: frozenset[str]) -> bool:
+    """A user reads himself, administrators and services read all.
+
+    The answer does not depend on whether the account exists: nobody learns that by asking.
+    """
+    return subject == user_id or not scopes.isdisjoint({"admin", "service"})
+
+
+def may_change(user_id: str, subject: str | None, scopes: frozenset[str]) -> bool:
+    """A user changes himself, administrators change all."""
+    return subject == user_id or "admin" in scopes
+
+
+# Full waits between attempts to tell auth that an account has gone: 1 s, doubling to 5 min.
+REMOVAL_FIRST_S = 1.0
+REMOVAL_CAP_S = 300.0
+
+
+def removal_wait_s(attempts: int) -> float:
+    """Seconds from the given number of failed attempts to the next one."""
+    return min(REMOVAL_FIRST_S * 2.0 ** min(attempts, 20), REMOVAL_CAP_S)
