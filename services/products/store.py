@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import fields
 
 from sqlalchemy import (
     BigInteger,
@@ -11,6 +12,7 @@ from sqlalchemy import (
     String,
     Text,
     delete,
+    insert,
     literal,
     select,
     tuple_,
@@ -42,21 +44,9 @@ class ProductRow(Base):
     updated_us: Mapped[int] = mapped_column(BigInteger)
     version: Mapped[int] = mapped_column(Integer)
 
-    def to_product(self) -> Product:
-        return Product(
-            self.number,
-            self.id,
-            self.sku,
-            self.name,
-            self.description,
-            self.category,
-            self.price,
-            self.currency,
-            self.created_us,
-            self.updated_us,
-            self.version,
-        )
 
+# Columns in the order of Product's fields: rows become products without an ORM object between them.
+_COLUMNS = tuple(getattr(ProductRow, field.name) for field in fields(Product))
 
 _ORDERS: dict[str, tuple[ColumnElement[object], ...]] = {
     "newest": (ProductRow.number,),  # type: ignore[dict-item]
@@ -67,20 +57,19 @@ _ORDERS: dict[str, tuple[ColumnElement[object], ...]] = {
 
 def create_product(session: Session, new: NewProduct, now_us: int) -> Product:
     """Raises IntegrityError when the SKU is taken."""
-    row = ProductRow(id=uuid.uuid4().hex, created_us=now_us, updated_us=now_us, version=1, **new.model_dump())
-    session.add(row)
-    session.flush()
-    return row.to_product()
+    values = {"id": uuid.uuid4().hex, "created_us": now_us, "updated_us": now_us, "version": 1}
+    made = session.execute(insert(ProductRow).values(**values, **new.model_dump()).returning(*_COLUMNS))
+    return Product(*made.one())
 
 
 def find_product(session: Session, product_id: str) -> Product | None:
-    row = session.scalar(select(ProductRow).where(ProductRow.id == product_id))
-    return row.to_product() if row else None
+    row = session.execute(select(*_COLUMNS).where(ProductRow.id == product_id)).first()
+    return Product(*row) if row else None
 
 
 def list_products(session: Session, query: ProductQuery) -> list[Product]:
     """One product more than a page holds, if there are so many. Raises BadCursor."""
-    wanted = select(ProductRow)
+    wanted = select(*_COLUMNS)
     if query.category is not None:
         wanted = wanted.where(ProductRow.category == query.category)
     if query.currency is not None:
@@ -98,21 +87,19 @@ def list_products(session: Session, query: ProductQuery) -> list[Product]:
         row, last = tuple_(*columns), tuple_(*(literal(key) for key in after))
         wanted = wanted.where(row < last if falling else row > last)
     ordered = wanted.order_by(*(c.desc() if falling else c.asc() for c in columns))
-    return [row.to_product() for row in session.scalars(ordered.limit(query.limit + 1))]
+    return [Product(*row) for row in session.execute(ordered.limit(query.limit + 1))]
 
 
 def change_product(session: Session, product: Product, change: ProductChange, now_us: int) -> Product | None:
     """Write the change if the product is still at the version that was read; None if not. Raises IntegrityError (SKU taken)."""
-    done = session.execute(
+    row = session.execute(
         update(ProductRow)
         .where(ProductRow.number == product.number, ProductRow.version == product.version)
         .values(**change.values(), updated_us=now_us, version=product.version + 1)
+        .returning(*_COLUMNS)
         .execution_options(synchronize_session=False)
-    )
-    if done.rowcount != 1:  # type: ignore[attr-defined]
-        return None
-    session.expire_all()
-    return find_product(session, product.id)
+    ).first()
+    return Product(*row) if row else None
 
 
 def delete_product(session: Session, product: Product) -> bool:
