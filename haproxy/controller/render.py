@@ -15,7 +15,7 @@ import jinja2
 from discovery import contract
 from discovery.errors import ContractError
 from discovery.model import Auth, Balance, Domain, Lane, Protocol, Route
-from haproxy.controller.model import Backend, EdgeState, Server
+from haproxy.controller.model import Backend, EdgeState, Located, Server
 from haproxy.controller.pages import Page, pages, write_pages
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.tls import ensure_tls
@@ -35,6 +35,8 @@ def server_params(route: Route, server: Server) -> str:
     parts = [
         f"weight {server.weight}",
         "check inter 1s fastinter 100ms downinter 500ms fall 2 rise 1",
+        # The defaults of the file, which a server added at run time does not get: without them it keeps no idle connection.
+        "pool-max-conn -1 pool-purge-delay 5s",
         "observe layer4 error-limit 1 on-error mark-down on-marked-down shutdown-sessions",
     ]
     if server.backup:
@@ -44,7 +46,7 @@ def server_params(route: Route, server: Server) -> str:
     return " ".join(parts)
 
 
-def address_of(server: Server) -> str:
+def address_of(server: Located) -> str:
     """`address:port` as HAProxy takes it, in the file and at run time; IPv6 in brackets."""
     return f"[{server.address}]:{server.port}" if ":" in server.address else f"{server.address}:{server.port}"
 
@@ -69,6 +71,7 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         https_port=settings.edge_https_port,
         stats_port=settings.stats_port,
         socket=settings.runtime_socket,
+        server_state_file=settings.server_state_file,
         certificate=settings.certificate,
         pages=[_page(page, settings) for page in pages()],
         acls=[_acl(backend, names) for backend in state.backends],

@@ -7,6 +7,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from discovery.contract import Policy, check_port, parse_networks
+from discovery.errors import ContractError
+
 _VAR = Path(__file__).resolve().parents[2] / "var"
 
 
@@ -17,25 +20,36 @@ class EdgeSettings(BaseSettings):
 
     edge_name: str = "edge"
     edge_bind_address: str = "*"
-    edge_http_port: int = Field(8080, ge=1, le=65535)
-    edge_https_port: int = Field(8443, ge=1, le=65535)
-    stats_port: int = Field(8404, ge=1, le=65535)
-    controller_port: int = Field(8405, ge=1, le=65535)
+    edge_http_port: int = Field(default=8080, ge=1, le=65535)
+    edge_https_port: int = Field(default=8443, ge=1, le=65535)
+    stats_port: int = Field(default=8404, ge=1, le=65535)
+    controller_port: int = Field(default=8405, ge=1, le=65535)
     edge_dir: Path = _VAR / "edge"
     edge_run_dir: Path = _VAR / "run"
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"
     edge_control_ports: str = ""
     # Requests per 10 s; 0 turns the limit off. Generous: they stop a runaway client, not a busy one.
-    edge_rate_source: int = Field(20_000, ge=0, le=10_000_000)
-    edge_rate_subject: int = Field(5_000, ge=0, le=10_000_000)
+    edge_rate_source: int = Field(default=20_000, ge=0, le=10_000_000)
+    edge_rate_subject: int = Field(default=5_000, ge=0, le=10_000_000)
     # Sent with TLS answers only. A browser ignores it over a certificate that it does not trust, such as our own.
-    edge_hsts_s: int = Field(31_536_000, ge=0, le=63_072_000)
-    edge_cache_mb: int = Field(64, ge=0, le=4095)  # 0 turns the cache off
+    edge_hsts_s: int = Field(default=31_536_000, ge=0, le=63_072_000)
+    edge_cache_mb: int = Field(default=64, ge=0, le=4095)  # 0 turns the cache off
     auth_issuer: str = "breakwater"
     auth_audience: str = "breakwater-api"
     consul_http_addr: str = "127.0.0.1:8500"
     consul_http_token: str = ""
     consul_http_token_file: Path | None = None
+    # How long HAProxy may finish what is open on an instance that leaves.
+    edge_drain_s: float = Field(default=30.0, ge=0)
+    # The whole of HAProxy is compared with the whole of Consul this often; changes are followed at once.
+    edge_sync_s: float = Field(default=30.0, gt=0)
+    # The guard: more than half of all instances, and at least `minimum`, gone in one step are kept for `grace`.
+    edge_guard_grace_s: float = Field(default=10.0, ge=0)
+    edge_guard_minimum: int = Field(default=4, ge=1)
+    # A service that has gone keeps its prefixes (and answers 503) this long.
+    edge_route_memory_s: float = Field(default=86_400.0, ge=0)
+    edge_keys_s: float = Field(default=10.0, gt=0)
+    haproxy_binary: str = "haproxy"
 
     @property
     def config_path(self) -> Path:
@@ -56,3 +70,38 @@ class EdgeSettings(BaseSettings):
     def runtime_socket(self) -> Path:
         """HAProxy's Runtime API."""
         return self.edge_run_dir.absolute() / "haproxy.sock"
+
+    @property
+    def master_socket(self) -> Path:
+        """The CLI of HAProxy's master process."""
+        return self.edge_run_dir.absolute() / "haproxy-master.sock"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the one controller of this edge."""
+        return self.edge_run_dir.absolute() / "controller.lock"
+
+    @property
+    def server_state_file(self) -> Path:
+        """Read by HAProxy on a reload: the servers that its own checks hold for down."""
+        return self.edge_dir.absolute() / "servers.state"
+
+    @property
+    def keys_dir(self) -> Path:
+        """The issuer's public keys, one PEM file each."""
+        return self.edge_dir.absolute() / "jwt"
+
+    def consul_token(self) -> str | None:
+        """The token given, or read from the file given; None for neither. Raises OSError for an unreadable file."""
+        if self.consul_http_token_file is not None:
+            return self.consul_http_token_file.read_text().strip() or None
+        return self.consul_http_token or None
+
+    def policy(self) -> Policy:
+        """Where instances may live. Raises ContractError for a bad network or port."""
+        ports = {self.edge_http_port, self.edge_https_port, self.stats_port, self.controller_port}
+        for part in filter(None, (text.strip() for text in self.edge_control_ports.split(","))):
+            if not (part.isascii() and part.isdigit()):
+                raise ContractError("EDGE_CONTROL_PORTS", part, "must be integers from 1 to 65535")
+            ports.add(check_port(int(part)))
+        return Policy(parse_networks(self.edge_allowed_networks), frozenset(ports))
