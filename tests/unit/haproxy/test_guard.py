@@ -1,0 +1,74 @@
+"""The guard against a catalog that loses most of the fleet at once."""
+
+from __future__ import annotations
+
+from haproxy.controller.guard import Guard
+from haproxy.controller.model import Server
+
+FLEET = {f"s{n}": Server(f"s{n}", "127.0.0.1", 20000 + n) for n in range(10)}
+
+
+def without(*numbers: int) -> dict[str, Server]:
+    return {name: server for name, server in FLEET.items() if int(name[1:]) not in numbers}
+
+
+def step(
+    guard: Guard,
+    after: dict[str, Server],
+    now: float,
+    before: dict[str, Server] = FLEET,
+    out: frozenset[str] = frozenset(),
+) -> None:
+    guard.step({"users": before}, {"users": after}, {"users": out}, len(after), now)
+
+
+def test_more_than_half_gone_in_one_step_is_held_for_the_grace() -> None:
+    guard = Guard(10, 4)
+    step(guard, without(*range(6)), now=100)
+    assert guard.active
+    assert set(guard.held["users"]) == {f"s{n}" for n in range(6)}
+    assert guard.release(109.9) == set()
+    assert guard.release(110) == {"users"}
+    assert not guard.held
+    assert not guard.active
+
+
+def test_half_is_let_go_at_once() -> None:
+    guard = Guard(10, 4)
+    step(guard, without(*range(5)), now=100)
+    assert not guard.active
+
+
+def test_few_instances_are_let_go_however_large_their_share() -> None:
+    guard = Guard(10, 4)
+    few = {name: FLEET[name] for name in ("s1", "s2", "s3")}
+    step(guard, {}, now=100, before=few)
+    assert not guard.active
+
+
+def test_step_that_comes_in_parts_counts_as_one() -> None:
+    guard = Guard(10, 4)
+    step(guard, without(0, 1, 2), now=100)
+    step(guard, without(*range(6)), now=100.5, before=without(0, 1, 2))
+    assert set(guard.held["users"]) == {f"s{n}" for n in range(6)}
+
+
+def test_slow_goodbyes_are_no_step() -> None:
+    guard = Guard(10, 4)
+    for n in range(9):
+        step(guard, without(*range(n + 1)), now=100 + 1.5 * n, before=without(*range(n)))
+        assert not guard.active
+
+
+def test_maintenance_is_an_order() -> None:
+    guard = Guard(10, 4)
+    step(guard, {}, now=100, out=frozenset(FLEET))
+    assert not guard.active
+
+
+def test_instance_that_returns_is_held_no_more() -> None:
+    guard = Guard(10, 4)
+    step(guard, {}, now=100)
+    step(guard, without(*range(1, 10)), now=101, before={})
+    assert "s0" not in guard.held["users"]
+    assert len(guard.held["users"]) == 9

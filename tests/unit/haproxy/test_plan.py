@@ -1,0 +1,160 @@
+"""The plan: pure, so that every case is a table entry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from discovery.model import Route
+from haproxy.controller.errors import BadWord
+from haproxy.controller.model import Backend, Server
+from haproxy.controller.plan import Step, draining, plan_backend
+from haproxy.controller.render import server_params
+from haproxy.controller.runtime import command
+from haproxy.controller.state import ObservedServer
+
+ROUTE = Route("users", ("/api/users",))
+A = Server("a", "127.0.0.1", 20001)
+B = Server("b", "127.0.0.1", 20002)
+
+
+def seen(server: Server, **changes: object) -> ObservedServer:
+    as_desired = ObservedServer(
+        server.name,
+        server.address,
+        server.port,
+        server.weight,
+        server.backup,
+        mode="ready",
+        up=True,
+        checked=True,
+        sessions=0,
+    )
+    return replace(as_desired, **changes)  # type: ignore[arg-type]
+
+
+def plan(
+    desired: list[Server], observed: list[ObservedServer], overdue: set[str] | None = None
+) -> list[Step]:
+    backend = Backend(ROUTE, tuple(desired))
+    return plan_backend(backend, {s.name: s for s in observed}, frozenset(overdue or ()), server_params)
+
+
+def lines(steps: list[Step]) -> list[str]:
+    return [str(line) for step in steps for line in step.commands]
+
+
+def test_nothing_to_do_when_in_step() -> None:
+    assert plan([A, B], [seen(A), seen(B)]) == []
+
+
+def test_new_instance_is_added_with_the_parameters_of_the_file_and_enabled() -> None:
+    added = lines(plan([A, B], [seen(A)]))
+    assert added[0] == f"add server svc_users/b 127.0.0.1:20002 {server_params(ROUTE, B)}"
+    assert added[1:] == ["enable health svc_users/b", "enable server svc_users/b"]
+
+
+def test_ipv6_instance_is_added_in_brackets() -> None:
+    assert lines(plan([Server("a", "::1", 20001)], []))[0].startswith("add server svc_users/a [::1]:20001 ")
+
+
+def test_gone_instance_is_drained_first() -> None:
+    assert lines(plan([A], [seen(A), seen(B)])) == ["set server svc_users/b state drain"]
+
+
+def test_drained_instance_stays_while_requests_are_under_way() -> None:
+    assert plan([A], [seen(A), seen(B, mode="drain", sessions=2)]) == []
+
+
+def test_idle_drained_instance_is_removed_with_its_idle_connections() -> None:
+    assert lines(plan([A], [seen(A), seen(B, mode="drain")])) == [
+        "set server svc_users/b state maint",
+        "set server svc_users/b addr 127.0.0.1 port 1",
+        "del server svc_users/b",
+    ]
+
+
+def test_overdue_instance_loses_its_requests() -> None:
+    steps = lines(plan([A], [seen(A), seen(B, mode="drain", sessions=2)], overdue={"b"}))
+    assert "shutdown sessions server svc_users/b" in steps
+    assert steps[-1] == "del server svc_users/b"
+
+
+def test_instance_that_returns_while_draining_is_made_ready() -> None:
+    assert lines(plan([A], [seen(A, mode="drain")])) == ["set server svc_users/a state ready"]
+
+
+def test_instance_left_half_added_by_a_killed_controller_is_finished() -> None:
+    half = seen(A, mode="maint", up=False, checked=False)
+    assert lines(plan([A], [half])) == [
+        "enable health svc_users/a",
+        "set server svc_users/a state ready",
+        "set server svc_users/a health up",
+    ]
+
+
+def test_instance_left_half_removed_gets_its_address_back() -> None:
+    half = seen(A, mode="maint", up=False, port=1)
+    assert lines(plan([A], [half]))[0] == "set server svc_users/a addr 127.0.0.1 port 20001"
+
+
+def test_instance_that_its_own_check_holds_for_down_is_left_to_the_check() -> None:
+    assert plan([A], [seen(A, up=False)]) == []
+
+
+def test_moved_instance_that_was_down_is_up_at_its_new_place() -> None:
+    assert lines(plan([replace(A, port=20009)], [seen(A, up=False)])) == [
+        "set server svc_users/a addr 127.0.0.1 port 20009",
+        "set server svc_users/a health up",
+    ]
+
+
+def test_weight_is_set_in_place() -> None:
+    assert lines(plan([replace(A, weight=7)], [seen(A)])) == ["set server svc_users/a weight 7"]
+
+
+def test_capacity_is_added_before_it_is_taken_away() -> None:
+    kinds = [step.kind for step in plan([B], [seen(A)])]
+    assert kinds == ["add", "drain"]
+
+
+def test_backup_change_makes_the_server_anew_while_another_serves() -> None:
+    wanted = [replace(A, backup=True), B]
+    assert lines(plan(wanted, [seen(A), seen(B)])) == ["set server svc_users/a state drain"]
+    removed = lines(plan(wanted, [seen(A, mode="drain"), seen(B)]))
+    assert removed[-1] == "del server svc_users/a"
+    assert lines(plan(wanted, [seen(B)]))[0].endswith("backup")
+
+
+def test_backup_change_of_the_only_server_waits() -> None:
+    assert plan([replace(A, backup=True)], [seen(A)]) == []
+    assert draining(Backend(ROUTE, (replace(A, backup=True),)), {"a": seen(A)}) == {"a"}
+
+
+def test_backup_changes_go_one_at_a_time() -> None:
+    wanted = [replace(A, backup=True), replace(B, backup=True)]
+    assert lines(plan(wanted, [seen(A), seen(B)])) == ["set server svc_users/a state drain"]
+    assert plan(wanted, [seen(A, mode="drain", sessions=1), seen(B)]) == []
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "a;b",
+        "a b",
+        "a\nb",
+        "a\\",
+        "<<",
+        "%[env(X)]",
+        "'a'",
+        '"a"',
+        "$A",
+        "",
+        "a" * 251,
+        "\N{FULLWIDTH DIGIT ONE}",
+    ],
+)
+def test_word_that_could_be_more_than_a_word_is_never_sent(word: str) -> None:
+    with pytest.raises(BadWord):
+        command("set", "server", word)
