@@ -23,8 +23,6 @@ QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/metrics"})
 # Set for Flask's before_request hook, which answers in the problem format.
 REFUSED = "kit.refused"
 
-MAX_LOGGED_PATH = 200
-
 StartResponse = Callable[..., Any]
 
 
@@ -75,7 +73,7 @@ class Observer:
         write(
             "request",
             method=answer.method,
-            path=answer.path[:MAX_LOGGED_PATH],
+            path=answer.path,
             route=caller.route,
             status=answer.status,
             duration_s=round(duration_s, 6),

@@ -192,8 +192,7 @@ class Server(BaseApplication):
 
     def _started(self) -> None:
         if needs_tokens(self._app) and not self._kit.settings.auth_jwks_url:
-            _ = self._kit.view  # so that the first token finds auth's address known
-        self._kit.started()
+            _ = self._kit.view
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,189 @@
+"""The controller as a process: one lock, the threads around the loop, and their end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from discovery.consul_api import ConsulApi
+from discovery.model import Change, Snapshot
+from discovery.view import View
+from haproxy.controller.desired import Desire
+from haproxy.controller.errors import ConfigRefused, EdgeError
+from haproxy.controller.keys import SERVICE as AUTH
+from haproxy.controller.keys import KeyPoll, stored_keys
+from haproxy.controller.metrics import Metrics
+from haproxy.controller.model import EdgeState
+from haproxy.controller.owners import OwnerBook
+from haproxy.controller.policy import PinWatch
+from haproxy.controller.reload import Reloader, check_config
+from haproxy.controller.runtime import Master, Runtime
+from haproxy.controller.settings import EdgeSettings
+from haproxy.controller.sync import Sync
+from haproxy.controller.verdicts import VerdictWriter
+
+log = structlog.get_logger(__name__)
+
+
+class AlreadyRunning(EdgeError):
+    """Another controller holds the lock of this edge."""
+
+
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold the edge's lock. The kernel gives it back when the process ends, however it ends. Raises AlreadyRunning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read(20).strip() or "unknown"
+            raise AlreadyRunning(f"a controller (pid {holder}) already runs here: {path} is locked") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def owner_book(settings: EdgeSettings) -> OwnerBook:
+    """The memory of owners of this edge, read from its file."""
+    book = OwnerBook(settings.edge_dir.absolute() / "owners.json", settings.edge_route_memory_s)
+    book.load()
+    return book
+
+
+def consul_api(settings: EdgeSettings) -> ConsulApi:
+    """Consul as this controller may ask it. Raises OSError for an unreadable token file."""
+    return ConsulApi(settings.consul_http_addr, settings.consul_token())
+
+
+def initialise(settings: EdgeSettings) -> bool:
+    """Make sure that HAProxy can start: a valid configuration, certificate and error pages. False: there was one.
+
+    What is remembered from former runs goes into it, so that known routes answer 503 rather than 404 from the start.
+    Raises ConfigRefused, OSError.
+    """
+    for folder in (settings.edge_dir, settings.edge_run_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    reloader = Reloader(settings, Runtime(settings.runtime_socket), Master(settings.master_socket))
+    reloader.prepare()
+    if settings.config_path.exists() and reloader.written_for(settings):
+        try:
+            check_config(settings.config_path, settings.haproxy_binary)
+        except ConfigRefused as error:
+            log.warning("configuration at hand is not valid, writing another", error=str(error))
+        else:
+            return False
+    desire = Desire(settings.policy(), owner_book(settings))
+    try:
+        reloader.write(desire.state(stored_keys(settings.keys_dir), {}))
+    except ConfigRefused as error:
+        log.error("what is remembered makes no valid configuration, starting empty", error=str(error))
+        reloader.write(EdgeState())
+    return True
+
+
+class Controller:
+    """Everything that runs beside the loop, and the loop. `run` returns after `stop`."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self.metrics = Metrics()
+        self._settings = settings
+        self._api = consul_api(settings)
+        self._view = View(self._api)
+        runtime = Runtime(settings.runtime_socket)
+        reloader = Reloader(settings, runtime, Master(settings.master_socket))
+        self.sync = Sync(
+            settings,
+            owner_book(settings),
+            runtime,
+            reloader,
+            self.metrics,
+            stored_keys(settings.keys_dir),
+        )
+        self._pins = PinWatch(self._api, self.sync.inbox.pins, self.metrics)
+        self._verdicts = VerdictWriter(self._api, settings.edge_name, self.metrics)
+        self._keys = KeyPoll(
+            settings.keys_dir,
+            lambda: list(self.sync.desire.servers(AUTH).values()),
+            self.sync.inbox.keys,
+            self.metrics,
+            settings.edge_keys_s,
+        )
+        self.sync.on_reload = self._keys.prune
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End the loop soon; may be called from a signal handler."""
+        self._stop.set()
+        self.sync.inbox.wake.set()
+
+    def run(self) -> None:
+        """Follow Consul until `stop`. Raises OSError when the port for metrics is in use."""
+        stop_metrics = self.metrics.serve(self._settings.controller_port, self._view.age_s)
+        try:
+            self._view.on_change(self._changed)
+            self._view.start()
+            if self._await_view():
+                self._follow()
+        finally:
+            self._view.stop()
+            self._pins.stop()
+            self._keys.stop()
+            self.sync.writer.stop()
+            self._verdicts.stop()
+            self._api.close()
+            stop_metrics()
+
+    def _changed(self, changes: list[Change], snapshot: Snapshot) -> None:
+        self.sync.inbox.changed(changes, snapshot)
+        if any(change.service == AUTH for change in changes):
+            self._keys.look()
+
+    def _await_view(self) -> bool:
+        """Until Consul has been heard once: before that there is nothing to be in step with, and HAProxy serves on."""
+        told = False
+        while not self._stop.is_set():
+            if self._view.ready(0.2):
+                return True
+            if not told:
+                log.info("waiting for consul", address=self._settings.consul_http_addr)
+                told = True
+        return False
+
+    def _follow(self) -> None:
+        self.sync.inbox.take()
+        self.sync.begin(self._view.snapshot(), self._pins.read())
+        self.sync.writer.start()
+        self._verdicts.start()
+        self._pins.start()
+        self._keys.start()
+        log.info("following consul", edge=self._settings.edge_name, consul=self._settings.consul_http_addr)
+        while not self._stop.is_set():
+            self.sync.turn()
+            self._tell()
+            self.sync.wait()
+
+    def _tell(self) -> None:
+        told, self.sync.told = self.sync.told, set()
+        if told:
+            self._verdicts.submit({service: self.sync.desire.outcome(service) for service in told})
+
+
+def run(settings: EdgeSettings) -> None:
+    """One controller until SIGTERM or SIGINT. Raises AlreadyRunning, OSError, ContractError."""
+    with only_one(settings.lock_file):
+        initialise(settings)
+        controller = Controller(settings)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: controller.stop())
+        controller.run()
+        log.info("controller ended")

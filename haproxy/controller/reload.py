@@ -1,0 +1,234 @@
+"""The configuration file and the reload: render, check, replace, reload, and make sure that the new worker came up."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+
+from discovery.errors import ContractError
+from discovery.model import Route
+from haproxy.controller.errors import ConfigRefused, ReloadFailed, Unreachable
+from haproxy.controller.files import sync_folder, write_atomically
+from haproxy.controller.model import EdgeState, VerifyKey
+from haproxy.controller.render import prepare_files, render
+from haproxy.controller.runtime import Master, ProcessInfo, Runtime
+from haproxy.controller.settings import EdgeSettings
+from haproxy.controller.state import down_lines
+
+log = structlog.get_logger(__name__)
+
+# 5,000 servers take `haproxy -c` 0.1 s, and a reload 0.13 s (FACTS); a machine under load many times that.
+CHECK_TIMEOUT_S = 30.0
+RELOAD_TIMEOUT_S = 20.0
+_POLL_S = 0.005
+_TEMPLATE = Path(__file__).resolve().parents[1] / "haproxy.cfg.j2"
+
+
+def fingerprint(routes: Mapping[str, Route], keys: Iterable[VerifyKey], settings: EdgeSettings) -> str:
+    """What a reload is needed for: it changes with routes, keys, settings and the template, not with servers."""
+    digest = hashlib.sha256(_settings_print(settings).encode())
+    for key in keys:
+        digest.update(f"{key.kid}\n".encode() + Path(key.pem_path).read_bytes())
+    for name in sorted(routes):
+        digest.update(json.dumps(asdict(routes[name]), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _settings_print(settings: EdgeSettings) -> str:
+    digest = hashlib.sha256(_TEMPLATE.read_bytes())
+    digest.update(settings.model_dump_json(exclude={"consul_http_token"}).encode())
+    return digest.hexdigest()
+
+
+class Reloader:
+    """Owns the file. Thread-safe: the lazy writer and the sync loop take turns."""
+
+    def __init__(self, settings: EdgeSettings, runtime: Runtime, master: Master) -> None:
+        self._settings = settings
+        self._runtime = runtime
+        self._master = master
+        self._lock = threading.Lock()
+        self._marker = settings.edge_dir.absolute() / "loaded.json"
+        self._settings_mark = settings.edge_dir.absolute() / "settings.sha256"
+
+    def loaded(self, process: ProcessInfo) -> str | None:
+        """The fingerprint that this worker was loaded with; None when it was not loaded by a controller of ours."""
+        try:
+            marker = json.loads(self._marker.read_bytes())
+            if (marker["pid"], marker["started"]) == (process.pid, process.started):
+                return str(marker["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def prepare(self) -> None:
+        """Make the files beside the configuration: certificate, error pages."""
+        prepare_files(EdgeState(), self._settings)
+
+    def written_for(self, settings: EdgeSettings) -> bool:
+        """Whether the file at hand was written with these settings: its ports may be another stack's by now."""
+        try:
+            return self._settings_mark.read_text() == _settings_print(settings)
+        except OSError:
+            return False
+
+    def write(self, state: EdgeState) -> bool:
+        """Bring the file up to date without a reload; False when it already was. Raises ConfigRefused, OSError."""
+        with self._lock:
+            prepare_files(state, self._settings)
+            return self._replace(_rendered(state, self._settings)) is not None
+
+    def reload(self, state: EdgeState, print_: str) -> ProcessInfo:
+        """Put a new worker in place, and return it. Raises ConfigRefused, ReloadFailed, Unreachable, OSError.
+
+        The file always holds every server that may serve now; those on their way out are not in it, and finish in the old worker.
+        """
+        with self._lock:
+            prepare_files(state, self._settings)
+            former = self._replace(_rendered(state, self._settings))
+            before = self._runtime.info()
+            self._keep_down_servers()
+            try:
+                after = self._new_worker(before)
+            except ReloadFailed:
+                if former is not None:
+                    write_atomically(self._settings.config_path, former)
+                raise
+            finally:
+                self._settings.server_state_file.unlink(missing_ok=True)
+            marker = {"pid": after.pid, "started": after.started, "fingerprint": print_}
+            write_atomically(self._marker, json.dumps(marker).encode())
+            return after
+
+    def _replace(self, text: str) -> bytes | None:
+        """Check the text and put it in place; returns the former content, or None when it is the same."""
+        path, data = self._settings.config_path, text.encode()
+        former = path.read_bytes() if path.exists() else b""
+        if data == former:
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".haproxy.cfg.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            check_config(Path(name), self._settings.haproxy_binary)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        sync_folder(path.parent)
+        write_atomically(self._settings_mark, _settings_print(self._settings).encode())
+        return former
+
+    def _keep_down_servers(self) -> None:
+        try:
+            with self._runtime.session() as session:
+                text = down_lines(session.all_servers_state())
+            write_atomically(self._settings.server_state_file, text.encode(), mode=0o600)
+        except (Unreachable, OSError) as error:
+            log.warning("servers that are down are not handed over", error=str(error))
+
+    def _new_worker(self, before: ProcessInfo) -> ProcessInfo:
+        try:
+            known = self._master.info()
+            self._master.reload()
+        except Unreachable as error:
+            raise ReloadFailed(f"the master's CLI does not answer: {error}") from error
+        until = time.monotonic() + RELOAD_TIMEOUT_S
+        while time.monotonic() < until:
+            time.sleep(_POLL_S)
+            # The master restarts itself in place, so that its socket is away for a moment.
+            with contextlib.suppress(Unreachable):
+                now = self._master.info()
+                if now.failed > 0 and now.reloads > known.reloads:
+                    raise ReloadFailed("the master could not start a new worker; its log says why")
+                fresh = set(now.workers) - set(known.workers) - {before.pid}
+                info = self._runtime.info()
+                if info.pid in fresh:
+                    return info
+        raise ReloadFailed(f"no new worker within {RELOAD_TIMEOUT_S} s")
+
+
+def _rendered(state: EdgeState, settings: EdgeSettings) -> str:
+    try:
+        return render(state, settings)
+    except ContractError as error:
+        raise ConfigRefused(str(error)) from error
+
+
+def check_config(path: Path, binary: str = "haproxy") -> None:
+    """`haproxy -c`. Raises ConfigRefused with what HAProxy says, also when it does not end in time or is missing."""
+    try:
+        done = subprocess.run(
+            [binary, "-c", "-q", "-f", str(path)],
+            capture_output=True,
+            timeout=CHECK_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigRefused(f"{binary} -c did not run: {error}") from error
+    if done.returncode != 0:
+        raise ConfigRefused((done.stdout + done.stderr).decode(errors="replace"))
+
+
+class FileWriter:
+    """Keeps the file in step with run-time changes, off the hot path: a thread that writes the latest state given to it.
+
+    A failure is told, and tried again with the next state.
+    """
+
+    def __init__(self, reloader: Reloader) -> None:
+        self._reloader = reloader
+        self._state: EdgeState | None = None
+        self._stopped = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="file", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is waiting, and end."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=CHECK_TIMEOUT_S)
+
+    def submit(self, state: EdgeState) -> None:
+        """Write this state soon, in place of one that still waits."""
+        with self._wake:
+            self._state = state
+            self._wake.notify()
+
+    def discard(self) -> None:
+        """Forget what waits: a reload has just written something newer."""
+        with self._wake:
+            self._state = None
+
+    def _next(self) -> EdgeState | None:
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopped or self._state is not None)
+            state, self._state = self._state, None
+            return state
+
+    def _run(self) -> None:
+        while (state := self._next()) is not None:
+            try:
+                if self._reloader.write(state):
+                    log.debug("configuration file brought up to date")
+            except (ConfigRefused, OSError) as error:
+                log.error("configuration file not brought up to date", error=str(error))

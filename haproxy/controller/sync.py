@@ -1,0 +1,372 @@
+"""The loop: changes come in, HAProxy is brought in step, and drift is mended. *When* to sync; *what* is in `plan`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+import structlog
+
+from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.model import Change, Instance, Snapshot
+from haproxy.controller.apply import Applier
+from haproxy.controller.desired import Desire
+from haproxy.controller.errors import ConfigRefused, ReloadFailed, Unreachable
+from haproxy.controller.guard import Guard
+from haproxy.controller.metrics import Metrics
+from haproxy.controller.model import EdgeState, Server, VerifyKey
+from haproxy.controller.owners import OwnerBook
+from haproxy.controller.reload import FileWriter, Reloader, fingerprint
+from haproxy.controller.runtime import ProcessInfo, Runtime
+from haproxy.controller.settings import EdgeSettings
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 1.0
+AWAY_TICK_S = 0.2
+RELOAD_EVERY_S = 1.0
+# A refused configuration is not tried again before something changes, or this time has passed.
+RETRY_RELOAD_S = 30.0
+# How much of a full sync runs before the loop looks for changes again.
+SLICE_S = 0.03
+FILE_EVERY_S = 1.0
+
+
+class Inbox:
+    """What other threads hand to the loop: coalesced, and never waiting for it. Bounded by the number of services."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._dirty: dict[str, float] = {}
+        self._snapshot = Snapshot()
+        self._pins: dict[str, str] | None = None
+        self._keys: tuple[VerifyKey, ...] | None = None
+        self.wake = threading.Event()
+
+    def changed(self, changes: Iterable[Change], snapshot: Snapshot) -> None:
+        """The view's callback."""
+        now = time.monotonic()
+        with self._lock:
+            self._snapshot = snapshot
+            for change in changes:
+                self._dirty.setdefault(change.service, now)
+        self.wake.set()
+
+    def pins(self, pins: dict[str, str]) -> None:
+        with self._lock:
+            self._pins = pins
+        self.wake.set()
+
+    def keys(self, keys: tuple[VerifyKey, ...]) -> None:
+        with self._lock:
+            self._keys = keys
+        self.wake.set()
+
+    def take(
+        self,
+    ) -> tuple[
+        dict[str, float],
+        Snapshot,
+        dict[str, str] | None,
+        tuple[VerifyKey, ...] | None,
+    ]:
+        """Everything since the last call: services with the time of their first change, pins, keys."""
+        with self._lock:
+            self.wake.clear()
+            dirty, self._dirty = self._dirty, {}
+            pins, self._pins = self._pins, None
+            keys, self._keys = self._keys, None
+            return dirty, self._snapshot, pins, keys
+
+
+class Sync:
+    """One edge in step with one view. Everything but `inbox` belongs to the thread that calls `turn`."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        book: OwnerBook,
+        runtime: Runtime,
+        reloader: Reloader,
+        metrics: Metrics,
+        keys: tuple[VerifyKey, ...] = (),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.inbox = Inbox()
+        self.desire = Desire(settings.policy(), book)
+        self.guard = Guard(settings.edge_guard_grace_s, settings.edge_guard_minimum)
+        self.writer = FileWriter(reloader)
+        self.told: set[str] = set()
+        self.on_reload: Callable[[], None] = lambda: None
+        self.keys = keys
+        self._settings = settings
+        self._book = book
+        self._reloader = reloader
+        self._runtime = runtime
+        self._metrics = metrics
+        self._clock = clock
+        self._applier = Applier(metrics, settings.edge_drain_s)
+        self._process: ProcessInfo | None = None
+        self._loaded: str | None = None
+        self._reload: str | None = None
+        self._reload_at = 0.0
+        self._reloaded_at = float("-inf")
+        self._refused: str | None = None
+        self._waiting: dict[str, float] = {}
+        self._touched: set[str] = set()
+        self._full: deque[str] = deque()
+        self._full_began: float | None = None
+        self._next_full = 0.0
+        self._next_tick = 0.0
+        self._file_due: float | None = None
+
+    def begin(self, snapshot: Snapshot, pins: dict[str, str] | None) -> None:
+        """Take in the first complete snapshot. What HAProxy serves already is the guard's "before"."""
+        before = self._serving_now()
+        if pins is not None:
+            self._book.set_pins(pins)
+        self.desire.update({name: snapshot.instances(name) for name in snapshot.services}, self._clock.time())
+        self.desire.settle(self._clock.time())
+        self._guard(before)
+        self.told |= self.desire.present()
+        self._route_change("start")
+
+    def turn(self) -> None:
+        """Do everything that is due now. Never raises for what HAProxy or the disk do."""
+        self._take()
+        now = self._clock.monotonic()
+        released = self.guard.release(now)
+        if released:
+            self._touch(released)
+        if now >= self._next_tick:
+            self._tick(now)
+        if self._process is not None:
+            try:
+                self._apply()
+                self._maybe_reload()
+                self._slice()
+            except Unreachable as error:
+                self._lost(error)
+        self._keep_records()
+
+    def wait(self) -> None:
+        """Until something comes in, or something is due."""
+        now = self._clock.monotonic()
+        due = [self._next_tick, *self._applier.due()]
+        due += [at for at in (self._file_due, self.guard.until) if at is not None]
+        if self._process is not None:
+            due += [self._next_full if not self._full else now]
+            due += [self._reload_at] if self._reload else []
+        self.inbox.wake.wait(min(max(min(due) - now, 0.0), TICK_S))
+
+    # -- taking in
+
+    def _take(self) -> None:
+        dirty, snapshot, pins, keys = self.inbox.take()
+        now = self._clock.time()
+        settled = False
+        if pins is not None:
+            self._book.set_pins(pins)
+            self.desire.settle(now)
+            settled = True
+        if dirty:
+            before = {name: self.desire.servers(name) for name in dirty}
+            instances: dict[str, tuple[Instance, ...]] = {name: snapshot.instances(name) for name in dirty}
+            settled |= self.desire.update(instances, now)
+            self._guard(before)
+            for name, since in dirty.items():
+                self._waiting.setdefault(name, since)
+            self._touch(dirty)
+        if keys is not None:
+            self.keys = keys
+            self._route_change("keys")
+        if settled:
+            self.told |= self.desire.present()
+            self._route_change("routes")
+
+    def _guard(self, before: Mapping[str, Mapping[str, Server]]) -> None:
+        was = self.guard.active
+        touched = self.guard.step(
+            before,
+            {name: self.desire.servers(name) for name in before},
+            {name: self.desire.ordered_out(name) for name in before},
+            self.desire.serving,
+            self._clock.monotonic(),
+        )
+        if self.guard.active and not was:
+            self._metrics.guard_trips.inc()
+        self._touch(touched)
+
+    def _touch(self, services: Iterable[str]) -> None:
+        services = set(services)
+        self._touched |= services
+        self.told |= services
+        if self._file_due is None:
+            self._file_due = self._clock.monotonic() + FILE_EVERY_S
+
+    def _route_change(self, reason: str) -> None:
+        """Find out whether the worker has what the file should say; if not, a reload is due."""
+        wanted = self._fingerprint()
+        if wanted != self._loaded:
+            self._reload = self._reload or reason
+            if wanted != self._refused:
+                self._reload_at = self._reloaded_at + RELOAD_EVERY_S
+            if self._file_due is None:
+                self._file_due = self._clock.monotonic() + FILE_EVERY_S
+        else:
+            self._reload = None
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.desire.routes(), self.keys, self._settings)
+
+    # -- HAProxy
+
+    def _serving_now(self) -> dict[str, dict[str, Server]]:
+        """What HAProxy serves for the services that this controller knows, as the guard counts it."""
+        serving: dict[str, dict[str, Server]] = {}
+        try:
+            with self._runtime.session() as session:
+                for service in self._book.memories:
+                    seen = session.servers(f"svc_{service}") or {}
+                    serving[service] = {
+                        s.name: Server(s.name, s.address, s.port, s.weight, s.backup)
+                        for s in seen.values()
+                        if s.mode == "ready"
+                    }
+        except Unreachable:
+            return {}
+        return serving
+
+    def _tick(self, now: float) -> None:
+        try:
+            process = self._runtime.info()
+        except Unreachable as error:
+            self._next_tick = now + AWAY_TICK_S
+            self._lost(error)
+            return
+        self._next_tick = now + TICK_S
+        if process != self._process:
+            self._meet(process)
+        if now >= self._next_full and not self._full:
+            self._begin_full(now)
+
+    def _meet(self, process: ProcessInfo) -> None:
+        """Another worker than the one known: the first one, or one that somebody else started."""
+        log.info("following a worker of haproxy", pid=process.pid, known=self._process and self._process.pid)
+        self._metrics.haproxy_up.set(1)
+        reason = "start" if self._process is None and self._loaded is None else "restart"
+        self._process = process
+        self._loaded = self._reloader.loaded(process)
+        self._applier.forget()
+        self._route_change(reason)
+        self._begin_full(self._clock.monotonic())
+
+    def _lost(self, error: Unreachable) -> None:
+        if self._process is not None:
+            log.warning("haproxy does not answer", error=str(error))
+        self._metrics.haproxy_up.set(0)
+        self._process = None
+
+    def _apply(self) -> None:
+        services = self._touched | self._applier.take_due(self._clock.monotonic())
+        if not services:
+            return
+        self._touched = set()
+        try:
+            missing = self._bring(services)
+        except Unreachable:
+            self._touched |= services
+            raise
+        if missing:
+            self._loaded = None
+            self._route_change("drift")
+
+    def _bring(self, services: set[str]) -> bool:
+        """Bring these services in step; answers whether HAProxy lacks a backend that it should have."""
+        missing = False
+        now = self._clock.monotonic()
+        with self._runtime.session() as session:
+            for service in sorted(services):
+                backend = self.desire.backend(service, self.guard.held.get(service))
+                if backend is None:
+                    self._waiting.pop(service, None)
+                    continue
+                if not self._applier.bring(session, backend, now):
+                    missing |= self._reload is None
+                elif self._reload is None:
+                    self._applied(service)
+        return missing
+
+    def _applied(self, service: str) -> None:
+        since = self._waiting.pop(service, None)
+        if since is not None:
+            self._metrics.applied.observe(self._clock.monotonic() - since)
+
+    # -- reload
+
+    def _maybe_reload(self) -> None:
+        now = self._clock.monotonic()
+        if self._reload is None or now < self._reload_at:
+            return
+        reason, wanted = self._reload, self._fingerprint()
+        self._reloaded_at = now
+        try:
+            self._process = self._reloader.reload(self._state(), wanted)
+        except (ConfigRefused, ReloadFailed, OSError) as error:
+            self._refused = wanted
+            self._reload_at = now + RETRY_RELOAD_S
+            self._metrics.reload_failures.labels(reason).inc()
+            log.error("reload failed, haproxy keeps what it has", reason=reason, error=str(error))
+            return
+        self._after_reload(reason, wanted)
+
+    def _after_reload(self, reason: str, wanted: str) -> None:
+        self._loaded, self._reload, self._refused = wanted, None, None
+        self._metrics.reloads.labels(reason).inc()
+        log.info("reloaded haproxy", reason=reason, pid=self._process and self._process.pid)
+        # The file that was just loaded is also the newest.
+        self.writer.discard()
+        self._file_due = None
+        self._applier.forget()
+        for service in list(self._waiting):
+            self._applied(service)
+        self._begin_full(self._clock.monotonic())
+        self.on_reload()
+
+    def _state(self) -> EdgeState:
+        return self.desire.state(self.keys, self.guard.held)
+
+    # -- the full sync, in slices
+
+    def _begin_full(self, now: float) -> None:
+        self.desire.settle(self._clock.time())
+        self._full = deque(sorted(self.desire.routes()))
+        self._full_began = now
+        self._next_full = now + self._settings.edge_sync_s
+        self._route_change("routes")
+
+    def _slice(self) -> None:
+        until = self._clock.monotonic() + SLICE_S
+        while self._full and self._clock.monotonic() < until:
+            part = {self._full.popleft() for _ in range(min(20, len(self._full)))}
+            if self._bring(part) and self._reload is None:
+                self._loaded = None
+                self._route_change("drift")
+        if not self._full and self._full_began is not None:
+            self._metrics.full_sync.set(self._clock.monotonic() - self._full_began)
+            self._full_began = None
+
+    # -- what is written down
+
+    def _keep_records(self) -> None:
+        self._book.save()
+        now = self._clock.monotonic()
+        if self._file_due is not None and now >= self._file_due:
+            self._file_due = None
+            self.writer.submit(self._state())
+        self._metrics.guard.set(1 if self.guard.active else 0)
+        self._metrics.servers.set(self.desire.serving)
+        self._metrics.services.set(len(self._book.memories))
+        self._metrics.keys.set(len(self.keys))

@@ -1,0 +1,248 @@
+"""One edge for tests: a real Consul, a real HAProxy, a real controller process, and instances that answer."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from haproxy.controller.runtime import Runtime
+from haproxy.controller.settings import EdgeSettings
+from haproxy.controller.state import ObservedServer
+from tests.support.eventually import eventually
+from tests.support.servers import ConsulServer, Process, accepts, consul, free_ports
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Program
+
+    def do_GET(self) -> None:
+        program = self.server
+        with program.lock:
+            program.seen += not self.path.startswith("/health")
+        if self.path.endswith("/slow"):
+            time.sleep(program.slow_s)
+        body = program.documents.get(self.path, program.name.encode())
+        status = 503 if self.path.startswith("/health") and not program.ready else 200
+        self.send_response(status)
+        self.send_header("X-Service", program.service)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class Program(http.server.ThreadingHTTPServer):
+    """An instance in this process: answers its own name; `/slow` takes `slow_s`."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, service: str, name: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.service, self.name = service, name
+        self.documents: dict[str, bytes] = {}
+        self.ready, self.slow_s, self.seen = True, 1.0, 0
+        self.lock = threading.Lock()
+        self.port = self.server_address[1]
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A connection that the edge closes is no news."""
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+@dataclass
+class Edge:
+    """The running parts. Services are registered past our own library, as a program in any language would."""
+
+    consul: ConsulServer
+    env: dict[str, str]
+    folder: Path
+    haproxy: Process
+    controller: Process
+    settings: EdgeSettings
+    programs: list[Program] = field(default_factory=list)
+
+    # -- instances
+
+    def instance(self, service: str, name: str, meta: dict[str, str] | None = None) -> Program:
+        """Start an instance and register it, passing."""
+        program = Program(service, name)
+        self.programs.append(program)
+        self.register(
+            service, name, program.port, meta or {"edge-path": f"/api/{service}", "edge-auth": "public"}
+        )
+        return program
+
+    def register(
+        self,
+        service: str,
+        name: str,
+        port: int,
+        meta: dict[str, str],
+        address: str = "127.0.0.1",
+        status: str = "passing",
+    ) -> None:
+        check = {"CheckID": f"ttl:{name}", "TTL": "1h", "Status": status}
+        body = {"Name": service, "ID": name, "Address": address, "Port": port, "Meta": meta, "Check": check}
+        self.consul.call("PUT", "/v1/agent/service/register", body)
+
+    def deregister(self, name: str) -> None:
+        self.consul.call("PUT", f"/v1/agent/service/deregister/{name}")
+
+    def check(self, name: str, status: str) -> None:
+        """`pass`, `warn` or `fail` the instance's check."""
+        self.consul.call("PUT", f"/v1/agent/check/{status}/ttl:{name}")
+
+    # -- looking
+
+    def get(self, path: str, timeout_s: float = 5.0) -> tuple[int, str]:
+        """One request on a connection of its own: status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.settings.edge_http_port, timeout=timeout_s)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def answers(self, path: str, count: int = 12) -> set[str]:
+        """Who answers `count` requests; statuses other than 200 as text."""
+        found = [self.get(path) for _ in range(count)]
+        return {body if status == 200 else str(status) for status, body in found}
+
+    def servers(self, service: str) -> dict[str, ObservedServer]:
+        with Runtime(self.settings.runtime_socket).session() as session:
+            return session.servers(f"svc_{service}") or {}
+
+    def metric(self, name: str, default: float = 0.0) -> float:
+        """A sample of the controller's metrics, by its full name with labels."""
+        with _OPENER.open(f"http://127.0.0.1:{self.settings.controller_port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else default
+
+    def reloads(self) -> float:
+        """All reloads, of whatever reason."""
+        with _OPENER.open(f"http://127.0.0.1:{self.settings.controller_port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        return sum(map(float, re.findall(r"^breakwater_controller_reloads_total\{.*\} (\S+)$", text, re.M)))
+
+    def verdict(self, service: str) -> dict[str, Any]:
+        """The verdict in Consul's KV; raises when there is none."""
+        found = self.consul.call("GET", f"/v1/kv/edge/status/edge/{service}?raw")
+        assert isinstance(found, dict)
+        return found
+
+    def put(self, key: str, document: object) -> None:
+        self.consul.call("PUT", f"/v1/kv/{key}", document)
+
+    # -- life
+
+    def serves(self, path: str, who: set[str], within_s: float = 5.0) -> None:
+        """Wait until exactly these answer."""
+        eventually(lambda: self.answers(path) == who, within_s)
+
+    def start_haproxy(self) -> None:
+        self.haproxy.start()
+        eventually(lambda: accepts(self.settings.edge_http_port), 10)
+
+    def start_controller(self) -> None:
+        self.controller.start()
+        eventually(self._followed, 20)
+        self.controller.must_run()
+
+    def _followed(self) -> bool:
+        if not self.controller.running:
+            return True
+        return self.metric("breakwater_controller_haproxy_up") == 1 and self.reloads() >= 0
+
+    def cli(self, command: str) -> Process:
+        """Run another command of the controller to its end; its output is in `log`."""
+        log = self.folder / f"{command}-{time.monotonic_ns()}.log"
+        process = Process([sys.executable, "-m", "haproxy.controller", command], log, env=self.env)
+        process.start()
+        assert process.popen is not None
+        process.popen.wait(timeout=30)
+        return process
+
+    @property
+    def log(self) -> str:
+        return self.controller.log.read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def edge(start: bool = True, **variables: str) -> Iterator[Edge]:
+    """A whole edge on free ports. `variables` go into the controller's environment."""
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-", ignore_cleanup_errors=True) as path,
+        consul() as server,
+    ):
+        folder = Path(path)
+        made = _make(folder, server, variables)
+        try:
+            assert made.cli("init").popen.returncode == 0  # type: ignore[union-attr]
+            made.start_haproxy()
+            if start:
+                made.start_controller()
+            yield made
+        finally:
+            made.controller.stop()
+            made.haproxy.stop()
+            for program in made.programs:
+                program.close()
+
+
+def _make(folder: Path, server: ConsulServer, variables: dict[str, str]) -> Edge:
+    http_port, https_port, stats, metrics = free_ports(4)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("EDGE_", "CONSUL_"))}
+    own = {
+        "EDGE_BIND_ADDRESS": "127.0.0.1",
+        "EDGE_HTTP_PORT": str(http_port),
+        "EDGE_HTTPS_PORT": str(https_port),
+        "STATS_PORT": str(stats),
+        "CONTROLLER_PORT": str(metrics),
+        "EDGE_DIR": str(folder / "edge"),
+        "EDGE_RUN_DIR": str(folder / "run"),
+        "EDGE_CONTROL_PORTS": str(server.http_port),
+        "EDGE_RATE_SOURCE": "0",
+        "EDGE_RATE_SUBJECT": "0",
+        "CONSUL_HTTP_ADDR": server.address,
+        **variables,
+    }
+    settings = EdgeSettings.model_validate({key.lower(): value for key, value in own.items()})
+    argv = [
+        "haproxy",
+        "-W",
+        "-db",
+        "-S",
+        f"{settings.master_socket},mode,600",
+        "-f",
+        str(settings.config_path),
+    ]
+    env = clean | own
+    controller = Process(
+        [sys.executable, "-m", "haproxy.controller", "run"], folder / "controller.log", env=env
+    )
+    return Edge(server, env, folder, Process(argv, folder / "haproxy.log"), controller, settings)
