@@ -1,0 +1,229 @@
+"""`python -m discovery`: register, deregister, watch and resolve, for scripts and for services in other languages.
+
+Exit status: 0 done; 1 Consul or the instance did not answer; 2 wrong arguments, or values that break the contract;
+3 the service has no instance that may be called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import structlog
+import typer
+
+from discovery.balancer import usable, weight_of
+from discovery.consul_api import ConsulApi
+from discovery.contract import KEYS, check_name, parse_route
+from discovery.errors import ConsulError, ContractError
+from discovery.lifecycle import Lifecycle
+from discovery.model import Change, HttpCheck, Instance, Registration, Snapshot
+from discovery.registration import Keeper
+from discovery.view import View
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Address = Annotated[
+    str, typer.Option("--consul", envvar="CONSUL_HTTP_ADDR", help="Consul's agent, host:port.")
+]
+Token = Annotated[
+    str, typer.Option("--token", envvar="CONSUL_HTTP_TOKEN", help="ACL token.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+CONSUL = "127.0.0.1:8500"
+ROUTE_KEYS = KEYS - {"edge-weight", "edge-backup"}  # these two have options of their own
+
+
+def _api(address: str, token: str) -> ConsulApi:
+    file = os.environ.get("CONSUL_HTTP_TOKEN_FILE")
+    if not token and file:
+        try:
+            token = Path(file).read_text().strip()
+        except OSError as error:
+            _fail(2, f"CONSUL_HTTP_TOKEN_FILE: {error}")
+    return ConsulApi(address, token or None)
+
+
+def _fail(status: int, text: str) -> NoReturn:
+    typer.echo(f"discovery: {text}", err=True)
+    raise typer.Exit(status)
+
+
+@app.command()
+def register(
+    name: Annotated[str, typer.Argument(help="Service name: a-z, 0-9 and -.")],
+    port: Annotated[int, typer.Option(help="Port of the instance.")],
+    address: Annotated[str, typer.Option(help="IP address of the instance.")] = "127.0.0.1",
+    instance_id: Annotated[str, typer.Option("--id", help="Default: NAME-ADDRESS-PORT.")] = "",
+    path: Annotated[list[str] | None, typer.Option(help="Path prefix at the edge; may be repeated.")] = None,
+    meta: Annotated[list[str] | None, typer.Option(help="edge-key=value, or any other metadata.")] = None,
+    weight: Annotated[int, typer.Option(help="1-256.")] = 100,
+    backup: Annotated[bool, typer.Option(help="Gets traffic only when the others are gone.")] = False,
+    tag: Annotated[list[str] | None, typer.Option(help="Tag; may be repeated.")] = None,
+    check: Annotated[
+        str, typer.Option(help="Path of Consul's HTTP check; empty for none.")
+    ] = "/health/ready",
+    interval_s: Annotated[float, typer.Option(help="Seconds between checks.")] = 2.0,
+    keep: Annotated[
+        bool, typer.Option(help="Stay, register again if forgotten, deregister at SIGTERM.")
+    ] = False,
+    wait_s: Annotated[float, typer.Option(help="With --keep: wait for the port to open, seconds.")] = 30.0,
+    consul: Address = CONSUL,
+    token: Token = "",
+) -> None:
+    """Register an instance, or bring its registration up to date."""
+    try:
+        routes = {"edge-path": ",".join(path)} if path else {}
+        pairs = dict(_pair(text) for text in meta or ())
+        edge = {key: pairs[key] for key in pairs if key in ROUTE_KEYS} | routes
+        if edge and "edge-path" not in edge:
+            raise ContractError("meta", ", ".join(edge), "edge-* without --path would expose nothing")
+        registration = Registration(
+            name=name,
+            address=address,
+            port=port,
+            id=instance_id or f"{name}-{address.replace(':', '-')}-{port}",
+            route=parse_route(check_name(name), edge),
+            weight=weight,
+            backup=backup,
+            meta={key: value for key, value in pairs.items() if key not in edge},
+            tags=tuple(tag or ()),
+            check=HttpCheck(path=check, interval_s=interval_s) if check else None,
+        )
+        api = _api(consul, token)
+        if keep:
+            _keep(api, registration, wait_s)
+        else:
+            api.register(registration)
+    except ContractError as error:
+        _fail(2, str(error))
+    except ConsulError as error:
+        _fail(1, str(error))
+    typer.echo(registration.id)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ContractError("meta", text, "must be key=value")
+    return key, value
+
+
+def _keep(api: ConsulApi, registration: Registration, wait_s: float) -> None:
+    """Stay until SIGTERM or SIGINT, and leave Consul then."""
+    stopped = _stop_signal()
+
+    def accepts() -> bool:
+        with socket.socket(socket.AF_INET6 if ":" in registration.address else socket.AF_INET) as probe:
+            probe.settimeout(1.0)
+            return probe.connect_ex((registration.address, registration.port)) == 0
+
+    life = Lifecycle(Keeper(api, registration), lambda: stopped.is_set() or accepts(), drain_delay_s=0.0)
+    if not life.start(wait_s):
+        _fail(1, f"nothing listens on {registration.address}:{registration.port}")
+    while not stopped.wait(60.0):
+        pass
+    life.stop()
+
+
+def _stop_signal() -> threading.Event:
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
+
+
+@app.command()
+def deregister(
+    instance_id: Annotated[str, typer.Argument(help="Id of the instance.")],
+    consul: Address = CONSUL,
+    token: Token = "",
+) -> None:
+    """Take an instance out of Consul. One that is not there is no error."""
+    try:
+        _api(consul, token).deregister(instance_id)
+    except ConsulError as error:
+        _fail(1, str(error))
+
+
+@app.command()
+def resolve(
+    service: str,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that may not be called.")] = False,
+    as_json: AsJson = False,
+    consul: Address = CONSUL,
+    token: Token = "",
+) -> None:
+    """Print address:port of each instance that may be called."""
+    try:
+        _, instances = _api(consul, token).health_service(service)
+    except ConsulError as error:
+        _fail(1, str(error))
+    shown = list(instances) if everything else usable(instances)
+    for instance in shown:
+        host = f"[{instance.address}]" if ":" in instance.address else instance.address
+        typer.echo(json.dumps(_described(instance)) if as_json else f"{host}:{instance.port}")
+    if not shown:
+        raise typer.Exit(3)
+
+
+@app.command()
+def watch(
+    services: Annotated[list[str] | None, typer.Argument(help="Default: all.")] = None,
+    as_json: AsJson = False,
+    consul: Address = CONSUL,
+    token: Token = "",
+) -> None:
+    """Print a line for every change of a service, the state at the start first. Ends with SIGTERM or SIGINT."""
+    stopped = _stop_signal()
+    try:
+        view = View(_api(consul, token), services=set(services) if services else None)
+    except ConsulError as error:
+        _fail(1, str(error))
+    view.on_change(_printer(as_json, stopped.set))
+    view.start()
+    while not stopped.wait(60.0):
+        pass
+    view.stop()
+
+
+def _printer(as_json: bool, on_closed: Callable[[], None]) -> Callable[[list[Change], Snapshot], None]:
+    def show(changes: list[Change], snapshot: Snapshot) -> None:
+        try:
+            for change in changes:
+                described = [_described(instance) for instance in change.after]
+                if as_json:
+                    line = json.dumps({"service": change.service, "instances": described})
+                else:
+                    states = [f"{each['address']}:{each['port']} {each['state']}" for each in described]
+                    line = f"{change.service}: {', '.join(states) or 'gone'}"
+                print(line, flush=True)
+        except BrokenPipeError:  # whoever read the lines has gone
+            on_closed()
+
+    return show
+
+
+def _described(instance: Instance) -> dict[str, Any]:
+    return {
+        "id": instance.id,
+        "node": instance.node,
+        "address": instance.address,
+        "port": instance.port,
+        "weight": weight_of(instance),
+        "state": "maintenance" if instance.maintenance else instance.status,
+        "meta": dict(instance.meta),
+    }
+
+
+if __name__ == "__main__":
+    # Lines of the log belong to standard error: standard output is for whoever reads the result.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    app(prog_name="python -m discovery")

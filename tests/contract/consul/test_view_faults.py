@@ -1,0 +1,223 @@
+"""A Consul that lies, stumbles, hangs or restarts: each leaves the last good state, and is recovered from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from discovery import ConsulApi, HttpCheck, Registration, View
+from tests.support.eventually import eventually
+from tests.support.faulty import Fault, FaultyProxy, Passing, faulty_proxy
+from tests.support.servers import ConsulServer, consul
+
+WAIT_S = 0.5
+# Registering what is registered already changes nothing: each test brings a weight of its own.
+WEIGHTS = itertools.count(20)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ConsulServer]:
+    with consul() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def direct(server: ConsulServer) -> ConsulApi:
+    """Consul without the proxy."""
+    return ConsulApi(server.address)
+
+
+@pytest.fixture
+def proxy(server: ConsulServer) -> Iterator[FaultyProxy]:
+    with faulty_proxy(server.http_port) as started:
+        yield started
+
+
+@pytest.fixture
+def view(direct: ConsulApi, proxy: FaultyProxy) -> Iterator[View]:
+    for port in (1, 2):
+        direct.register(Registration("stays", "127.0.0.1", port, f"stays-{port}", check=None))
+    followed = View(ConsulApi(proxy.address, read_timeout_s=0.5), wait_s=WAIT_S, grace_s=1.0)
+    followed.start()
+    assert followed.ready(5)
+    assert len(followed.snapshot().instances("stays")) == 2
+    yield followed
+    followed.stop()
+
+
+def error_500(answer: Passing) -> Passing:
+    return replace(answer, status=500, body=b"No cluster leader", index=None)
+
+
+def forbidden(answer: Passing) -> Passing:
+    return replace(answer, status=403, body=b"Permission denied", index=None)
+
+
+def no_json(answer: Passing) -> Passing:
+    return replace(answer, body=b"<html>")
+
+
+def other_json(answer: Passing) -> Passing:
+    return replace(answer, body=b'"hello"')
+
+
+def no_index(answer: Passing) -> Passing:
+    return replace(answer, index=None)
+
+
+def empty(answer: Passing) -> Passing:
+    """What an election can give: 200, and nothing in it, from every path."""
+    if answer.path.startswith("/v1/status/leader"):
+        return replace(answer, body=b'""')
+    return replace(answer, body=b"{}" if answer.body.startswith(b"{") else b"[]")
+
+
+def empty_health(answer: Passing) -> Passing:
+    return replace(answer, body=b"[]") if "/health/service/" in answer.path else answer
+
+
+def empty_catalog(answer: Passing) -> Passing:
+    """Only the blocking read is empty: a re-read of the leader still shows everything."""
+    unconfirmed = "/catalog/services" in answer.path and "consistent" not in answer.path
+    return replace(answer, body=b"{}") if unconfirmed else answer
+
+
+def broken_node(answer: Passing) -> Passing:
+    """The first of two instances has a node that is no object."""
+    entries = json.loads(answer.body) if "/health/service/stays" in answer.path else []
+    if not entries:
+        return answer
+    entries[0]["Node"] = None
+    return replace(answer, body=json.dumps(entries).encode())
+
+
+def index_back(answer: Passing) -> Passing:
+    return replace(answer, index=1) if answer.index else answer
+
+
+def hang_up(answer: Passing) -> None:
+    return None
+
+
+FAULTS = [
+    error_500,
+    forbidden,
+    no_json,
+    other_json,
+    no_index,
+    empty,
+    empty_health,
+    empty_catalog,
+    broken_node,
+    index_back,
+    hang_up,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_fault_leaves_the_last_good_state_and_is_recovered_from(
+    view: View, proxy: FaultyProxy, direct: ConsulApi, fault: Fault
+) -> None:
+    lost: list[str] = []
+    view.on_change(
+        lambda changes, _: lost.extend(
+            change.service for change in changes if change.service == "stays" and len(change.after) < 2
+        )
+    )
+    with proxy.failing(fault):
+        # Something that makes the view read "stays" and the rest again while the fault lasts.
+        weight = next(WEIGHTS)
+        direct.register(Registration("stays", "127.0.0.1", 1, "stays-1", weight=weight, check=None))
+        direct.register(Registration("noise", "127.0.0.1", 9, "noise-9", check=None))
+        direct.deregister("noise-9")
+        time.sleep(1.2)
+        assert len(view.snapshot().instances("stays")) == 2
+    direct.register(Registration("stays", "127.0.0.1", 3, "stays-3", check=None))
+    try:
+        eventually(lambda: len(view.snapshot().instances("stays")) == 3, 12)
+        eventually(lambda: view.healthy, 12)
+        eventually(lambda: view.snapshot().instances("stays")[0].meta["edge-weight"] == str(weight), 5)
+        assert not lost
+    finally:
+        direct.deregister("stays-3")
+
+
+def test_hang_is_noticed_by_age_and_health_and_recovered_from(
+    view: View, proxy: FaultyProxy, direct: ConsulApi
+) -> None:
+    with proxy.hanging():
+        eventually(lambda: not view.healthy, 6)
+        eventually(lambda: view.age_s() > 2 * WAIT_S, 6)
+        assert len(view.snapshot().instances("stays")) == 2
+        assert proxy.stumbles
+    eventually(lambda: view.healthy and view.age_s() < 2 * WAIT_S, 12)
+
+
+def test_broken_answer_for_one_service_delays_no_other(
+    view: View, proxy: FaultyProxy, direct: ConsulApi
+) -> None:
+    with proxy.failing(broken_node):
+        direct.register(Registration("stays", "127.0.0.1", 1, "stays-1", weight=200, check=None))
+        time.sleep(0.5)
+        began = time.monotonic()
+        direct.register(Registration("other", "127.0.0.1", 8, "other-8", check=None))
+        eventually(lambda: view.snapshot().instances("other"), 2)
+        assert time.monotonic() - began < 0.5
+    eventually(lambda: view.snapshot().instances("stays")[0].meta["edge-weight"] == "200", 10)
+    direct.deregister("other-8")
+
+
+def test_last_instance_that_leaves_is_believed_at_once(view: View, direct: ConsulApi) -> None:
+    direct.register(Registration("leaves", "127.0.0.1", 7, "leaves-7", check=None))
+    eventually(lambda: view.snapshot().instances("leaves"), 2)
+    began = time.monotonic()
+    direct.deregister("leaves-7")
+    eventually(lambda: not view.snapshot().instances("leaves"), 2)
+    assert time.monotonic() - began < 0.5
+
+
+def test_view_that_starts_without_consul_follows_it_once_it_is_there() -> None:
+    with consul() as late:
+        late.kill()
+        view = View(ConsulApi(late.address), wait_s=WAIT_S)
+        view.start()
+        try:
+            assert not view.ready(0.5)
+            assert view.age_s() == float("inf")
+            assert not view.healthy
+            late.start()
+            assert view.ready(10)
+        finally:
+            view.stop()
+
+
+def test_consul_restarted_empty_gives_keepers_time_to_register_again() -> None:
+    with consul() as server:
+        api = ConsulApi(server.address)
+        kept = Registration("kept", "127.0.0.1", 5, "kept-5", check=HttpCheck(interval_s=60))
+        api.register(kept, "passing")
+        api.register(Registration("lost", "127.0.0.1", 6, "lost-6", check=None))
+        view = View(ConsulApi(server.address), wait_s=WAIT_S, grace_s=3.0)
+        gaps: list[int] = []
+        view.start()
+        try:
+            eventually(lambda: {"kept", "lost"} <= view.snapshot().services.keys(), 5)
+            view.on_change(lambda _, snapshot: gaps.append(len(snapshot.callable("kept"))))
+            server.kill()
+            eventually(lambda: not view.healthy, 5)
+            time.sleep(1.5)
+            server.start()
+            eventually(lambda: view.healthy, 10)
+            time.sleep(0.5)
+            assert {"kept", "lost"} <= view.snapshot().services.keys()
+            api.register(kept, "passing")
+            eventually(lambda: "lost" not in view.snapshot().services, 8)
+            assert view.snapshot().callable("kept")
+            assert 0 not in gaps
+        finally:
+            view.stop()
