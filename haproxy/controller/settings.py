@@ -62,6 +62,11 @@ class EdgeSettings(BaseSettings):
         return self.edge_dir.absolute() / "errors"
 
     @property
+    def maps_dir(self) -> Path:
+        """Where route maps are written, when there are too many routes for ACLs."""
+        return self.edge_dir.absolute() / "maps"
+
+    @property
     def certificate(self) -> Path:
         """Certificate and key in one PEM file."""
         return self.edge_dir.absolute() / "tls" / "edge.pem"
