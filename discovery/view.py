@@ -9,9 +9,7 @@ for every service, and only that is read again. So the cost of a change does not
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from types import MappingProxyType
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
@@ -19,54 +17,19 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.consul_api import ConsulApi, ServiceRead
 from discovery.consul_json import CheckState
 from discovery.errors import ConsulError, ConsulMalformed
-from discovery.model import Change, Instance, Snapshot
+from discovery.model import Change, Snapshot
+from discovery.records import Records
 from discovery.watch import WAIT_S, TokenBucket, Turn, Watch, backoff_s
 
 log = structlog.get_logger(__name__)
 
 # Looks for anything missed, though nothing should be.
 SWEEP_EVERY_S = 30.0
+SWEEP_CHUNK = 128
 # Keepers notice within 10 s that a restarted agent has forgotten them.
 GRACE_S = 15.0
 Listener = Callable[[list[Change], Snapshot], None]
 Checks = dict[tuple[str, str], CheckState]
-
-
-class Reading(Protocol):
-    """What a reader of the catalog needs: View and StaticView have it."""
-
-    def snapshot(self) -> Snapshot: ...
-
-    def age_s(self) -> float: ...
-
-    @property
-    def healthy(self) -> bool: ...
-
-
-class StaticView:
-    """A snapshot that never ages: for tests, and for fixed lists of instances."""
-
-    def __init__(self, snapshot: Snapshot | Iterable[Instance]) -> None:
-        self.replace(snapshot)
-
-    def replace(self, snapshot: Snapshot | Iterable[Instance]) -> None:
-        """Answer with something else from now on."""
-        if not isinstance(snapshot, Snapshot):
-            services: dict[str, tuple[Instance, ...]] = {}
-            for instance in sorted(snapshot, key=lambda each: each.key):
-                services[instance.service] = (*services.get(instance.service, ()), instance)
-            snapshot = Snapshot(MappingProxyType(services), 1)
-        self._snapshot = snapshot
-
-    def snapshot(self) -> Snapshot:
-        return self._snapshot
-
-    def age_s(self) -> float:
-        return 0.0
-
-    @property
-    def healthy(self) -> bool:
-        return True
 
 
 class View:
@@ -92,7 +55,6 @@ class View:
         self._clock = clock
         self._scope = None if services is None else frozenset(services)
         self._grace_s = grace_s
-        self._snapshot = Snapshot()
         self._listeners: list[Listener] = []
         self._ready = threading.Event()
         self._stopped = threading.Event()
@@ -106,9 +68,11 @@ class View:
         self._answered_at: dict[str, float] = {}
         self._failing: set[str] = set()
         # What follows belongs to the thread of _run alone.
-        self._records: dict[str, ServiceRead] = {}
-        self._held: set[str] = set()
+        self._records = Records()
         self._failures = 0
+        self._retry: set[str] = set()
+        self._retries = 0
+        self._retry_at = 0.0
         self._sweep_after = 0.0
         self._swept_at = clock.monotonic()
         # A sweep of a thousand services takes Consul 0.1 s: half of the time in the long run, all of it for a while.
@@ -140,7 +104,7 @@ class View:
 
     def snapshot(self) -> Snapshot:
         """The last good state, at once."""
-        return self._snapshot
+        return self._records.snapshot
 
     def ready(self, timeout_s: float = 0.0) -> bool:
         """Wait up to `timeout_s` for the first snapshot; tells whether there is one."""
@@ -224,11 +188,7 @@ class View:
             }
             nodes = {check.node for check in changed if not check.service}
             if nodes:
-                self._dirty |= {
-                    service
-                    for service, instances in self._snapshot.services.items()
-                    if any(instance.node in nodes for instance in instances)
-                }
+                self._dirty |= self._records.on_nodes(nodes)
             if turn in ("reset", "rejoined"):
                 self._sweep_due = True
             self._answered(state)
@@ -264,18 +224,19 @@ class View:
         now = self._clock.monotonic()
         if now - self._swept_at >= SWEEP_EVERY_S:
             self._sweep_due = True
-        if self._held and now >= self._hold_until:
-            return True
-        return bool(self._dirty) or (self._sweep_due and now >= self._sweep_after)
+        return bool(self._dirty) or any(now >= at for at in self._due_times())
+
+    def _due_times(self) -> list[float]:
+        """When there will be something to do, of the kinds that wait for a time."""
+        times = [self._swept_at + SWEEP_EVERY_S] if not self._sweep_due else [self._sweep_after]
+        if self._records.held:
+            times.append(self._hold_until)
+        if self._retry:
+            times.append(self._retry_at)
+        return times
 
     def _idle_s(self) -> float:
-        now = self._clock.monotonic()
-        due = [self._swept_at + SWEEP_EVERY_S]
-        if self._sweep_due:
-            due.append(self._sweep_after)
-        if self._held:
-            due.append(self._hold_until)
-        return min(max(min(due) - now, 0.001), SWEEP_EVERY_S)
+        return min(max(min(self._due_times()) - self._clock.monotonic(), 0.001), SWEEP_EVERY_S)
 
     def _work(self) -> float:
         """Read what is known to have changed, then look for what else has; answers how long to pause (seconds)."""
@@ -283,13 +244,9 @@ class View:
             retry = self._read(self._take_dirty())
             self._publish()
             retry |= self._sweep()
-            self._publish()
         except ConsulError as error:
             return self._failed(error)
-        if retry:
-            with self._wake:
-                self._dirty |= retry
-            return self._failed(ConsulMalformed(f"no usable answer for {', '.join(sorted(retry)[:5])}"))
+        self._put_off(retry)
         if self._failures:
             log.info("catalog reads recovered", failures=self._failures)
         self._failures = 0
@@ -297,11 +254,26 @@ class View:
         self._ready.set()
         return 0.0
 
+    def _put_off(self, retry: set[str]) -> None:
+        """One service's broken answer delays no other: it is read again after a while of its own."""
+        if not retry:
+            self._retries = 0 if not self._retry else self._retries
+            return
+        if not self._retries:
+            log.warning("services keep their last state", services=sorted(retry)[:5], count=len(retry))
+        self._retries += 1
+        self._retry |= retry
+        self._retry_at = self._clock.monotonic() + backoff_s(self._retries, self._clock)
+
     def _take_dirty(self) -> set[str]:
+        now = self._clock.monotonic()
         with self._wake:
-            if self._held and self._clock.monotonic() >= self._hold_until:
-                self._dirty |= self._held
-                self._held.clear()
+            if self._records.held and now >= self._hold_until:
+                self._dirty |= self._records.held
+                self._records.held.clear()
+            if self._retry and now >= self._retry_at:
+                self._dirty |= self._retry
+                self._retry.clear()
             dirty, self._dirty = self._dirty, set()
             return dirty
 
@@ -318,18 +290,25 @@ class View:
             if not self._sweep_due or self._clock.monotonic() < self._sweep_after:
                 return set()
             self._sweep_due = False
-            names = set(self._names or ())
+            names = sorted(self._names or ())
         began = self._clock.monotonic()
+        retry: set[str] = set()
         try:
-            changed = {name for name in self._records if name not in names and self._records[name].instances}
-            for read in self._checked(names, self._api.service_indexes):
-                known = self._records.get(read.service)
-                if known is None or known.index != read.index:
-                    changed.add(read.service)
-            retry = self._read(changed)
+            retry |= self._read(self._records.unlisted(names))
+            for start in range(0, len(names), SWEEP_CHUNK):
+                chunk = names[start : start + SWEEP_CHUNK]
+                moved = {
+                    read.service
+                    for read in self._ask(chunk, self._api.service_indexes)
+                    if self._records.moved(read)
+                }
+                # What a watch has named meanwhile does not wait for the end of the sweep.
+                retry |= self._read(moved | self._take_dirty())
+                self._publish()
         except ConsulError:
             with self._wake:
                 self._sweep_due = True
+                self._dirty |= retry
             raise
         now = self._swept_at = self._clock.monotonic()
         self._sweep_after = now + self._sweep_budget.take(now - began)
@@ -340,8 +319,11 @@ class View:
         left = set(services)
         retry: set[str] = set()
         try:
-            for read in self._checked(services, self._api.read_services):
-                if not self._accept(read):
+            for read in self._ask(sorted(services), self._api.read_services):
+                with self._wake:
+                    listed = read.service in (self._names or ())
+                    hold = self._clock.monotonic() < self._hold_until
+                if not self._records.accept(read, listed=listed, hold=hold):
                     retry.add(read.service)
                 left.discard(read.service)
         except ConsulError:
@@ -350,60 +332,24 @@ class View:
             raise
         return retry
 
-    def _checked(
-        self,
-        services: set[str],
-        ask: Callable[[list[str]], Iterator[ServiceRead | ConsulError]],
+    def _ask(
+        self, services: Sequence[str], ask: Callable[[Sequence[str]], Iterator[ServiceRead | ConsulError]]
     ) -> Iterator[ServiceRead]:
-        """The answers to `ask`; a service with a broken answer comes as one that was not read (index -1, no instances)."""
-        ordered = sorted(services)
-        for name, answer in zip(ordered, ask(ordered), strict=False):
+        """The answers to `ask`; a broken one comes as a read of nothing (index -1, no instances)."""
+        for name, answer in zip(services, ask(services), strict=False):
             if isinstance(answer, ConsulError):
-                log.warning("service not read", service=name[:63], error=str(answer))
+                log.debug("service not read", service=name[:63], error=str(answer))
                 answer = ServiceRead(name, -1, None)
             yield answer
 
-    def _accept(self, read: ServiceRead) -> bool:
-        """Take a read into the records; False when it is not to be believed (yet)."""
-        if read.instances is None:
-            return False
-        known = self._records.get(read.service)
-        old = (known.instances if known else None) or ()
-        with self._wake:
-            listed = read.service in (self._names or ())
-            hold = self._clock.monotonic() < self._hold_until
-        if old and not read.instances and listed:
-            return False  # the list of services and its health disagree: one of them is about to change
-        present = {instance.key for instance in read.instances}
-        missing = tuple(instance for instance in old if instance.key not in present)
-        if hold and missing:
-            self._held.add(read.service)
-            merged = tuple(sorted((*read.instances, *missing), key=lambda instance: instance.key))
-            read = ServiceRead(read.service, read.index, merged)
-        self._records[read.service] = read
-        return True
-
     def _publish(self) -> None:
-        old = self._snapshot.services
-        changes: list[Change] = []
-        services = dict(old)
-        for name, record in list(self._records.items()):
-            after = record.instances or ()
-            before = old.get(name, ())
-            if not after:
-                services.pop(name, None)
-                del self._records[name]
-            if before is not after and before != after:
-                changes.append(Change(name, before, after))
-                if after:
-                    services[name] = after
+        changes = self._records.publish()
         if not changes:
             return
-        self._snapshot = Snapshot(MappingProxyType(services), self._snapshot.version + 1)
         for callback in self._listeners:
             if self._stopped.is_set():
                 return
             try:
-                callback(changes, self._snapshot)
+                callback(changes, self._records.snapshot)
             except Exception:  # one listener's bug must not stop the others, nor the view
                 log.exception("change listener failed")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tests.support.upstream import Handler, upstream
+from tests.support.scripted import Handler, upstream
 
 
 @dataclass

@@ -1,0 +1,335 @@
+"""ServiceClient: a call by service name. Deadline, breaker, pick, attempt, record."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from discovery.balancer import Balancer, balance_of, candidates, usable
+from discovery.breaker import Breaker, BreakerSettings, BreakerSnapshot, Permit
+from discovery.call import DEADLINE_HEADER, Body, Call, Query, target
+from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.errors import (
+    BudgetExhausted,
+    CallError,
+    ConnectFailed,
+    DeadlineExceeded,
+    NoInstance,
+    NotSent,
+    ResponseLost,
+    ResponseTimeout,
+)
+from discovery.model import Balance, Instance
+from discovery.observer import Observer
+from discovery.outlier import Outliers, OutlierSettings, identity
+from discovery.retry import RetryBudget, RetrySettings, backoff_s, may_retry
+from discovery.static_view import Reading
+from discovery.transport import Outgoing, Response, Transport
+
+log = structlog.get_logger(__name__)
+
+# What says that an instance, and its service, does not work. 501 and 505 are about the request.
+FAILED_STATUSES = frozenset({500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Times in seconds. `deadline_s` is for a whole call that names none; `attempt_timeout_s` for the head of one answer.
+
+    A call that may run twice gives an attempt at most half of the time left while another could follow, so that one hung
+    instance does not use up the deadline. `patience_s`: a caller who gave less than this says nothing about the upstream.
+    """
+
+    deadline_s: float = 15.0
+    attempt_timeout_s: float = 5.0
+    connect_timeout_s: float = 0.5
+    stream_idle_s: float = 60.0
+    patience_s: float = 0.5
+    connections: int = 16
+    max_body_bytes: int = 32 * 1024 * 1024
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
+    outlier: OutlierSettings = field(default_factory=OutlierSettings)
+
+
+class _Upstream:
+    """What is remembered of one service."""
+
+    def __init__(self, service: str, settings: ClientSettings, clock: Clock, observer: Observer) -> None:
+        self.balancer = Balancer(clock)
+        self.outliers = Outliers(settings.outlier, clock)
+        self.budget = RetryBudget(settings.retry, clock)
+        self.breaker = Breaker(service, settings.breaker, clock, observer.on_breaker)
+
+
+class ServiceClient:
+    """Calls services by name, over the instances of a view. Thread-safe, and works under gevent.
+
+    `token_source` gives the bearer token for requests that carry no Authorization of their own; `observer` hears of
+    every call and attempt.
+    """
+
+    def __init__(
+        self,
+        view: Reading,
+        *,
+        settings: ClientSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        token_source: Callable[[], str | None] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._view = view
+        self._settings = settings or ClientSettings()
+        self._clock = clock
+        self._token_source = token_source
+        self._observer = observer or Observer()
+        self._transport = Transport(
+            connect_timeout_s=self._settings.connect_timeout_s,
+            connections=self._settings.connections,
+            clock=clock,
+        )
+        self._lock = threading.Lock()
+        self._upstreams: dict[str, _Upstream] = {}
+        self._version = -1
+
+    def breakers(self) -> dict[str, BreakerSnapshot]:
+        """The breaker of every service called so far."""
+        return {service: upstream.breaker.snapshot() for service, upstream in list(self._upstreams.items())}
+
+    def request(
+        self,
+        method: str,
+        service: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        query: Query | None = None,
+        body: Body = None,
+        json: Any = None,
+        deadline_s: float | None = None,
+        stream: bool = False,
+        balance: Balance | None = None,
+        source_key: str | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Response:
+        """Call a service and return its answer, whatever its status; 502, 503 and 504 after the retries that are allowed.
+
+        `path` starts with `/`. `deadline_s` covers all attempts and travels on as `X-Deadline-Ms`; when streaming, until the head
+        of the answer. A `body` that is an iterator can be sent once only. `balance` overrides the service's own `edge-balance`;
+        `source_key` is what `source` and `uri` go by. Raises CallError; ValueError for a request nobody could be sent.
+        """
+        began = self._clock.monotonic()
+        call = Call(
+            began + (self._settings.deadline_s if deadline_s is None else deadline_s),
+            method=method,
+            service=service,
+            target=target(path, query),
+            headers=headers or {},
+            body=body,
+            json=json,
+            stream=stream,
+            balance=balance,
+            key=source_key,
+        )
+        call.pass_on(request_id, traceparent)
+        outcome = "error"
+        try:
+            response = self._guarded(call)
+            outcome = f"{response.status // 100}xx"
+            return response
+        except CallError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self._observer.on_call(
+                service, call.method, outcome, call.attempts, self._clock.monotonic() - began
+            )
+
+    # -- one call
+
+    def _guarded(self, call: Call) -> Response:
+        """The attempts of a call within the service's breaker."""
+        self._forget_gone()
+        if not usable(self._view.snapshot().instances(call.service)):
+            raise NoInstance(call.service, "no instance that could take the call")
+        upstream = self._upstream(call.service)
+        permit = upstream.breaker.enter()
+        try:
+            if self._token_source is not None and not call.has_header("authorization"):
+                call.authorize(self._token_source())
+            upstream.budget.called()
+            response = self._attempts(call, upstream, permit)
+        except (NoInstance, DeadlineExceeded) as error:
+            counts = isinstance(error, DeadlineExceeded) and error.sent and call.patient
+            permit.failed(str(error)) if counts else permit.ignored()
+            raise
+        except CallError as error:
+            permit.failed(str(error))
+            raise
+        except BaseException:
+            permit.ignored()
+            raise
+        if response.status in FAILED_STATUSES:
+            permit.failed(f"status {response.status}")
+        elif not call.stream:
+            permit.succeeded()
+        call.returned = True
+        return response
+
+    def _attempts(self, call: Call, upstream: _Upstream, permit: Permit) -> Response:
+        while True:
+            instance = self._pick(call, upstream)
+            call.attempts += 1
+            call.tried.add(identity(instance))
+            outcome = self._attempt(call, upstream, instance, permit)
+            error = outcome if isinstance(outcome, CallError) else None
+            cause = error or (outcome.status if isinstance(outcome, Response) else 0)
+            if not may_retry(cause, twice=call.twice, replayable=call.replayable) or not self._again(call):
+                return self._final(call, outcome)
+            if not upstream.budget.spend():
+                if isinstance(outcome, ConnectFailed):
+                    raise BudgetExhausted(
+                        call.service, outcome.detail, attempts=call.attempts, instance_id=instance.id
+                    ) from outcome
+                return self._final(call, outcome)
+            if isinstance(outcome, Response):
+                outcome.close()
+            pause_s = backoff_s(self._settings.retry, call.attempts, self._clock)
+            self._clock.sleep(min(pause_s, max(0.0, self._left_s(call))))
+
+    def _final(self, call: Call, outcome: Response | CallError) -> Response:
+        outcome.attempts = call.attempts
+        if not isinstance(outcome, CallError):
+            return outcome
+        if self._left_s(call) <= 0:
+            raise DeadlineExceeded(
+                call.service,
+                sent=not isinstance(outcome, NotSent),
+                attempts=call.attempts,
+                instance_id=outcome.instance_id,
+            ) from outcome
+        raise outcome
+
+    def _again(self, call: Call) -> bool:
+        return call.attempts < self._settings.retry.attempts and self._left_s(call) > 0
+
+    def _left_s(self, call: Call) -> float:
+        return call.until - self._clock.monotonic()
+
+    def _pick(self, call: Call, upstream: _Upstream) -> Instance:
+        if self._left_s(call) <= 0:
+            raise DeadlineExceeded(call.service, sent=call.attempts > 0, attempts=call.attempts)
+        group = candidates(
+            usable(self._view.snapshot().instances(call.service)), upstream.outliers.ejected(), call.tried
+        )
+        if not group:
+            raise NoInstance(call.service, "its last instance has gone", attempts=call.attempts)
+        return upstream.balancer.pick(group, call.balance or balance_of(group[0]), call.key)
+
+    # -- one attempt
+
+    def _attempt(
+        self, call: Call, upstream: _Upstream, instance: Instance, permit: Permit
+    ) -> Response | CallError:
+        """Try one instance, and record how it went with it."""
+        left_s = self._left_s(call)
+        another = call.twice and call.attempts < self._settings.retry.attempts
+        timeout_s = min(self._settings.attempt_timeout_s, left_s / 2 if another else left_s)
+        call.patient = timeout_s >= self._settings.patience_s
+        headers = {**call.headers, DEADLINE_HEADER: str(max(1, int(left_s * 1000)))}
+        outgoing = Outgoing(call.service, call.method, call.target, headers, call.body)
+        began = self._clock.monotonic()
+        finish = self._finisher(call, upstream, instance, permit)
+        upstream.balancer.began(instance)
+        try:
+            response = self._transport.send(
+                outgoing,
+                instance,
+                timeout_s=timeout_s,
+                stream=call.stream,
+                read_timeout_s=self._settings.stream_idle_s if call.stream else timeout_s,
+                finish=finish,
+            )
+            if not call.stream:
+                response.read_whole(self._settings.max_body_bytes, lambda: self._left_s(call))
+        except CallError as error:
+            finish(error)
+            self._failed(call, upstream, instance, error)
+            self._told(call, instance, type(error).__name__, began)
+            return error
+        except BaseException:
+            finish(None)
+            raise
+        if response.status in FAILED_STATUSES:
+            self._failed(call, upstream, instance, None)
+        else:
+            upstream.outliers.succeeded(instance)
+        self._told(call, instance, f"{response.status // 100}xx", began)
+        return response
+
+    def _finisher(
+        self, call: Call, upstream: _Upstream, instance: Instance, permit: Permit
+    ) -> Callable[[CallError | None], None]:
+        """What happens once when an attempt's answer has been read, left or lost."""
+        lock = threading.Lock()
+        over = False
+
+        def finish(error: CallError | None) -> None:
+            nonlocal over
+            with lock:
+                if over:
+                    return
+                over = True
+            upstream.balancer.ended(instance)
+            if not call.stream:
+                return
+            if isinstance(error, ResponseLost) and call.returned:
+                self._failed(call, upstream, instance, error)
+                permit.failed(str(error))
+            elif call.returned:
+                permit.succeeded()
+
+        return finish
+
+    def _failed(self, call: Call, upstream: _Upstream, instance: Instance, error: CallError | None) -> None:
+        if isinstance(error, ResponseTimeout) and not call.patient:
+            return
+        out_s = upstream.outliers.failed(instance, refused=isinstance(error, ConnectFailed))
+        if out_s:
+            log.info("instance ejected", service=call.service, instance_id=instance.id, duration_s=out_s)
+            self._observer.on_ejected(call.service, instance.id, out_s)
+
+    def _told(self, call: Call, instance: Instance, outcome: str, began: float) -> None:
+        self._observer.on_attempt(
+            call.service, instance.id, outcome, call.attempts, self._clock.monotonic() - began
+        )
+
+    # -- what is remembered
+
+    def _upstream(self, service: str) -> _Upstream:
+        upstream = self._upstreams.get(service)
+        if upstream is None:
+            with self._lock:
+                upstream = self._upstreams.get(service)
+                if upstream is None:
+                    upstream = _Upstream(service, self._settings, self._clock, self._observer)
+                    self._upstreams[service] = upstream
+        return upstream
+
+    def _forget_gone(self) -> None:
+        """After a change of the catalog, drop the pools and ejections of instances that are no more."""
+        snapshot = self._view.snapshot()
+        if snapshot.version == self._version:
+            return
+        self._version = snapshot.version
+        live: set[tuple[str, int]] = set()
+        for service, upstream in list(self._upstreams.items()):
+            instances = snapshot.instances(service)
+            live |= {(instance.address, instance.port) for instance in instances}
+            upstream.outliers.forget_all_but(instances)
+        self._transport.drop([address for address in self._transport.addresses() if address not in live])
