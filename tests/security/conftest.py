@@ -10,7 +10,7 @@ import pytest
 
 from haproxy.controller.model import Backend, EdgeState
 from tests.support.edge import Edge, backend, edge
-from tests.support.upstream import Upstream
+from tests.support.recorder import Upstream
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from haproxy.controller.model import EdgeState
 from tests.security.tokens import Issuer, b64, claims, hmac_signed, unsigned
 from tests.support.edge import Edge, backend, edge
-from tests.support.upstream import Upstream
+from tests.support.recorder import Upstream
 
 
 @dataclass

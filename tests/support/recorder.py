@@ -2,7 +2,7 @@
 
     with Upstream("users") as upstream:      # threads of this process: its `requests` can be looked at
         ...
-    python -m tests.support.upstream users 20001   # a process of its own: can be killed and stopped
+    python -m tests.support.recorder users 20001   # a process of its own: can be killed and stopped
 
 What it does with a request is told by its path: `/fail` in it answers 500, `/slow` waits 0.3 s before it answers,
 `/crash` closes the connection without an answer, `/echo` sends the request's head back as the body.
@@ -167,7 +167,7 @@ def _chunks(stream) -> bytes:  # type: ignore[no-untyped-def]
 
 
 def main() -> None:
-    """`python -m tests.support.upstream SERVICE PORT [fail]`: serve until killed; `fail` answers 500 to all but health."""
+    """`python -m tests.support.recorder SERVICE PORT [fail]`: serve until killed; `fail` answers 500 to all but health."""
     service, port = sys.argv[1], int(sys.argv[2])
     handler = (lambda _: Answer(500)) if sys.argv[3:] == ["fail"] else by_path
     with Upstream(service, port=port, handler=handler):
