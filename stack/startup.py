@@ -184,7 +184,9 @@ def _not_serving(stack: Stack, token: str, answered: set[str]) -> list[str]:
     late = [
         i.id
         for i in live
-        if consul.get(i.id) not in {"passing", "warning"} or not views.is_up(edge.get(i.id))
+        if consul.get(i.id) not in {"passing", "warning"}
+        or not views.is_up(edge.get(i.id))
+        or not views.instance_ready(i.service, i.port)
     ]
     services = {one.service for one in live} - answered - {name.rpartition("-")[0] for name in late}
     bearer = probe_headers(stack.settings.edge_url, stack.vault) if services else {}

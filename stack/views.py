@@ -82,10 +82,19 @@ def answered_by(edge: str, path: str, headers: Mapping[str, str]) -> str | None:
     return answer.headers.get("x-served-by")
 
 
-def edge_answers(edge: str, headers: Mapping[str, str]) -> str:
-    """In a word, whether the edge answers its own health path."""
+def edge_answers(edge: str) -> str:
+    """In words, whether the edge answers for itself (`host:port`)."""
     try:
-        answer = rest.call(edge, "GET", "/health", headers=headers, timeout_s=3)
+        answer = rest.call(edge, "GET", "/health/ready", timeout_s=3)
     except OSError as error:
         return f"does not answer ({error})"
-    return f"answers /health with {answer.status}"
+    return "ready" if answer.status == 200 else f"answers /health/ready with {answer.status}"
+
+
+def instance_ready(service: str, port: int) -> bool:
+    """Whether the instance itself says that it may take traffic: Consul's and HAProxy's word may be of the one before it."""
+    try:
+        answer = rest.call(f"127.0.0.1:{port}", "GET", "/health/ready", timeout_s=2)
+    except OSError:
+        return False
+    return answer.status == 200 and answer.headers.get("x-service") == service
