@@ -24,7 +24,7 @@ from stack.settings import StackSettings
 from stack.vault import Vault
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 RESERVED = {"master", *consul_agent.SHARED_POLICIES}
@@ -228,9 +228,7 @@ def main() -> int:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if background else logging.WARNING),
     )
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        return end.exit_code
+        app()
     except StackError as error:
         print(f"error: {error.what}", file=sys.stderr)
         if error.remedy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 
@@ -56,7 +57,9 @@ def print_where(console: Console, stack: Stack) -> None:
         places.add_row(name, f"{len(ports)} instances: {' '.join(ports)}")
     console.print(places)
     console.print("\ntry:")
-    body = '{"email":"ada@example.com","password":"correct horse battery","firstName":"Ada","lastName":"Lovelace"}'
+    # A new address each time, so that the line works more than once.
+    body = f'{{"email":"ada.{secrets.token_hex(3)}@example.com",'
+    body += '"password":"correct horse battery","firstName":"Ada","lastName":"Lovelace"}'
     console.print(f"  curl -i {edge}/api/products", markup=False)
     console.print(f"  curl -i {edge}/api/posts", markup=False)
     console.print(

@@ -118,6 +118,12 @@ class Startup:
 def check_machine(stack: Stack) -> None:
     """Everything that would make the start fail half-way, looked at before anything starts. Raises StackError."""
     settings = stack.settings
+    odd = set(re.sub(r"[\w./+@,~ -]", "", str(settings.var)))
+    if odd:
+        raise StackError(
+            f"{settings.var} holds {' '.join(sorted(odd))}, which supervisord and HAProxy would read as something else",
+            "choose another folder for the state: BREAKWATER_VAR=<folder>",
+        )
     longest = settings.run_dir / "haproxy-master.sock"
     if len(str(longest).encode()) > MAX_SOCKET_PATH:
         raise StackError(

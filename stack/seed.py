@@ -1,0 +1,127 @@
+"""Demonstration data, sent through the edge as anybody would send it; repeating it adds nothing."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from stack import rest
+from stack.api import Stack
+from stack.errors import StackError
+from stack.vault import write_private
+
+ADMIN = ("admin@example.com", "Grace", "Hopper")
+PEOPLE = (
+    ("ada@example.com", "Ada", "Lovelace"),
+    ("alan@example.com", "Alan", "Turing"),
+    ("katherine@example.com", "Katherine", "Johnson"),
+)
+PRODUCTS: tuple[dict[str, Any], ...] = (
+    {"sku": "LAMP-1", "name": "Harbour lamp", "category": "light", "price": 4900, "currency": "EUR"},
+    {"sku": "LAMP-2", "name": "Pier lantern", "category": "light", "price": 7900, "currency": "EUR"},
+    {"sku": "ROPE-10", "name": "Mooring rope, 10 m", "category": "rope", "price": 2450, "currency": "EUR"},
+    {"sku": "ROPE-30", "name": "Mooring rope, 30 m", "category": "rope", "price": 5990, "currency": "EUR"},
+    {"sku": "BUOY-R", "name": "Buoy, red", "category": "buoy", "price": 12900, "currency": "EUR"},
+    {"sku": "BUOY-G", "name": "Buoy, green", "category": "buoy", "price": 12900, "currency": "EUR"},
+)
+POSTS: tuple[tuple[int, dict[str, Any]], ...] = (
+    (
+        0,
+        {
+            "title": "Notes on the engine",
+            "content": "It weaves algebraic patterns.",
+            "tags": ["engines", "demo"],
+        },
+    ),
+    (
+        1,
+        {"title": "Can machines wait?", "content": "They can, with a timeout.", "tags": ["machines", "demo"]},
+    ),
+    (2, {"title": "Check the numbers", "content": "Then check them once more.", "tags": ["orbits", "demo"]}),
+)
+
+
+class Seed:
+    """One run against a running stack. Raises StackError with the edge's answer when something is refused."""
+
+    def __init__(self, stack: Stack, progress: Callable[[str], None]) -> None:
+        self.stack = stack
+        self.edge = stack.settings.edge_url.removeprefix("http://")
+        self.progress = progress
+
+    def run(self) -> dict[str, int]:
+        """What was new: counts of people, products and posts."""
+        self.progress("people")
+        passwords = self._passwords()
+        people = sum(self._register(*who, password=passwords[who[0]]) for who in (ADMIN, *PEOPLE))
+        self._grant_admin()
+        self.progress("products")
+        admin = self._login(ADMIN[0], passwords[ADMIN[0]])
+        products = sum(self._create("/api/products", product, admin) for product in PRODUCTS)
+        self.progress("posts")
+        posts = 0
+        for number, (email, *_) in enumerate(PEOPLE):
+            token = self._login(email, passwords[email])
+            mine = [post for author, post in POSTS if author == number]
+            posts += sum(self._create("/api/posts", post, token) for post in mine if not self._posted(post))
+        return {"new people": people, "new products": products, "new posts": posts}
+
+    def _passwords(self) -> dict[str, str]:
+        """E-mail address → password; made once, kept among the secrets."""
+        file = self.stack.vault.root / "people.json"
+        known: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+        for email, *_ in (ADMIN, *PEOPLE):
+            known.setdefault(email, secrets.token_urlsafe(18))
+        write_private(file, json.dumps(known, indent=2) + "\n")
+        admin = {"email": ADMIN[0], "password": known[ADMIN[0]]}
+        write_private(self.stack.vault.admin_file, json.dumps(admin, indent=2) + "\n")
+        return known
+
+    def _register(self, email: str, first: str, last: str, *, password: str) -> bool:
+        body = {"email": email, "password": password, "firstName": first, "lastName": last}
+        return self._create("/api/auth/register", body, None)
+
+    def _grant_admin(self) -> None:
+        """The first administrator cannot be made through the edge: auth's own command works on its database."""
+        argv = [sys.executable, "-m", "services.auth", "grant-admin", ADMIN[0]]
+        done = subprocess.run(
+            argv,
+            env=self.stack.environment("auth"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            raise StackError(f"no administrator: {(done.stderr or done.stdout).strip()[-500:]}")
+
+    def _login(self, email: str, password: str) -> str:
+        answer = self._send("POST", "/api/auth/login", {"email": email, "password": password})
+        if answer.status != 200:
+            raise StackError(
+                f"{email} cannot log in: {answer.status} {answer.body[:300]!r}",
+                "an account of that name with another password? make clean starts afresh",
+            )
+        return str(answer.json()["access_token"])
+
+    def _posted(self, post: dict[str, Any]) -> bool:
+        answer = self._send("GET", f"/api/posts?tag={post['tags'][0]}")
+        return any(one["title"] == post["title"] for one in answer.json()["data"])
+
+    def _create(self, path: str, body: dict[str, Any], token: str | None) -> bool:
+        """True when it was made, False when it is there already (409)."""
+        answer = self._send("POST", path, body, token)
+        if answer.status not in {201, 409}:
+            raise StackError(f"POST {path}: {answer.status} {answer.body[:500]!r}")
+        return answer.status == 201
+
+    def _send(self, method: str, path: str, body: object = None, token: str | None = None) -> rest.Answer:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            return rest.call(self.edge, method, path, body=body, headers=headers, timeout_s=10)
+        except OSError as error:
+            raise StackError(f"the edge does not answer: {error}", "make status") from error

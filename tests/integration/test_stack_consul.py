@@ -1,0 +1,256 @@
+"""Our Consul files on the real Consul: who may do what, and a cluster of three that elects and outlives a loss."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack import consul_agent, rest
+from stack.consul_agent import CONFIG, ConsulAcl
+from stack.ports import free_ports
+from stack.programs import find_binary
+from stack.settings import StackSettings
+from stack.vault import Vault, write_private
+from tests.support.eventually import eventually
+from tests.support.servers import Process
+
+
+@dataclass
+class Agent:
+    """One Consul agent started from our files."""
+
+    settings: StackSettings
+    vault: Vault
+    process: Process
+
+    @property
+    def acl(self) -> ConsulAcl:
+        return ConsulAcl(self.settings.consul_address, self.vault)
+
+    def status(self, token: str | None, method: str, path: str, body: object = None) -> int:
+        return self.answer(token, method, path, body).status
+
+    def answer(self, token: str | None, method: str, path: str, body: object = None) -> rest.Answer:
+        headers = {"X-Consul-Token": self.vault.consul_token(token)} if token else {}
+        return rest.call(self.settings.consul_address, method, path, body=body, headers=headers)
+
+    def register(self, token: str | None, name: str) -> int:
+        return self.status(
+            token, "PUT", "/v1/agent/service/register", {"Name": name, "ID": f"{name}-1", "Port": 1}
+        )
+
+
+@contextlib.contextmanager
+def agent(
+    var: Path, *files: str, changes: dict[str, Any] | None = None, vault: Vault | None = None
+) -> Iterator[Agent]:
+    settings = StackSettings.isolated(var)
+    vault = vault or Vault(settings.secrets_dir)
+    vault.open()
+    local = consul_agent.write_local(settings, vault)
+    if changes:
+        write_private(local, json.dumps({**json.loads(local.read_text()), **changes}))
+    argv = [
+        find_binary("consul"),
+        "agent",
+        *(f"-config-file={CONFIG / name}" for name in files),
+        f"-config-file={local}",
+    ]
+    process = Process(argv, var / "consul.log")
+    process.start()
+    try:
+        yield Agent(settings, vault, process)
+    finally:
+        process.stop()
+
+
+@pytest.fixture(scope="module")
+def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    with agent(tmp_path_factory.mktemp("consul"), "common.hcl", "server.hcl") as one:
+        one.acl.wait_ready(30)
+        one.acl.apply(["users", "posts"], production=False)
+        yield one
+
+
+def test_service_registers_its_own_name(consul: Agent) -> None:
+    assert consul.register("users", "users") == 200
+
+
+@pytest.mark.parametrize("name", ["posts", "users2", "user", "consul"])
+def test_service_cannot_register_another_name(consul: Agent, name: str) -> None:
+    assert consul.register("users", name) == 403
+
+
+def test_service_cannot_take_another_away(consul: Agent) -> None:
+    assert consul.register("posts", "posts") == 200
+    assert consul.status("users", "PUT", "/v1/agent/service/deregister/posts-1") == 403
+    assert consul.status("posts", "PUT", "/v1/agent/service/deregister/posts-1") == 200
+
+
+def test_service_finds_everybody(consul: Agent) -> None:
+    assert consul.register("users", "users") == 200
+    for path in (
+        "/v1/health/state/any",
+        "/v1/catalog/services",
+        "/v1/health/service/users",
+        "/v1/agent/service/users-1",
+    ):
+        assert consul.status("posts", "GET", path) == 200
+    assert "users" in eventually(lambda: consul.answer("posts", "GET", "/v1/catalog/services").json(), 10)
+
+
+@pytest.mark.parametrize("name", ["users", "gateway", "operator", None])
+def test_verdicts_are_written_by_the_controller_only(consul: Agent, name: str | None) -> None:
+    path = "/v1/kv/edge/status/edge/users"
+    assert consul.status(name, "PUT", path, "{}") == 403
+    assert consul.status("controller", "PUT", path, "{}") == 200
+    assert consul.status("controller", "GET", path) == 200
+
+
+def test_policy_of_paths_is_written_by_the_operator_only(consul: Agent) -> None:
+    path = "/v1/kv/edge/policy/owners"
+    for name in ("users", "controller", "gateway", None):
+        assert consul.status(name, "PUT", path, {}) == 403
+    assert consul.status("operator", "PUT", path, {}) == 200
+    assert consul.status("controller", "GET", path) == 200
+
+
+@pytest.mark.parametrize("name", ["users", "controller", "gateway", "operator", "agent", None])
+def test_only_the_management_token_sees_tokens(consul: Agent, name: str | None) -> None:
+    assert consul.status(name, "GET", "/v1/acl/tokens") == 403
+    assert consul.status("master", "GET", "/v1/acl/tokens") == 200
+
+
+@pytest.mark.parametrize("name", ["controller", "gateway", "operator", None])
+def test_readers_register_nothing(consul: Agent, name: str | None) -> None:
+    assert consul.register(name, "users") == 403
+
+
+def test_script_check_is_refused(consul: Agent) -> None:
+    body = {"Name": "users", "ID": "users-s", "Check": {"Args": ["true"], "Interval": "10s"}}
+    answer = consul.answer("users", "PUT", "/v1/agent/service/register", body)
+    assert answer.status != 200
+    assert b"Scripts are disabled" in answer.body
+
+
+def test_remote_exec_is_off(consul: Agent) -> None:
+    assert consul.answer("master", "GET", "/v1/agent/self").json()["DebugConfig"]["DisableRemoteExec"] is True
+
+
+def test_gossip_is_encrypted_and_everything_on_loopback(consul: Agent) -> None:
+    config = consul.answer("master", "GET", "/v1/agent/self").json()["DebugConfig"]
+    assert config["EncryptKey"] == "hidden"
+    assert {config["BindAddr"]["IP"] if isinstance(config["BindAddr"], dict) else config["BindAddr"]} == {
+        "127.0.0.1"
+    }
+    assert all("127.0.0.1" in str(address) for address in config["HTTPAddrs"] + config["DNSAddrs"])
+    assert config["UIConfig"]["Enabled"] if "UIConfig" in config else config["EnableUI"]
+
+
+def test_ui_shows_services_without_login_until_production(consul: Agent) -> None:
+    def sees() -> tuple[bool, bool]:
+        services = consul.answer(None, "GET", "/v1/catalog/services").json()
+        return bool(services), bool(consul.answer(None, "GET", "/v1/catalog/nodes").json())
+
+    assert consul.status(None, "GET", "/ui/") == 200
+    eventually(lambda: sees() == (True, True), 5)
+    consul.acl.apply(["users"], production=True)
+    eventually(lambda: sees() == (False, False), 5)
+    consul.acl.apply(["users"], production=False)
+    eventually(lambda: sees() == (True, True), 5)
+
+
+def test_applying_again_makes_nothing_new(consul: Agent) -> None:
+    before = {entry["AccessorID"] for entry in consul.answer("master", "GET", "/v1/acl/tokens").json()}
+    consul.acl.apply(["users", "posts"], production=False)
+    assert {
+        entry["AccessorID"] for entry in consul.answer("master", "GET", "/v1/acl/tokens").json()
+    } == before
+
+
+def test_local_file_is_private(consul: Agent) -> None:
+    assert (consul.settings.var / "consul" / "local.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_lost_secrets_are_made_again(tmp_path: Path) -> None:
+    """The data survives, `var/secrets` does not: new tokens work, and old ones of services are not needed."""
+    with agent(tmp_path, "common.hcl", "server.hcl") as one:
+        one.acl.wait_ready(30)
+        one.acl.apply(["users"], production=False)
+        old = one.vault.consul_token("users")
+    for file in (tmp_path / "secrets").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    with agent(tmp_path, "common.hcl", "server.hcl") as one:
+        one.acl.wait_ready(30)
+        one.acl.apply(["users"], production=False)
+        assert one.vault.consul_token("users") != old
+        assert one.register("users", "users") == 200
+
+
+def test_empty_consul_gets_the_same_tokens_back(tmp_path: Path) -> None:
+    with agent(tmp_path, "common.hcl", "server.hcl") as one:
+        one.acl.wait_ready(30)
+        one.acl.apply(["users"], production=False)
+        token = one.vault.consul_token("users")
+    subprocess.run(["rm", "-r", str(tmp_path / "consul" / "data")], check=True, timeout=10)
+    with agent(tmp_path, "common.hcl", "server.hcl") as one:
+        one.acl.wait_ready(30)
+        assert not one.acl.complete()
+        one.acl.apply([], production=False)
+        assert one.vault.consul_token("users") == token
+        assert one.register("users", "users") == 200
+
+
+def test_three_servers_elect_and_outlive_one_and_a_client_joins(tmp_path: Path) -> None:
+    vault = Vault(tmp_path / "secrets")
+    serf = free_ports(4)
+    join = [f"127.0.0.1:{port}" for port in serf[:3]]
+    with contextlib.ExitStack() as everybody:
+        agents = []
+        for number, port in enumerate(serf):
+            kind = "client.hcl" if number == 3 else "cluster.hcl"
+            rpc, http, dns = free_ports(3)
+            changes = {
+                "node_name": f"node-{number}",
+                "bind_addr": "127.0.0.1",
+                "retry_join": join,
+                "retry_interval": "1s",
+                "ports": {"http": http, "dns": dns, "server": rpc, "serf_lan": port},
+            }
+            var = tmp_path / str(number)
+            var.mkdir()
+            one = everybody.enter_context(agent(var, "common.hcl", kind, changes=changes, vault=vault))
+            one.settings = one.settings.model_copy(update={"consul_http_port": http})
+            agents.append(one)
+        agents[0].acl.wait_ready(60)
+        agents[0].acl.apply(["users"], production=False)
+        eventually(lambda: len(peers(agents[0])) == 3, 30)
+        client = agents[3]
+        eventually(lambda: client.register("users", "users") == 200, 30)
+        leader = leader_of(agents[0])
+        lost = next(one for one in agents[:3] if rpc_address(one) == leader)
+        lost.process.kill()
+        left = next(one for one in agents[:3] if one is not lost)
+        eventually(lambda: leader_of(left) not in {"", leader}, 60)
+        eventually(lambda: "users" in client.answer("users", "GET", "/v1/catalog/services").json(), 30)
+
+
+def peers(one: Agent) -> list[str]:
+    return one.answer("master", "GET", "/v1/status/peers").json()
+
+
+def leader_of(one: Agent) -> str:
+    return str(one.answer("master", "GET", "/v1/status/leader").json())
+
+
+def rpc_address(one: Agent) -> str:
+    config = json.loads((one.settings.var / "consul" / "local.json").read_text())
+    return f"127.0.0.1:{config['ports']['server']}"

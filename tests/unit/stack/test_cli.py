@@ -1,0 +1,76 @@
+"""The commands' answers to bad input: a message that says what to do, an exit status, no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stack.__main__ import up
+from stack.errors import StackError
+from stack.settings import REPO
+
+
+def stack(var: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "BREAKWATER_VAR": str(var), "PYTHONPATH": str(REPO)}
+    return subprocess.run(
+        [sys.executable, "-m", "stack", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=var,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("seed",),
+        ("plan",),
+        ("kill", "--service", "users"),
+        ("stop", "--service", "users"),
+        ("start", "--service", "users"),
+        ("scale", "--service", "users", "--number", "3"),
+        ("token", "users"),
+        ("run", "x.py", "--service", "hello"),
+    ],
+)
+def test_command_that_needs_the_stack_says_so(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = stack(tmp_path, *words)
+    assert done.returncode == 1
+    assert "the stack is not running" in done.stderr
+    assert "make up" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_down_without_a_stack_is_harmless(tmp_path: Path) -> None:
+    done = stack(tmp_path, "down")
+    assert done.returncode == 0
+    assert "was not running" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [("stop",), ("scale", "--service", "users"), ("kill", "--service", "users", "--number", "x")]
+)
+def test_missing_or_odd_arguments_are_told(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = stack(tmp_path, *words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--" in done.stderr
+
+
+def test_logs_before_any_start_say_so(tmp_path: Path) -> None:
+    done = stack(tmp_path, "logs")
+    assert done.returncode == 1
+    assert "there are no logs yet" in done.stderr
+
+
+def test_root_is_sent_to_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(StackError, match="does not run as root"):
+        up()

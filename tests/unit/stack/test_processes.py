@@ -1,0 +1,99 @@
+"""Finding and ending processes, on real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stack import processes
+from tests.support.eventually import eventually
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+PARENT = (
+    "import subprocess, sys; subprocess.Popen(['sleep', '60']); print('on', flush=True); sys.stdin.read()"
+)
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(argv: list[str], **options: object) -> subprocess.Popen[bytes]:
+        popen = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)  # type: ignore[call-overload]
+        started.append(popen)
+        return popen
+
+    yield start
+    for popen in started:
+        processes.send(signal.SIGKILL, processes.tree(popen.pid))
+        popen.communicate(timeout=10)
+
+
+def test_mark_finds_a_process_and_the_children_it_made(spawn: Spawn, tmp_path: Path) -> None:
+    spawn(["sleep", "60"])
+    marked = spawn([sys.executable, "-c", PARENT], env={**os.environ, processes.MARK: str(tmp_path)})
+    assert marked.stdout is not None
+    marked.stdout.readline()
+    found = eventually(
+        lambda: (
+            [p for p in processes.of_stack(tmp_path) if p.name == "sleep"] and processes.of_stack(tmp_path)
+        ),
+        5,
+    )
+    assert {p.pid for p in found} > {marked.pid}
+    assert len(found) == 2
+
+
+def test_mark_of_a_neighbouring_folder_is_not_ours(spawn: Spawn, tmp_path: Path) -> None:
+    other = spawn(["sleep", "60"], env={**os.environ, processes.MARK: f"{tmp_path}-2"})
+    assert processes.read(other.pid) is not None
+    assert processes.of_stack(tmp_path) == []
+
+
+def test_tree_holds_orphans_of_the_group(spawn: Spawn) -> None:
+    leader = spawn(["sh", "-c", "sleep 60 & (sleep 60 &) ; wait"], start_new_session=True)
+    assert (
+        len(eventually(lambda: (found := processes.tree(leader.pid)) and len(found) == 3 and found, 5)) == 3
+    )
+
+
+def test_zombie_counts_as_gone(spawn: Spawn) -> None:
+    popen = spawn(["true"])
+    eventually(lambda: processes.read(popen.pid) is None, 5)
+    assert popen.poll() == 0
+
+
+def test_end_kills_who_ignores_sigterm(spawn: Spawn) -> None:
+    popen = spawn([sys.executable, "-c", STUBBORN])
+    assert popen.stdout is not None
+    popen.stdout.readline()
+    processes.end(processes.tree(popen.pid), within_s=0.3)
+    assert popen.wait(5) == -signal.SIGKILL
+
+
+def test_end_wakes_who_is_stopped(spawn: Spawn) -> None:
+    popen = spawn(["sleep", "60"])
+    popen.send_signal(signal.SIGSTOP)
+    eventually(lambda: (info := processes.read(popen.pid)) and info.state == "T", 5)
+    processes.end(processes.tree(popen.pid), within_s=5)
+    assert popen.wait(5) == -signal.SIGTERM
+
+
+def test_reused_pid_is_spared(spawn: Spawn) -> None:
+    popen = spawn(["sleep", "60"])
+    here = processes.read(popen.pid)
+    assert here is not None
+    before = processes.ProcessInfo(
+        here.pid, here.parent, here.group, here.session, here.state, here.started - 1, here.name
+    )
+    processes.send(signal.SIGKILL, [before])
+    assert popen.poll() is None
+    assert processes.wait_gone([before], 0.1) == []
