@@ -63,14 +63,16 @@ class Startup:
     def _prepare(self) -> None:
         """Folders, secrets, ports and supervisord's configuration."""
         stack, settings = self.stack, self.settings
-        for folder in (
+        private = (
             settings.run_dir,
             settings.log_dir,
             settings.edge_dir,
             settings.data_dir,
             settings.var / "home",
-        ):
+        )
+        for folder in private:
             folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
         stack.vault.open()
         stack.vault.write_clients([*stack.fleet, PROBE_CLIENT])
         stack.state.settings = settings.model_dump(mode="json")
