@@ -12,6 +12,8 @@ if __name__ == "__main__":
     run(app)
 """
 
+from services.kit import early  # isort: skip  # noqa: F401
+
 from services.kit.api import ServiceApp, ServiceBlueprint
 from services.kit.app import create_service
 from services.kit.auth import require_scope

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
+from discovery.errors import CallError, DeadlineExceeded, NotSent, ResponseTimeout
 from services.kit.context import current
 
 log = structlog.get_logger(__name__)
@@ -104,6 +105,18 @@ def busy(detail: str) -> Problem:
     return Problem(503, detail=detail, headers={"Retry-After": str(BUSY_RETRY_AFTER_S)})
 
 
+def upstream_problem(error: CallError) -> Problem:
+    """What a call to another service that gave no answer means for our own caller."""
+    if isinstance(error, NotSent):
+        return Problem(
+            503, detail=f"{error.service} is away.", headers={"Retry-After": str(BUSY_RETRY_AFTER_S)}
+        )
+    late = isinstance(error, DeadlineExceeded | ResponseTimeout)
+    return Problem(
+        504 if late else 502, detail=f"{error.service} gave no answer{' in time' if late else ''}."
+    )
+
+
 def _from_http(error: HTTPException) -> Problem:
     # Werkzeug's own headers carry Allow and Retry-After; its Content-Type is that of an HTML page.
     headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
@@ -121,9 +134,6 @@ def install(app: Flask, service: str) -> None:
             return error
         return render(_from_http(error), service)
 
-    def on_validation(error: ValidationError) -> Response:
-        return on_unexpected(error)
-
     def on_database(error: Exception) -> Response:
         log.warning("database unavailable", error=type(error).__name__, reason=str(error)[:200])
         return render(busy("The database is busy."), service)
@@ -135,15 +145,19 @@ def install(app: Flask, service: str) -> None:
         log.warning("redis unavailable", error=type(error).__name__, reason=str(error)[:200])
         return render(busy("A store that this needs is away."), service)
 
+    def on_call(error: CallError) -> Response:
+        log.warning("upstream failed", upstream=error.service, error=type(error).__name__, reason=str(error))
+        return render(upstream_problem(error), service)
+
     def on_unexpected(error: Exception) -> Response:
         log.error("request failed", error=type(error).__name__, exc_info=error)
         return render(Problem(500), service)
 
     app.register_error_handler(Problem, on_problem)
     app.register_error_handler(HTTPException, on_http)
-    app.register_error_handler(ValidationError, on_validation)
     app.register_error_handler(OperationalError, on_database)
     app.register_error_handler(PoolTimeout, on_database)
     app.register_error_handler(DBAPIError, on_dbapi)
     app.register_error_handler(RedisError, on_redis)
+    app.register_error_handler(CallError, on_call)
     app.register_error_handler(Exception, on_unexpected)

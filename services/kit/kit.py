@@ -59,6 +59,7 @@ class Kit:
         self.route = route
         self.state = State()
         self.metrics = Metrics(name)
+        self._on_start: list[Callable[[], object]] = []
         self.instance_id = settings.instance_id or f"{name}-{settings.host}-{settings.port}".replace(":", ".")
         self.db = Database(
             database_url(settings, name),
@@ -108,6 +109,18 @@ class Kit:
     def _plain(self) -> Upstreams:
         # Asking auth for keys and tokens needs no token, and must not ask for one.
         return Upstreams(lambda: self.view, self.metrics)
+
+    def on_start(self, action: Callable[[], object]) -> None:
+        """Run `action` in the worker process before it takes its first request; the place to start threads.
+
+        What is started earlier, at import, stays behind in the master when the worker is forked.
+        """
+        self._on_start.append(action)
+
+    def started(self) -> None:
+        """Run what `on_start` collected. Called by the server, in the worker."""
+        for action in self._on_start:
+            action()
 
     def registration(self, port: int) -> Registration:
         """How this instance enters itself in Consul."""

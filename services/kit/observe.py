@@ -23,6 +23,8 @@ QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/metrics"})
 # Set for Flask's before_request hook, which answers in the problem format.
 REFUSED = "kit.refused"
 
+MAX_LOGGED_PATH = 200
+
 StartResponse = Callable[..., Any]
 
 
@@ -73,7 +75,7 @@ class Observer:
         write(
             "request",
             method=answer.method,
-            path=answer.path,
+            path=answer.path[:MAX_LOGGED_PATH],
             route=caller.route,
             status=answer.status,
             duration_s=round(duration_s, 6),

@@ -192,7 +192,8 @@ class Server(BaseApplication):
 
     def _started(self) -> None:
         if needs_tokens(self._app) and not self._kit.settings.auth_jwks_url:
-            _ = self._kit.view
+            _ = self._kit.view  # so that the first token finds auth's address known
+        self._kit.started()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -72,7 +72,7 @@ class ServiceSettings(BaseSettings):
     log_format: Literal["json", "console"] = "json"
 
     worker_class: Literal["gthread", "gevent"] = "gthread"
-    worker_threads: int = Field(default=4, ge=1, le=256)
+    worker_threads: int = Field(default=8, ge=1, le=256)
     drain_delay_s: float = Field(default=1.0, ge=0, le=60)
     drain_timeout_s: float = Field(default=20.0, ge=0, le=600)
 

@@ -1,0 +1,147 @@
+"""Settings, ids, traces, deadlines and body limits: pure rules."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from services.kit import body, trace
+from services.kit.observe import deadline_s
+from services.kit.settings import ServiceSettings, secret
+
+
+def test_settings_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "20001")
+    monkeypatch.setenv("DRAIN_DELAY_S", "")
+    settings = ServiceSettings()
+    assert settings.port == 20001
+    assert settings.drain_delay_s == 1.0
+
+
+def test_secret_comes_from_the_file_that_its_variable_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text("s3cret\n")
+    monkeypatch.setenv("SERVICE_CLIENT_SECRET_FILE", str(file))
+    settings = ServiceSettings()
+    assert secret(settings.service_client_secret) == "s3cret"
+    assert "s3cret" not in repr(settings)
+
+
+def test_missing_secret_file_names_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD_FILE", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="REDIS_PASSWORD_FILE"):
+        ServiceSettings()
+
+
+@pytest.mark.parametrize(("name", "value"), [("PORT", "70000"), ("WORKER_CLASS", "tornado"), ("PORT", "x")])
+def test_bad_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        ServiceSettings()
+
+
+def test_good_request_id_is_kept() -> None:
+    assert trace.request_id("abcdef-0123456789") == "abcdef-0123456789"
+
+
+@pytest.mark.parametrize("given", [None, "", "short", "x" * 65, "a" * 15 + "\n", "a" * 16 + "\n", "é" * 20])
+def test_bad_request_id_is_replaced(given: str | None) -> None:
+    made = trace.request_id(given)
+    assert made != given
+    assert len(made) == 32
+
+
+def test_trace_is_continued_with_a_span_of_its_own() -> None:
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    child = trace.child_of(given)
+    assert child[:36] == given[:36]
+    assert child[36:52] != given[36:52]
+    assert child.endswith("-01")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "nonsense",
+        "00-" + "0" * 32 + "-b7ad6b7169203331-01",
+        "00-0af7651916cd43dd8448eb211c80319c-" + "0" * 16 + "-01",
+        "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n",
+    ],
+)
+def test_malformed_trace_starts_a_new_one(given: str | None) -> None:
+    child = trace.child_of(given)
+    assert len(child) == 55
+    assert not given or child[3:35] != given[3:35]
+    assert child != trace.child_of(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, 30.0),
+        ("250", 0.25),
+        ("0", 0.0),
+        ("999999", 30.0),
+        ("-5", 30.0),
+        ("1e9", 30.0),
+        ("9" * 5000, 30.0),
+        ("٣", 30.0),
+    ],
+)
+def test_deadline_is_taken_over_and_clamped(given: str | None, expected: float) -> None:
+    assert deadline_s(given, 30.0) == expected
+
+
+def chunked(data: bytes) -> dict[str, object]:
+    return {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": io.BytesIO(data)}
+
+
+def test_chunked_body_of_exactly_the_limit_passes() -> None:
+    environ = chunked(b"x" * 100)
+    assert body.limit(environ, 100)
+    assert environ["wsgi.input"].read() == b"x" * 100  # type: ignore[attr-defined]
+
+
+READERS = {
+    "read": lambda stream: stream.read(),
+    "read in parts": lambda stream: [stream.read(10) for _ in range(11)],
+    "readline": lambda stream: stream.readline(),
+    "readinto": lambda stream: stream.readinto(bytearray(200)),
+    "lines": lambda stream: list(stream),
+}
+
+
+@pytest.mark.parametrize("how", READERS)
+def test_chunked_body_above_the_limit_raises_however_it_is_read(how: str) -> None:
+    environ = chunked(b"x" * 101)
+    assert body.limit(environ, 100)
+    with pytest.raises(RequestEntityTooLarge):
+        READERS[how](environ["wsgi.input"])
+
+
+def test_declared_length_above_the_limit_is_refused_unread() -> None:
+    assert not body.limit({"CONTENT_LENGTH": "101", "wsgi.input": None}, 100)
+    assert body.limit({"CONTENT_LENGTH": "100", "wsgi.input": None}, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "within"),
+    [
+        (b"[[[]]]", True),
+        (b"[[[[]]]]", False),
+        (b'{"a":"[[[[[[["}', True),
+        (b'{"a":"\\"[[[[[[["}', True),
+        (b'{"a":{"b":{"c":{}}}}', False),
+        (b"[],[],[],[]", True),
+    ],
+)
+def test_depth_counts_brackets_outside_of_strings(text: bytes, within: bool) -> None:
+    assert body.depth_within(text, 3) is within
