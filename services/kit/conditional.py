@@ -12,11 +12,12 @@ from services.kit.etag import entity_tag, names_tag
 
 def conditional(body: dict[str, Any], cache_control: str) -> Response:
     """The body as JSON with its ETag, or 304 without it when `If-None-Match` names that tag."""
-    tag = entity_tag(body)
+    data = _encoded(body)
+    tag = entity_tag(data)
     if request.method in ("GET", "HEAD") and names_tag(request.headers.get("If-None-Match"), tag):
         response = Response(status=304)
     else:
-        response = current_app.json.response(body)
+        response = Response(data, mimetype="application/json")
     response.headers["ETag"] = tag
     response.headers["Cache-Control"] = cache_control
     return response
@@ -25,5 +26,9 @@ def conditional(body: dict[str, Any], cache_control: str) -> Response:
 def require_match(body: dict[str, Any]) -> None:
     """Let a change through if the client names the current state in `If-Match`, or does not care. Raises Problem 412."""
     wanted = request.headers.get("If-Match")
-    if wanted is not None and not names_tag(wanted, entity_tag(body)):
+    if wanted is not None and not names_tag(wanted, entity_tag(_encoded(body))):
         raise Problem(412, detail="This has changed since you read it: read it again.")
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    return current_app.json.dumps(body).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,10 @@ class World:
 
 @contextlib.contextmanager
 def world() -> Iterator[World]:
-    """Everything that an instance needs around it."""
+    """Everything that an instance needs around it.
+
+    `TEST_DATABASE_URL` names an empty PostgreSQL database to be used instead of SQLite, by one test file at a time.
+    """
     with consul() as agent, redis() as cache, signer() as keys:
         env = {
             "CONSUL_HTTP_ADDR": agent.address,
@@ -33,4 +37,6 @@ def world() -> Iterator[World]:
             "REDIS_STATE_URL": cache.url,
             "AUTH_JWKS_URL": keys.url,
         }
+        if database := os.environ.get("TEST_DATABASE_URL"):
+            env["DATABASE_URL"] = database
         yield World(agent, keys, env)

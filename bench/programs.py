@@ -1,0 +1,123 @@
+"""Servers for a benchmark: started on free ports, pinned to a core, ended with their context."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+# Two cores: what is measured has one for itself, everything that feeds it shares the other.
+MEASURED_CORE = 0
+FEEDING_CORE = 1
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def pinned(core: int, arguments: Sequence[str]) -> list[str]:
+    """The command line that keeps a program on one core, where the machine has that many."""
+    if core >= len(os.sched_getaffinity(0)):
+        return list(arguments)
+    return ["taskset", "-c", str(core), *arguments]
+
+
+def wait_until(what: str, predicate: Callable[[], bool], within_s: float, every_s: float = 0.02) -> None:
+    """Raises TimeoutError naming `what` when the predicate has not come true in time."""
+    deadline = time.monotonic() + within_s
+    while not predicate():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {within_s} s")
+        time.sleep(every_s)
+
+
+def listening(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def program(
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    port: int | None = None,
+    within_s: float = 15,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program with its output in `log`; yields once it listens on `port`.
+
+    Raises RuntimeError with the log's end when it dies first, TimeoutError when it never listens.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=None if env is None else {**os.environ, **env},
+        )
+
+    def up() -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"{arguments[0]} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+        return port is None or listening(port)
+
+    try:
+        wait_until(f"{arguments[0]} on port {port}", up, within_s)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all of its descendants that are alive."""
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += tree(int(child))
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds, user and system, that the process and its living descendants have used."""
+    total = 0
+    for member in tree(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{member}/stat").read_text().rpartition(") ")[2].split()
+            total += int(fields[11]) + int(fields[12])  # utime, stime; Ref: proc(5), fields 14 and 15
+    return total / _TICKS_PER_S
+
+
+def memory_mb(pid: int) -> tuple[float, float]:
+    """(resident now, highest ever) of one process, in MB of 10^6 bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    now, peak = (int(values[key].split()[0]) * 1024 / 1e6 for key in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+def connections_to(pid: int, port: int) -> int:
+    """How many established TCP connections the process and its descendants hold to that local port."""
+    inodes = set()
+    for member in tree(pid):
+        for descriptor in Path(f"/proc/{member}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = str(descriptor.readlink())
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+    count = 0
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            remote_port = int(fields[2].rpartition(":")[2], 16)
+            count += remote_port == port and fields[3] == "01" and fields[9] in inodes
+    return count

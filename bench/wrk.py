@@ -1,0 +1,95 @@
+"""wrk as the source of load, and rounds that interleave what is compared."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from bench.programs import FEEDING_CORE, cpu_s, pinned
+
+CONNECTIONS = 64
+_UNIT_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to measure: the URL to ask, and the process whose processor time counts."""
+
+    name: str
+    url: str
+    pid: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of wrk. Latencies in ms; `cpu_us` is processor time of the subject per request, in µs."""
+
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us: float
+    failed: int
+
+
+def _quantile_ms(text: str, quantile: str) -> float:
+    match = re.search(rf"^\s+{quantile}%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"wrk printed no {quantile}% latency:\n{text}")
+    return float(match[1]) * _UNIT_MS[match[2]]
+
+
+def _failed(text: str) -> int:
+    counts = re.findall(r"Non-2xx or 3xx responses: (\d+)", text)
+    for numbers in re.findall(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text):
+        counts += numbers
+    return sum(map(int, counts))
+
+
+def measure(subject: Subject, seconds: float) -> Sample:
+    """One run, with wrk on the core that is not measured. Raises on a failing wrk."""
+    command = ["wrk", "--latency", "-t1", f"-c{CONNECTIONS}", f"-d{max(int(seconds), 1)}s"]
+    for name, value in subject.headers.items():
+        command += ["-H", f"{name}: {value}"]
+    before = cpu_s(subject.pid)
+    run = subprocess.run(
+        pinned(FEEDING_CORE, [*command, subject.url]),
+        capture_output=True,
+        text=True,
+        timeout=seconds + 30,
+        check=True,
+    )
+    used_s = cpu_s(subject.pid) - before
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", run.stdout)
+    count = re.search(r"(\d+) requests in", run.stdout)
+    if rate is None or count is None:
+        raise ValueError(f"wrk printed no rate:\n{run.stdout}{run.stderr}")
+    return Sample(
+        requests_per_s=float(rate[1]),
+        p50_ms=_quantile_ms(run.stdout, "50"),
+        p99_ms=_quantile_ms(run.stdout, "99"),
+        cpu_us=used_s / max(int(count[1]), 1) * 1e6,
+        failed=_failed(run.stdout),
+    )
+
+
+def interleaved(subjects: Sequence[Subject], rounds: int, seconds: float) -> dict[str, list[Sample]]:
+    """Name → one sample a round. Every round measures each subject once, so that a drift of the machine hits all alike."""
+    for subject in subjects:
+        measure(subject, 1)
+    samples: dict[str, list[Sample]] = {subject.name: [] for subject in subjects}
+    for turn in range(rounds):
+        # The start moves by one each round: nobody always runs after the same neighbour.
+        for subject in (*subjects[turn % len(subjects) :], *subjects[: turn % len(subjects)]):
+            samples[subject.name].append(measure(subject, seconds))
+    return samples
+
+
+def median(samples: Sequence[Sample]) -> Sample:
+    """The median of each figure by itself; failures are summed."""
+    rows = [asdict(sample) for sample in samples]
+    middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    return Sample(**(middle | {"failed": sum(sample.failed for sample in samples)}))
