@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -16,4 +17,6 @@ def insert_new(session: Session, model: type[DeclarativeBase], **values: Any) ->
     """
     dialect = session.get_bind().dialect.name
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return bool(session.execute(insert(model).values(**values).on_conflict_do_nothing()).rowcount)
+    # Not by rowcount: psycopg answers -1 for an INSERT made this way.
+    written = insert(model).values(**values).on_conflict_do_nothing().returning(literal_column("1"))
+    return session.execute(written).first() is not None

@@ -1,4 +1,4 @@
-"""auth's tables on a real SQLite file, as its migrations make them."""
+"""auth's tables on a real SQLite file and a real PostgreSQL, as its migrations make them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import make_url
 
 import services.auth
 from services.auth.models import Base
 from services.kit.db import Database
 from tests.support.clock import ManualClock
+from tests.support.databases import KINDS, database
+from tests.support.postgres import PostgresServer, postgres
 
 MIGRATIONS = Path(services.auth.__file__).parent / "migrations"
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    database = Database(
-        make_url(f"sqlite:///{tmp_path}/auth.db"), metadata=Base.metadata, migrations=MIGRATIONS, timeout_s=10
-    )
-    database.migrate()
-    yield database
-    database.dispose()
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgresServer]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture(params=KINDS)
+def db(request: pytest.FixtureRequest, tmp_path: Path, server: PostgresServer) -> Iterator[Database]:
+    with database(request.param, tmp_path, server, Base.metadata, MIGRATIONS) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""users' tables on a real SQLite file, as its migrations make them."""
+"""users's tables on a real SQLite file and a real PostgreSQL, as its migrations make them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import make_url
 
 import services.users
 from services.kit.db import Database
 from services.users.models import Base
+from tests.support.databases import KINDS, database
+from tests.support.postgres import PostgresServer, postgres
 
 MIGRATIONS = Path(services.users.__file__).parent / "migrations"
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    database = Database(
-        make_url(f"sqlite:///{tmp_path}/users.db"),
-        metadata=Base.metadata,
-        migrations=MIGRATIONS,
-        timeout_s=10,
-    )
-    database.migrate()
-    yield database
-    database.dispose()
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgresServer]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture(params=KINDS)
+def db(request: pytest.FixtureRequest, tmp_path: Path, server: PostgresServer) -> Iterator[Database]:
+    with database(request.param, tmp_path, server, Base.metadata, MIGRATIONS) as made:
+        yield made
