@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 
 import typer
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.auth import store
 from services.auth.app import create_app
 from services.auth.keyring import KekError
 from services.auth.service import Auth
 from services.kit import ServiceApp, run
+from services.kit.migrate import MigrationError
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,24 +26,39 @@ def _app() -> ServiceApp:
         sys.exit(f"auth: cannot start: {error}")
 
 
-def _auth() -> Auth:
-    app = _app()
-    app.extensions["kit"].db.migrate()
+def _auth(app: ServiceApp) -> Auth:
+    """auth on a migrated database, with a signing key that it can read: an instance that could not sign never starts."""
+    kit = app.extensions["kit"]
     auth: Auth = app.extensions["auth"]
+    try:
+        kit.db.migrate()
+        auth.ring.signing_key()
+    except KekError as error:
+        sys.exit(f"auth: cannot start: {error}")
+    except (MigrationError, SQLAlchemyError, OSError) as error:
+        sys.exit(f"auth: database not ready: {error}")
     return auth
+
+
+def _checked_app() -> ServiceApp:
+    app = _app()
+    _auth(app)
+    # What is open now must not be shared with the worker.
+    app.extensions["kit"].db.dispose()
+    return app
 
 
 @cli.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     """Run one instance of auth."""
     if context.invoked_subcommand is None:
-        run(_app)
+        run(_checked_app)
 
 
 @cli.command()
 def rotate() -> None:
     """Publish a new signing key."""
-    rotated = _auth().ring.rotate()
+    rotated = _auth(_app()).ring.rotate()
     when = datetime.fromtimestamp(rotated.active_from, UTC)
     print(
         f"{'new key' if rotated.created else 'under way'}: {rotated.kid}, signs from {when:%Y-%m-%d %H:%M:%S} UTC"
@@ -51,7 +68,7 @@ def rotate() -> None:
 @cli.command("grant-admin")
 def grant_admin(email: str) -> None:
     """Make the account of this e-mail address an administrator. Tokens made from now on say so."""
-    with _auth().kit.db.session() as session:
+    with _auth(_app()).kit.db.session() as session:
         who = store.grant(session, email, "admin")
     if who is None:
         sys.exit(f"auth: no account has the address {email}")

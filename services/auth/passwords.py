@@ -6,11 +6,11 @@ One hash holds 64 MiB and a core for about 0.14 s at the library's defaults: unb
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeVar
 
 import argon2
@@ -48,6 +48,8 @@ class Hasher:
         self._argon2 = argon2.PasswordHasher(
             time_cost=cost.time, memory_cost=cost.memory_kib, parallelism=cost.lanes
         )
+        # Nobody's password, at today's cost; made now, for a first login must not take longer than the next.
+        self._decoy = self._argon2.hash(secrets.token_hex(16))
         self._slots = threading.BoundedSemaphore(slots)
         self._admitted = threading.BoundedSemaphore(slots * 2)
         self._wait_s = wait_s
@@ -75,7 +77,7 @@ class Hasher:
         """Whether the password fits. With no hash it costs the same and answers False: nobody can tell from the time
         whether an account exists. Call it inside a slot."""
         try:
-            fits = off_loop(lambda: self._argon2.verify(password_hash or self.decoy, password))
+            fits = off_loop(lambda: self._argon2.verify(password_hash or self._decoy, password))
         except (VerifyMismatchError, VerificationError, InvalidHashError):
             return False
         return fits and password_hash is not None
@@ -83,11 +85,6 @@ class Hasher:
     def outdated(self, password_hash: str) -> bool:
         """Whether the hash was made with other parameters than today's."""
         return self._argon2.check_needs_rehash(password_hash)
-
-    @cached_property
-    def decoy(self) -> str:
-        """A hash of nobody's password, at today's cost."""
-        return self._argon2.hash("nobody has this password")
 
 
 def off_loop(work: Callable[[], T]) -> T:

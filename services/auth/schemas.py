@@ -8,11 +8,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.auth.domain import MAX_PASSWORD_BYTES, check_email, check_password
 from services.kit.names import check_name
+from services.kit.text import one_line
 
 Email = Annotated[str, Field(max_length=320), AfterValidator(check_email)]
 NewPassword = Annotated[str, Field(max_length=MAX_PASSWORD_BYTES), AfterValidator(check_password)]
 Name = Annotated[str, Field(max_length=400), AfterValidator(check_name)]
-Secret = Annotated[str, Field(min_length=1, max_length=512)]
+# What is looked up must be text that every database takes: PostgreSQL has no NUL.
+Secret = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(one_line)]
 Scope = Literal["user", "admin"]
 
 
@@ -32,7 +34,7 @@ class Register(Request):
 class Login(Request):
     """An existing password is only compared: rules for new ones do not apply, its size is bounded."""
 
-    email: Annotated[str, Field(max_length=320)]
+    email: Annotated[str, Field(max_length=320), AfterValidator(one_line)]
     password: Annotated[str, Field(max_length=MAX_PASSWORD_BYTES)]
 
 
@@ -62,4 +64,4 @@ class AccountPath(BaseModel):
 
 
 class ApiKeyPath(BaseModel):
-    key_id: Annotated[str, Field(max_length=64)]
+    key_id: Annotated[str, Field(max_length=64), AfterValidator(one_line)]
