@@ -1,0 +1,346 @@
+"""auth as its callers see it: two instances on one database, beside real users, Consul and Redis."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jwt
+import pytest
+import requests
+
+from tests.integration.identity import PASSWORD, Identity, identity, problem
+from tests.support.eventually import eventually
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+    with identity(tmp_path_factory.mktemp("identity")) as running:
+        yield running
+
+
+def claims(token: str) -> dict[str, object]:
+    return jwt.decode(token, options={"verify_signature": False})
+
+
+def test_register_login_and_read_oneself(world: Identity) -> None:
+    answer = world.register("Grace.Hopper@Example.com", firstName="Grace", lastName="Hopper")
+    assert answer.status_code == 201, answer.text
+    user = answer.json()["user"]
+    assert user["email"] == "Grace.Hopper@Example.com"
+    login = world.login("grace.hopper@example.com", on=1)
+    assert login.status_code == 200
+    assert set(login.json()) >= {"access_token", "refresh_token", "token_type", "expires_in"}
+    assert login.json()["token_type"] == "Bearer"
+    assert login.json()["expires_in"] == 900
+    assert login.headers["Cache-Control"] == "no-store"
+    body = claims(login.json()["access_token"])
+    assert (body["sub"], body["scope"], body["iss"], body["aud"]) == (
+        user["id"], "user", "breakwater", "breakwater-api",
+    )  # fmt: skip
+    me = world.users[1].call("GET", "/api/users/me", token=login.json()["access_token"])
+    assert me.status_code == 200, me.text
+    assert me.json()["data"]["firstName"] == "Grace"
+    assert me.json()["data"]["username"] == "grace-hopper"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"email": "no address"},
+        {"password": "short"},
+        {"password": "x" * 1025},
+        {"firstName": ""},
+        {"lastName": "a\x00b"},
+        {"firstName": 7},
+        {"scopes": "admin"},
+        {"active": True},
+    ],
+)
+def test_a_bad_registration_is_named_and_its_password_not_repeated(
+    world: Identity, wrong: dict[str, object]
+) -> None:
+    body = problem(world.register(**wrong), 422)
+    assert body["errors"][0]["loc"] == list(wrong)
+    assert PASSWORD not in str(body)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b'{"email": "\\ud800@example.com"}', b"[]", b"null", b'{"email": NaN}']
+)
+def test_what_is_no_registration_is_a_clean_refusal(world: Identity, raw: bytes) -> None:
+    url = f"{world.auth[0].url}/api/auth/register"
+    answer = requests.post(url, data=raw, headers={"Content-Type": "application/json"}, timeout=10)
+    assert answer.status_code in (400, 422), answer.text
+
+
+def test_the_same_address_twice_is_a_conflict_whatever_its_case(world: Identity) -> None:
+    person = world.person()
+    problem(world.register(person.email.upper(), instance=world.auth[1]), 409)
+
+
+def test_of_simultaneous_registrations_of_one_address_one_succeeds(world: Identity) -> None:
+    for _ in range(5):
+        email = f"{uuid.uuid4().hex}@example.com"
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda n, e=email: register_alone(world, e, n), range(4)))
+        assert sorted(answers) == [201, 409, 409, 409]
+        assert world.login(email).status_code == 200
+
+
+def register_alone(world: Identity, email: str, number: int) -> int:
+    body = {"email": email, "password": PASSWORD, "firstName": "A", "lastName": "B"}
+    url = f"{world.auth[number % 2].url}/api/auth/register"
+    return requests.post(url, json=body, timeout=15).status_code
+
+
+def test_a_wrong_password_and_an_unknown_address_get_the_same_answer(world: Identity) -> None:
+    person = world.person()
+    wrong = problem(world.login(person.email, "wrong password", source="198.51.100.20"), 401)
+    unknown = problem(world.login("nobody@example.com", "wrong password", source="198.51.100.21"), 401)
+    for body in (wrong, unknown):
+        del body["request_id"]
+    assert wrong == unknown
+
+
+def test_refresh_rotates_across_instances_and_a_reuse_ends_the_login(world: Identity) -> None:
+    person = world.person()
+    other_login = world.login(person.email).json()["refresh_token"]
+
+    def refresh(token: str, on: int) -> requests.Response:
+        return world.auth[on].call("POST", "/api/auth/refresh", json={"refresh_token": token})
+
+    first = refresh(person.refresh, 0)
+    assert first.status_code == 200
+    second = refresh(first.json()["refresh_token"], 1)
+    assert second.status_code == 200
+    assert claims(second.json()["access_token"])["sub"] == person.id
+    problem(refresh(person.refresh, 1), 401)
+    problem(refresh(second.json()["refresh_token"], 0), 401)
+    assert refresh(other_login, 0).status_code == 200, "another login of the same user goes on"
+
+
+def test_logout_ends_the_login_and_says_nothing_about_unknown_tokens(world: Identity) -> None:
+    person = world.person()
+    body = {"refresh_token": person.refresh}
+    assert world.auth[0].call("POST", "/api/auth/logout", json=body).status_code == 204
+    problem(world.auth[1].call("POST", "/api/auth/refresh", json=body), 401)
+    assert world.auth[0].call("POST", "/api/auth/logout", json={"refresh_token": "x"}).status_code == 204
+
+
+def test_a_guesser_is_locked_out_on_every_instance_and_the_owner_is_not(world: Identity) -> None:
+    person = world.person()
+    statuses = [
+        world.login(person.email, "wrong password", source="203.0.113.66", on=n % 2).status_code
+        for n in range(8)
+    ]
+    assert statuses[:5] == [401] * 5
+    assert 429 in statuses[5:]
+    locked = world.login(person.email, "wrong password", source="203.0.113.66")
+    if locked.status_code == 401:  # the first wait of a second had just run out
+        locked = world.login(person.email, "wrong password", source="203.0.113.66", on=1)
+    problem(locked, 429)
+    assert 1 <= int(locked.headers["Retry-After"]) <= 8
+    assert world.login(person.email).status_code == 200, "from where the account was opened"
+    assert world.login(person.email, source="192.0.2.9").status_code == 200, "from anywhere else"
+
+
+def test_the_lock_passes_by_itself(world: Identity) -> None:
+    person = world.person()
+    for _ in range(5):
+        world.login(person.email, "wrong password", source="203.0.113.67")
+    assert world.login(person.email, source="203.0.113.67").status_code == 429
+    eventually(
+        lambda: world.login(person.email, source="203.0.113.67").status_code == 200, within_s=5, every_s=0.2
+    )
+
+
+def test_parallel_guesses_gain_nothing(world: Identity) -> None:
+    person = world.person()
+
+    def guess(number: int) -> int:
+        return requests.post(
+            f"{world.auth[number % 2].url}/api/auth/login",
+            json={"email": person.email, "password": "wrong password"},
+            headers={"X-Forwarded-For": "203.0.113.68"},
+            timeout=15,
+        ).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        statuses = list(pool.map(guess, range(20)))
+    assert 1 <= statuses.count(401) <= 7, "five are free, and a wait of a second may pass meanwhile"
+    assert set(statuses) <= {401, 429, 503}
+
+
+def test_a_forged_source_does_not_get_around_the_lock(world: Identity) -> None:
+    person = world.person()
+    for number in range(5):
+        world.login(person.email, "wrong password", source=f"10.9.8.{number}, 203.0.113.69")
+    assert world.login(person.email, "wrong", source="10.9.8.77, 203.0.113.69").status_code == 429
+
+
+def test_more_logins_than_slots_are_a_fast_503_and_the_rest_of_auth_answers(
+    world: Identity, tmp_path: Path
+) -> None:
+    costly = {
+        "AUTH_ARGON2_MEMORY_KIB": "262144",
+        "AUTH_ARGON2_TIME": "4",
+        "AUTH_ARGON2_SLOTS": "1",
+        "AUTH_ARGON2_WAIT_S": "0.1",
+    }
+    with world.further("auth", **costly) as slow:
+        url = f"{slow.url}/api/auth/login"
+
+        def login(number: int) -> tuple[int, float, str | None]:
+            body = {"email": f"nobody{number}@example.com", "password": "wrong password"}
+            started = time.monotonic()
+            answer = requests.post(url, json=body, timeout=30)
+            return answer.status_code, time.monotonic() - started, answer.headers.get("Retry-After")
+
+        one_s = login(99)[1]
+        with ThreadPoolExecutor(8) as pool:
+            pending = [pool.submit(login, n) for n in range(8)]
+            time.sleep(0.05)
+            started = time.monotonic()
+            assert slow.call("GET", "/api/auth/.well-known/jwks.json").status_code == 200
+            jwks_s = time.monotonic() - started
+            outcomes = [each.result() for each in pending]
+    refused = [each for each in outcomes if each[0] == 503]
+    assert len(refused) >= 5, outcomes
+    assert all(retry_after == "1" for _, _, retry_after in refused)
+    assert max(duration for _, duration, _ in refused) < one_s + 0.5, (one_s, outcomes)
+    assert jwks_s < one_s + 0.5
+
+
+def test_browser_session_lives_in_a_cookie_that_is_exchanged_for_a_token(world: Identity) -> None:
+    person = world.person()
+    body = {"email": person.email, "password": PASSWORD}
+    opened = world.auth[0].call(
+        "POST", "/api/auth/session", json=body, headers={"X-Forwarded-Proto": "https"}
+    )
+    assert opened.status_code == 200, opened.text
+    cookie = opened.headers["Set-Cookie"]
+    for part in ("HttpOnly", "SameSite=Strict", "Secure", "Max-Age=86400", "Path=/api/auth/session"):
+        assert part in cookie, cookie
+    session = {"Cookie": cookie.split(";")[0]}
+    exchanged = world.auth[1].call("POST", "/api/auth/session/token", headers=session)
+    assert exchanged.status_code == 200, exchanged.text
+    assert claims(exchanged.json()["access_token"])["sub"] == person.id
+    assert exchanged.json()["expires_in"] <= 300
+    assert not any(cookie.split("=")[1].split(";")[0] in key for key in redis_keys(world)), "kept hashed"
+    assert world.auth[1].call("DELETE", "/api/auth/session", headers=session).status_code == 204
+    problem(world.auth[0].call("POST", "/api/auth/session/token", headers=session), 401)
+
+
+def redis_keys(world: Identity) -> list[str]:
+    from redis import Redis
+
+    with Redis.from_url(world.state.url) as client:
+        return [key.decode() for key in client.keys("*")]
+
+
+def test_a_login_gives_a_new_session_id_and_ends_the_old_one(world: Identity) -> None:
+    person = world.person()
+    body = {"email": person.email, "password": PASSWORD}
+    planted = world.auth[0].call("POST", "/api/auth/session", json=body).headers["Set-Cookie"].split(";")[0]
+    again = world.auth[0].call("POST", "/api/auth/session", json=body, headers={"Cookie": planted})
+    assert again.headers["Set-Cookie"].split(";")[0] != planted
+    assert "Secure" not in again.headers["Set-Cookie"], "over plain HTTP the browser would drop it"
+    problem(world.auth[0].call("POST", "/api/auth/session/token", headers={"Cookie": planted}), 401)
+
+
+def test_without_redis_sessions_are_503_and_the_rest_goes_on(world: Identity) -> None:
+    person = world.person()
+    body = {"email": person.email, "password": PASSWORD}
+    cookie = world.auth[0].call("POST", "/api/auth/session", json=body).headers["Set-Cookie"].split(";")[0]
+    world.state.kill()
+    try:
+        for method, path in (("POST", "/api/auth/session"), ("POST", "/api/auth/session/token")):
+            answer = world.auth[0].call(method, path, json=body, headers={"Cookie": cookie})
+            problem(answer, 503)
+            assert answer.headers["Retry-After"]
+        assert world.login(person.email).status_code == 200
+        assert world.register().status_code == 201
+    finally:
+        world.state.start()
+    eventually(
+        lambda: world.auth[0].call("POST", "/api/auth/session", json=body).status_code == 200, within_s=5
+    )
+
+
+def test_an_api_key_is_shown_once_listed_by_prefix_exchanged_and_revoked(world: Identity) -> None:
+    person, stranger = world.person(), world.person()
+    auth = world.auth[0]
+    made = auth.call("POST", "/api/auth/api-keys", json={"name": "ci"}, token=person.access)
+    assert made.status_code == 201, made.text
+    key = made.json()["data"]
+    assert key["key"].startswith("sk-")
+    listed = world.auth[1].call("GET", "/api/auth/api-keys", token=person.access)
+    assert [each["prefix"] for each in listed.json()["data"]] == [key["key"][:11]]
+    assert key["key"] not in listed.text
+    grant = {"grant_type": "api_key", "api_key": key["key"]}
+    exchanged = world.auth[1].call("POST", "/api/auth/token", json=grant)
+    assert exchanged.status_code == 200
+    assert claims(exchanged.json()["access_token"])["sub"] == person.id
+    path = f"/api/auth/api-keys/{key['id']}"
+    problem(auth.call("DELETE", path, token=stranger.access), 404)
+    assert auth.call("GET", "/api/auth/api-keys", token=stranger.access).json() == {"data": []}
+    assert auth.call("DELETE", path, token=person.access).status_code == 204
+    problem(world.auth[1].call("POST", "/api/auth/token", json=grant), 401)
+
+
+def test_nobody_gets_a_key_with_more_than_he_has(world: Identity) -> None:
+    person = world.person()
+    body = {"name": "root", "scopes": ["user", "admin"]}
+    problem(world.auth[0].call("POST", "/api/auth/api-keys", json=body, token=person.access), 403)
+    body = {"name": "root", "scopes": ["service"]}
+    problem(world.auth[0].call("POST", "/api/auth/api-keys", json=body, token=person.access), 422)
+    problem(world.auth[0].call("GET", "/api/auth/api-keys"), 401)
+
+
+def test_a_service_gets_its_token_for_its_own_secret(world: Identity) -> None:
+    body = claims(world.service_token("posts"))
+    assert (body["sub"], body["scope"]) == ("service:posts", "service")
+    for client_id, secret in (("posts", "secret-of-users"), ("nobody", "secret-of-posts"), ("posts", "x")):
+        grant = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret}
+        problem(world.auth[0].call("POST", "/api/auth/token", json=grant), 401)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"grant_type": "password", "username": "a", "password": "b"},
+        {"grant_type": "api_key"},
+        {"grant_type": "client_credentials", "client_id": "posts"},
+    ],
+)
+def test_a_grant_that_is_none_is_refused(world: Identity, body: dict[str, str]) -> None:
+    problem(world.auth[0].call("POST", "/api/auth/token", json=body), 422)
+
+
+def test_internal_endpoints_are_for_their_services_only(world: Identity) -> None:
+    person = world.person()
+    path = f"/internal/auth/accounts/{person.id}"
+    problem(world.auth[0].call("DELETE", path), 401)
+    problem(world.auth[0].call("DELETE", path, token=person.access), 403)
+    problem(world.auth[0].call("DELETE", path, token=world.admin().access), 403)
+    problem(world.auth[0].call("DELETE", path, token=world.service_token("posts")), 403)
+    assert world.login(person.email).status_code == 200
+
+
+def test_grant_admin_makes_an_administrator_of_an_account_and_of_nothing_else(world: Identity) -> None:
+    assert claims(world.admin().access)["scope"] == "user admin"
+    done = world.command("grant-admin", "nobody@example.com")
+    assert done.returncode == 1
+    assert "no account" in done.stderr
+
+
+def test_both_describe_themselves_in_openapi(world: Identity) -> None:
+    for each, path in ((world.auth[0], "/api/auth/login"), (world.users[0], "/api/users/{user_id}")):
+        document = each.call("GET", "/openapi.json").json()
+        assert document["openapi"].startswith("3.1")
+        assert path in document["paths"]

@@ -1,0 +1,312 @@
+"""users as its callers see it: instances on one database and one cache, beside real auth, Consul and Redis."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from redis import Redis
+
+from tests.integration.identity import Identity, Person, identity, problem
+from tests.support.eventually import eventually
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+    with identity(tmp_path_factory.mktemp("identity")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def admin(world: Identity) -> Person:
+    return world.admin()
+
+
+def path(person: Person) -> str:
+    return f"/api/users/{person.id}"
+
+
+def test_a_user_reads_himself_in_the_shape_that_others_rely_on(world: Identity) -> None:
+    person = world.person()
+    for where in (path(person), "/api/users/me"):
+        answer = world.users[0].call("GET", where, token=person.access)
+        assert answer.status_code == 200, answer.text
+        data = answer.json()["data"]
+        assert set(data) == {
+            "id", "email", "username", "firstName", "lastName", "postCount", "createdAt", "updatedAt",
+        }  # fmt: skip
+        assert (data["id"], data["email"], data["postCount"]) == (person.id, person.email, 0)
+        assert data["username"] == person.email.partition("@")[0]
+        assert "private" in answer.headers["Cache-Control"]
+
+
+def test_a_user_learns_nothing_about_others_not_even_whether_they_exist(world: Identity) -> None:
+    person, other = world.person(), world.person()
+    for method, body in (("GET", None), ("PATCH", {"firstName": "X"}), ("DELETE", None)):
+        existing = problem(world.users[0].call(method, path(other), json=body, token=person.access), 403)
+        ghost = f"/api/users/{uuid.uuid4().hex}"
+        missing = problem(world.users[0].call(method, ghost, json=body, token=person.access), 403)
+        assert existing["detail"] == missing["detail"]
+    problem(world.users[0].call("GET", "/api/users", token=person.access), 403)
+    assert world.users[0].call("GET", path(other), token=other.access).json()["data"]["firstName"] == "Ada"
+
+
+def test_without_a_token_or_with_an_edges_word_alone_nothing_is_read(world: Identity, admin: Person) -> None:
+    forged = {"X-Auth-Subject": admin.id, "X-Auth-Scope": "admin"}
+    for where in (path(admin), "/api/users/me", "/api/users"):
+        problem(world.users[0].call("GET", where), 401)
+        problem(world.users[0].call("GET", where, headers=forged), 401)
+        problem(world.users[0].call("GET", where, token="a.b.c"), 401)
+
+
+def test_an_administrator_and_a_service_read_all(world: Identity, admin: Person) -> None:
+    person = world.person()
+    for token in (admin.access, world.service_token("posts")):
+        assert world.users[0].call("GET", path(person), token=token).json()["data"]["id"] == person.id
+    problem(world.users[0].call("GET", f"/api/users/{uuid.uuid4().hex}", token=admin.access), 404)
+    for odd in ("1", "x" * 32, "..%2f..", "a" * 300):
+        problem(world.users[0].call("GET", f"/api/users/{odd}", token=admin.access), 404)
+    problem(world.users[0].call("PATCH", path(person), json={}, token=world.service_token("posts")), 403)
+
+
+def test_the_list_has_everyone_once_page_by_page(world: Identity, admin: Person) -> None:
+    new = {world.person().id for _ in range(5)}
+    seen: list[str] = []
+    cursor = None
+    for _ in range(200):
+        params = {"limit": 3, **({"cursor": cursor} if cursor else {})}
+        page = world.users[0].call("GET", "/api/users", params=params, token=admin.access).json()
+        seen += [user["id"] for user in page["data"]]
+        cursor = page["page"]["nextCursor"]
+        if cursor is None:
+            break
+    assert len(seen) == len(set(seen))
+    assert new <= set(seen)
+    for bad in ({"limit": 0}, {"limit": 101}, {"limit": "x"}):
+        problem(world.users[0].call("GET", "/api/users", params=bad, token=admin.access), 422)
+    for cursor in ("rubbish", "eyJhIjoxfQ", "%00", "A" * 1000):
+        problem(world.users[0].call("GET", "/api/users", params={"cursor": cursor}, token=admin.access), 400)
+
+
+def test_a_change_is_seen_by_the_next_read_on_every_instance(world: Identity) -> None:
+    person = world.person()
+    for turn in range(30):
+        for each in world.users:
+            each.call("GET", path(person), token=person.access)
+        writer, reader = world.users[turn % 2], world.users[(turn + 1) % 2]
+        changed = writer.call("PATCH", path(person), json={"firstName": f"N{turn}"}, token=person.access)
+        assert changed.json()["data"]["firstName"] == f"N{turn}"
+        read = reader.call("GET", path(person), token=person.access)
+        assert read.json()["data"]["firstName"] == f"N{turn}", turn
+
+
+def test_a_read_after_a_change_is_never_older_under_steady_reads(world: Identity) -> None:
+    """Readers on both instances keep the cache busy while one writer counts up."""
+    person = world.person()
+    stop_at = time.monotonic() + 3
+    written = [0]
+    wrong: list[tuple[int, int]] = []
+
+    def read(number: int) -> int:
+        url, reads = f"{world.users[number % 2].url}{path(person)}", 0
+        with requests.Session() as session:
+            session.headers["Authorization"] = f"Bearer {person.access}"
+            while time.monotonic() < stop_at:
+                before = written[0]
+                seen = int(session.get(url, timeout=10).json()["data"]["lastName"].removeprefix("N") or 0)
+                if seen < before:
+                    wrong.append((before, seen))
+                reads += 1
+        return reads
+
+    def write() -> None:
+        while time.monotonic() < stop_at:
+            body = {"lastName": f"N{written[0] + 1}"}
+            answer = world.users[0].call("PATCH", path(person), json=body, token=person.access)
+            if answer.status_code == 200:
+                written[0] += 1
+
+    first = world.users[0].call("PATCH", path(person), json={"lastName": "N0"}, token=person.access)
+    assert first.status_code == 200
+    with ThreadPoolExecutor(5) as pool:
+        readers = [pool.submit(read, number) for number in range(4)]
+        pool.submit(write).result()
+        reads = sum(each.result() for each in readers)
+    assert written[0] > 10
+    assert reads > 100
+    assert wrong == []
+
+
+def test_a_stampede_reads_the_database_once(world: Identity) -> None:
+    person = world.person()
+    with Redis.from_url(world.cache.url) as client:
+        client.flushall()
+        before = cache_counts(world)
+        with ThreadPoolExecutor(8) as pool:
+            statuses = list(
+                pool.map(
+                    lambda n: (
+                        requests.get(
+                            f"{world.users[n % 2].url}{path(person)}",
+                            headers={"Authorization": f"Bearer {person.access}"},
+                            timeout=10,
+                        ).status_code
+                    ),
+                    range(40),
+                )
+            )
+    assert statuses == [200] * 40
+    assert cache_counts(world) - before == 1, "one miss over both instances"
+
+
+def cache_counts(world: Identity) -> float:
+    """Misses of both instances, from their metrics."""
+    total = 0.0
+    for each in world.users:
+        for line in each.call("GET", "/metrics").text.splitlines():
+            if line.startswith('service_cache_operations_total{outcome="miss"}'):
+                total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+def test_without_the_cache_users_answers_and_afterwards_is_not_stale(world: Identity) -> None:
+    person = world.person()
+    world.users[0].call("GET", path(person), token=person.access)
+    world.cache.kill()
+    try:
+        change = {"firstName": "Offline"}
+        assert world.users[0].call("PATCH", path(person), json=change, token=person.access).status_code == 200
+        for each in world.users:
+            data = each.call("GET", path(person), token=person.access).json()["data"]
+            assert data["firstName"] == "Offline"
+    finally:
+        world.cache.start()
+    for each in world.users:
+        data = each.call("GET", path(person), token=person.access).json()["data"]
+        assert data["firstName"] == "Offline"
+
+
+def test_entity_tags_save_a_read_and_guard_a_change(world: Identity) -> None:
+    person = world.person()
+    tag = world.users[0].call("GET", path(person), token=person.access).headers["ETag"]
+    same = world.users[1].call("GET", path(person), token=person.access, headers={"If-None-Match": tag})
+    assert (same.status_code, same.content) == (304, b"")
+    guard = {"If-Match": tag}
+    body = {"firstName": "Augusta"}
+    first = world.users[0].call("PATCH", path(person), json=body, token=person.access, headers=guard)
+    assert first.status_code == 200
+    assert first.headers["ETag"] != tag
+    problem(world.users[1].call("PATCH", path(person), json=body, token=person.access, headers=guard), 412)
+    problem(world.users[1].call("DELETE", path(person), token=person.access, headers=guard), 412)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"email": "other@example.com"},
+        {"postCount": 99},
+        {"id": "0" * 32},
+        {"firstName": ""},
+        {"username": "A b"},
+        {"username": "x"},
+        {"firstName": ["a"]},
+    ],
+)
+def test_what_may_not_change_is_refused(world: Identity, admin: Person, body: dict[str, object]) -> None:
+    problem(world.users[0].call("PATCH", path(admin), json=body, token=admin.access), 422)
+
+
+def test_a_username_is_taken_once_also_at_the_same_moment(world: Identity) -> None:
+    people = [world.person() for _ in range(4)]
+    name = f"u{uuid.uuid4().hex[:12]}"
+
+    def take(number: int) -> int:
+        return requests.patch(
+            f"{world.users[number % 2].url}{path(people[number])}",
+            json={"username": name},
+            headers={"Authorization": f"Bearer {people[number].access}"},
+            timeout=10,
+        ).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(take, range(4))) == [200, 409, 409, 409]
+
+
+def test_post_counts_come_from_services_and_late_ones_do_not_win(world: Identity) -> None:
+    person = world.person()
+    posts = world.service_token("posts")
+    where = f"/internal/users/{person.id}/post-count"
+
+    def tell(count: int, version: int, on: int) -> bool:
+        body = {"count": count, "version": version}
+        answer = world.users[on].call("POST", where, json=body, token=posts)
+        assert answer.status_code == 200, answer.text
+        return bool(answer.json()["data"]["applied"])
+
+    def shown(on: int) -> int:
+        return int(world.users[on].call("GET", path(person), token=person.access).json()["data"]["postCount"])
+
+    assert shown(1) == 0
+    assert tell(3, 1_800_000_000_000_003, 0)
+    assert shown(1) == 3
+    assert not tell(2, 1_800_000_000_000_002, 1)
+    assert shown(0) == 3
+    problem(world.users[0].call("POST", where, json={"count": 9, "version": 9}, token=person.access), 403)
+    problem(world.users[0].call("POST", where, json={"count": -1, "version": 9}, token=posts), 422)
+    ghost = f"/internal/users/{uuid.uuid4().hex}/post-count"
+    problem(world.users[0].call("POST", ghost, json={"count": 1, "version": 1}, token=posts), 404)
+
+
+def test_accounts_are_opened_by_auth_only(world: Identity, admin: Person) -> None:
+    body = {"id": uuid.uuid4().hex, "email": "x@example.com", "firstName": "X", "lastName": "Y"}
+    for token in (None, admin.access, world.service_token("posts")):
+        answer = world.users[0].call("POST", "/internal/users/accounts", json=body, token=token)
+        problem(answer, 401 if token is None else 403)
+
+
+def test_a_deleted_account_is_gone_everywhere_and_its_address_free_again(world: Identity) -> None:
+    person = world.person()
+    for each in world.users:
+        each.call("GET", path(person), token=person.access)
+    assert world.users[0].call("DELETE", path(person), token=person.access).status_code == 204
+    problem(world.users[1].call("GET", path(person), token=person.access), 404)
+    eventually(
+        lambda: world.login(person.email, source="192.0.2.44").status_code == 401, within_s=5, every_s=0.3
+    )
+    refresh = {"refresh_token": person.refresh}
+    problem(world.auth[0].call("POST", "/api/auth/refresh", json=refresh), 401)
+    problem(world.users[0].call("DELETE", path(person), token=person.access), 404)
+    assert world.register(person.email).status_code == 201
+
+
+def test_an_administrator_deletes_others(world: Identity, admin: Person) -> None:
+    person = world.person()
+    assert world.users[0].call("DELETE", path(person), token=admin.access).status_code == 204
+    problem(world.users[0].call("GET", path(person), token=admin.access), 404)
+
+
+def test_auth_hears_of_a_deletion_once_it_is_back(world: Identity) -> None:
+    person = world.person()
+    for each in world.auth:
+        each.kill()
+    try:
+        started = time.monotonic()
+        assert world.users[0].call("DELETE", path(person), token=person.access).status_code == 204
+        assert time.monotonic() - started < 3, "the caller does not wait for auth"
+    finally:
+        for each in world.auth:
+            each.start()
+
+    def refused() -> bool:
+        body = {"refresh_token": person.refresh}
+        status = world.auth[0].call("POST", "/api/auth/refresh", json=body)
+        person.refresh = status.json().get("refresh_token", person.refresh)
+        return status.status_code == 401
+
+    eventually(refused, within_s=15, every_s=0.3)
+    assert world.login(person.email, source="192.0.2.45").status_code == 401
