@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 # Looks for anything missed, though nothing should be.
 SWEEP_EVERY_S = 30.0
 SWEEP_CHUNK = 128
+SUSPECT_RETRIES = 4
 # Keepers notice within 10 s that a restarted agent has forgotten them.
 GRACE_S = 15.0
 Listener = Callable[[list[Change], Snapshot], None]
@@ -259,9 +260,10 @@ class View:
         if not retry:
             self._retries = 0 if not self._retry else self._retries
             return
-        if not self._retries:
-            log.warning("services keep their last state", services=sorted(retry)[:5], count=len(retry))
         self._retries += 1
+        # The first times are the rule, not a fault: the two lists of a last instance that leaves do not change at once.
+        if self._retries == SUSPECT_RETRIES:
+            log.warning("services keep their last state", services=sorted(retry)[:5], count=len(retry))
         self._retry |= retry
         self._retry_at = self._clock.monotonic() + backoff_s(self._retries, self._clock)
 
