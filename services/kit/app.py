@@ -40,9 +40,9 @@ def create_service(
     `paths` and the values after it are its route at the edge (CONTRACT, section 2); without paths it is found by
     other services only. `models_metadata` are its tables: `migrations` (by default the folder `migrations` beside
     the calling file, if there is one) brings them about at start; without migrations they are made as they are.
-    Raises discovery.ContractError for a value that the edge would refuse, pydantic.ValidationError for the environment.
+    Raises discovery.ContractError for a value that the edge would refuse; a wrong environment ends the process.
     """
-    settings = settings or ServiceSettings()
+    settings = settings or ServiceSettings.from_environment()
     contract.check_name(name)
     route = _route(name, paths, auth, balance, domain, lane, check_path, timeout_s) if paths else None
     logs.configure(name, settings.log_level, settings.log_format)

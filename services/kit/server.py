@@ -24,10 +24,10 @@ import structlog
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
-from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 import discovery
+from discovery.errors import ContractError
 from services.kit import logs
 from services.kit.api import ServiceApp
 from services.kit.app import needs_tokens
@@ -217,7 +217,7 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
     """
     try:
         app = app if isinstance(app, ServiceApp) else app()
-    except (ValidationError, discovery.DiscoveryError) as error:
+    except ContractError as error:
         sys.exit(f"cannot start: {error}")
     kit: Kit = app.extensions["kit"]
     settings = kit.settings

@@ -7,12 +7,18 @@ value (for secrets). An empty variable counts as unset. Services add fields by s
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 
 class FileSource(PydanticBaseSettingsSource):
@@ -25,7 +31,7 @@ class FileSource(PydanticBaseSettingsSource):
         try:
             return Path(path).read_text().strip(), field_name, False
         except OSError as error:
-            raise ValueError(f"{field_name.upper()}_FILE={path}: {error.strerror}") from None
+            raise SettingsError(f"{field_name.upper()}_FILE={path}: {error.strerror}") from None
 
     def __call__(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -79,6 +85,17 @@ class ServiceSettings(BaseSettings):
     max_body_bytes: int = Field(default=1024 * 1024, ge=0)
     max_json_depth: int = Field(default=32, ge=1, le=150)
     deadline_s: float = Field(default=30.0, gt=0, le=3600)
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The settings of this process. What is wrong with them ends it, with a line for each bad variable."""
+        try:
+            return cls()
+        except ValidationError as error:
+            wrong = (f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_url=False))
+            sys.exit("cannot start, the environment is wrong:\n  " + "\n  ".join(wrong))
+        except SettingsError as error:
+            sys.exit(f"cannot start, the environment is wrong:\n  {error.__cause__ or error}")
 
     @classmethod
     def settings_customise_sources(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from services.kit import body, trace
@@ -35,7 +36,7 @@ def test_secret_comes_from_the_file_that_its_variable_names(
 
 def test_missing_secret_file_names_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REDIS_PASSWORD_FILE", str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="REDIS_PASSWORD_FILE"):
+    with pytest.raises(SettingsError, match="REDIS_PASSWORD_FILE"):
         ServiceSettings()
 
 
