@@ -1,7 +1,8 @@
 """Which gunicorn worker should an instance run? `python -m bench.workers` measures the candidates; ADR 0007 decides.
 
-Two handlers: one answers a small JSON object at once, the other after asking an upstream that takes 20 ms. Each candidate
-is driven by wrk, directly and through a plain HAProxy, in short interleaved rounds. Told are the medians: requests/s, p99
+Three loads: `json` answers a small object at once, `wait` after asking an upstream that takes 20 ms, `mixed` is `json` while
+two other clients have passwords hashed (Argon2id: 64 MiB, C code that lets go of the interpreter). Each candidate is
+driven by wrk, directly and through a plain HAProxy, in short interleaved rounds. Told are the medians: requests/s, p99
 in milliseconds, and CPU of the service's processes in µs a request, which suffers least from what else the machine does.
 """
 
@@ -26,7 +27,8 @@ from tests.support.servers import Process, accepts, free_ports, haproxy
 TICKS = os.sysconf("SC_CLK_TCK")
 UPSTREAM_WAIT_S = 0.02
 CONNECTIONS = 32
-HANDLERS = ("json", "wait")
+LOADS = ("json", "wait", "mixed")
+HASHING = 2
 KIT = "services.kit.workers.ThreadWorker"
 
 
@@ -79,6 +81,7 @@ asyncio.run(main())
 APPLICATION = """
 import os
 import urllib3
+from argon2 import PasswordHasher
 from flask import Flask
 app = Flask("bench")
 pool = urllib3.HTTPConnectionPool("127.0.0.1", int(os.environ["UPSTREAM_PORT"]), maxsize=64, retries=False, timeout=5)
@@ -88,6 +91,12 @@ def at_once():
 @app.get("/wait")
 def after_upstream():
     return {"upstream": pool.request("GET", "/").status}
+@app.get("/mixed")
+def beside_hashing():
+    return at_once()
+@app.get("/hash")
+def hashing():
+    return {"hash": PasswordHasher().hash("correct horse")}
 """
 
 
@@ -172,19 +181,27 @@ def drive(url: str, seconds: int, masters: list[int]) -> dict[str, float]:
     }
 
 
+@contextlib.contextmanager
+def hashing(port: int, seconds: int) -> Iterator[None]:
+    """Clients that keep the service hashing passwords meanwhile."""
+    argv = ["wrk", "-t1", f"-c{HASHING}", f"-d{seconds}s", f"http://127.0.0.1:{port}/hash"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as clients:
+        yield
+        clients.wait(seconds + 20)
+
+
 def measure(candidate: Candidate, folder: Path, upstream: int, seconds: int) -> dict[str, dict[str, float]]:
-    """Every handler and way of one candidate, once."""
+    """Every load and way of one candidate, once."""
     answers = {}
     with serving(candidate, folder, upstream) as (ports, masters):
         edge = free_ports(1)[0]
         with haproxy(plain_haproxy(edge, ports), wait_port=edge):
-            for handler in HANDLERS:
-                drive(f"http://127.0.0.1:{edge}/{handler}", 1, masters)
+            for load in LOADS:
+                drive(f"http://127.0.0.1:{edge}/{load}", 1, masters)
                 ways = {"edge": edge} if candidate.instances > 1 else {"direct": ports[0], "edge": edge}
                 for way, port in ways.items():
-                    answers[f"{handler} {way}"] = drive(
-                        f"http://127.0.0.1:{port}/{handler}", seconds, masters
-                    )
+                    with hashing(port, seconds + 1) if load == "mixed" else contextlib.nullcontext():
+                        answers[f"{load} {way}"] = drive(f"http://127.0.0.1:{port}/{load}", seconds, masters)
     return answers
 
 
@@ -220,8 +237,8 @@ def main() -> None:
 
 def report(figures: dict[str, dict[str, list[dict[str, float]]]]) -> None:
     """A table of medians: rate, p99, CPU a request."""
-    keys = [f"{handler} {way}" for handler in HANDLERS for way in ("direct", "edge")]
-    print(" " * 30 + "".join(f"{key:>28}" for key in keys))
+    keys = [f"{load} {way}" for load in LOADS for way in ("direct", "edge")]
+    print(" " * 30 + "".join(f"{key:>27}" for key in keys))
     for name, ways in figures.items():
         cells = []
         for key in keys:
@@ -230,7 +247,7 @@ def report(figures: dict[str, dict[str, list[dict[str, float]]]]) -> None:
                 statistics.median(run[each] for run in runs) for each in ("rate", "p99_ms", "cpu_us") if runs
             ]
             cells.append("{:.0f}/s {:6.1f} ms {:4.0f} us".format(*medians) if medians else "-")
-        print(f"{name:30}" + "".join(f"{cell:>28}" for cell in cells))
+        print(f"{name:30}" + "".join(f"{cell:>27}" for cell in cells))
 
 
 if __name__ == "__main__":
