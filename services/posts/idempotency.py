@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from sqlalchemy import BigInteger, String, Text, delete, select, text, update
+from sqlalchemy import BigInteger, String, Text, delete, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from services.kit.upsert import insert_new
 from services.posts.domain import Answer
 from services.posts.tables import Base
 
@@ -39,15 +40,11 @@ def once(
 
     Must be the first statement of its transaction. Raises KeyReused.
     """
-    claimed = session.execute(
-        text(
-            "INSERT INTO idempotency_keys (subject, key, fingerprint, created_us) "
-            "VALUES (:subject, :key, :fingerprint, :now) ON CONFLICT (subject, key) DO NOTHING"
-        ),
-        {"subject": subject, "key": key, "fingerprint": fingerprint, "now": now_us},
+    claimed = insert_new(
+        session, IdempotencyRow, subject=subject, key=key, fingerprint=fingerprint, created_us=now_us
     )
     mine = (IdempotencyRow.subject == subject, IdempotencyRow.key == key)
-    if claimed.rowcount != 1:  # type: ignore[attr-defined]
+    if not claimed:
         row = session.scalars(select(IdempotencyRow).where(*mine)).one()
         if row.fingerprint != fingerprint or row.answer is None:
             raise KeyReused(key)
