@@ -14,10 +14,9 @@ def conditional(body: dict[str, Any], cache_control: str) -> Response:
     """The body as JSON with its ETag, or 304 without it when `If-None-Match` names that tag."""
     data = _encoded(body)
     tag = entity_tag(data)
+    response = Response(data, mimetype="application/json")
     if request.method in ("GET", "HEAD") and names_tag(request.headers.get("If-None-Match"), tag):
         response = Response(status=304)
-    else:
-        response = Response(data, mimetype="application/json")
     response.headers["ETag"] = tag
     response.headers["Cache-Control"] = cache_control
     return response

@@ -8,14 +8,14 @@ count. Words are never read as operators, so no query text is a syntax error. (F
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from alembic.operations import Operations
 from sqlalchemy import ColumnElement, column, func, literal_column, select, table, text
 
 MAX_WORDS = 16
 
 
-def create_search(op: Operations, name: str, columns: Sequence[str]) -> None:
+def create_search(op: Any, name: str, columns: Sequence[str]) -> None:
     """In a migration: index `columns` of the table `name`, whose integer primary key is called `number`."""
     if op.get_bind().dialect.name == "postgresql":
         joined = " || ' ' || ".join(columns)
@@ -43,7 +43,7 @@ def create_search(op: Operations, name: str, columns: Sequence[str]) -> None:
     )
 
 
-def drop_search(op: Operations, name: str) -> None:
+def drop_search(op: Any, name: str) -> None:
     """In a migration: undo `create_search`; before the table itself goes."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute(f"ALTER TABLE {name} DROP COLUMN search")

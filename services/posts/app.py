@@ -51,9 +51,7 @@ app = create_service(
 )
 own = app.extensions["kit"]
 delivery = CountDelivery(own.db, lambda: own.client)
-flusher = Flusher(delivery)
-# The first request that the worker sees is the kit's own question whether it is ready.
-app.before_request(flusher.start)
+own.on_start(Flusher(delivery).start)
 
 
 class PostPath(BaseModel):

@@ -23,7 +23,10 @@ AT_ONCE_S = 0.4
 IN_BACKGROUND_S = 2.0
 TURN_S = 1.0
 BATCH = 20
+# After users were away for long: that many batches in a row before the next pause.
+MAX_TURNS = 50
 PURGE_EVERY_S = 300.0
+MAX_PURGES = 100
 
 # An author that users do not know may only be a moment younger than his first post; after about six minutes he is not.
 MAX_REFUSALS = 10
@@ -104,9 +107,11 @@ class CountDelivery:
                 outbox.postpone_count(session, owed, self.now_us() + int(delay_s * 1_000_000))
 
     def purge(self) -> None:
-        """Forget a batch of idempotency keys whose day is over."""
-        with self._db.session() as session:
-            idempotency.purge(session, self.now_us())
+        """Forget idempotency keys whose day is over, in short transactions, and not without end."""
+        for _ in range(MAX_PURGES):
+            with self._db.session() as session:
+                if idempotency.purge(session, self.now_us()) < idempotency.PURGE_BATCH:
+                    return
 
     def _tell(self, owed: AuthorCount, deadline_s: float) -> Outcome:
         path = f"/internal/users/{quote(owed.author_id, safe='')}/post-count"
@@ -124,48 +129,41 @@ class CountDelivery:
 
 
 class Flusher:
-    """Calls `turn` about once a second in a daemon thread, until stopped. An error is logged and costs one turn."""
+    """Calls `turn` about once a second in a daemon thread. An error is logged once and costs a turn.
+
+    It ends with its process, in the middle of a delivery or not: what was claimed is due again when the claim is over.
+    """
 
     def __init__(self, delivery: CountDelivery, clock: Clock = SYSTEM_CLOCK) -> None:
         self._delivery = delivery
         self._clock = clock
-        self._lock = threading.Lock()
-        self._begun = False
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="count-flusher", daemon=True)
+        self._failing = False
+        self._purge_at = 0.0
 
     def start(self) -> None:
-        """Begin; from the second call on nothing happens. Call it in the worker process: threads do not survive a fork."""
-        with self._lock:
-            if not self._begun:
-                self._begun = True
-                self._thread.start()
-
-    def stop(self, timeout_s: float = IN_BACKGROUND_S + 1) -> None:
-        """Ask it to end and wait for the delivery in progress."""
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-
-    def _warm_up(self) -> None:
-        try:
-            self._delivery.warm_up()
-        except Exception as error:  # then the first call makes the client
-            log.warning("client not made at start", error=type(error).__name__)
+        """Begin. Call it in the worker process: threads do not survive a fork."""
+        threading.Thread(target=self._run, name="count-flusher", daemon=True).start()
 
     def _run(self) -> None:
-        purge_at = self._clock.monotonic()
-        failing = False
-        self._warm_up()
-        # Jitter keeps instances that were started together from asking together.
-        while not self._over.wait(TURN_S * (0.5 + self._clock.random())):
-            try:
-                self._delivery.turn()
-                if self._clock.monotonic() >= purge_at:
-                    self._delivery.purge()
-                    purge_at = self._clock.monotonic() + PURGE_EVERY_S
-                failing = False
-            except Exception as error:  # the thread must outlive whatever one turn meets
-                if not failing:
-                    log.error("flushing counts failed", error=type(error).__name__, reason=str(error)[:200])
-                failing = True
+        self._guarded(self._delivery.warm_up)
+        while True:
+            # Jitter keeps instances that were started together from asking together.
+            self._clock.sleep(TURN_S * (0.5 + self._clock.random()))
+            self._guarded(self._work)
+
+    def _work(self) -> None:
+        for _ in range(MAX_TURNS):
+            if self._delivery.turn() < BATCH:
+                break
+        if self._clock.monotonic() >= self._purge_at:
+            self._purge_at = self._clock.monotonic() + PURGE_EVERY_S
+            self._delivery.purge()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+            self._failing = False
+        except Exception as error:  # the thread must outlive whatever it meets
+            if not self._failing:
+                log.error("flushing counts failed", error=type(error).__name__, reason=str(error)[:200])
+            self._failing = True

@@ -56,7 +56,7 @@ def due_counts(session: Session, now_us: int, limit: int) -> list[tuple[str, int
         .order_by(AuthorCountRow.due_us)
         .limit(limit)
     )
-    return [(author, due) for author, due in session.execute(query)]
+    return [(author, due) for author, due in session.execute(query) if due is not None]
 
 
 def claim_count(session: Session, author_id: str, seen_due_us: int, until_us: int) -> AuthorCount | None:

@@ -107,4 +107,4 @@ def delete_product(session: Session, product: Product) -> bool:
     done = session.execute(
         delete(ProductRow).where(ProductRow.number == product.number, ProductRow.version == product.version)
     )
-    return done.rowcount == 1  # type: ignore[attr-defined]
+    return bool(done.rowcount)  # type: ignore[attr-defined]
