@@ -23,6 +23,8 @@ class Applier:
     def __init__(self, metrics: Metrics, drain_s: float) -> None:
         self._metrics = metrics
         self._drain_s = drain_s
+        # `pace` of the state that the file was last rendered from: a server added at run time gets what the file says.
+        self.slower = 1
         # service → server → since when it drains
         self._draining: dict[str, dict[str, float]] = {}
         # service → (when to look again, pause before the look after that)
@@ -59,7 +61,9 @@ class Applier:
         # Its time begins with the order to drain, not while it waits for its turn.
         since = {name: now if observed[name].mode == "ready" else since.get(name, now) for name in leaving}
         overdue = frozenset(name for name, began in since.items() if now - began >= self._drain_s)
-        steps = plan_backend(backend, observed, overdue, server_params)
+        steps = plan_backend(
+            backend, observed, overdue, lambda route, server: server_params(route, server, self.slower)
+        )
         # All of them: a refused step must not keep the others from being done.
         done = [step for step in steps if self._send(session, step)]
         self._remember(service, since, done, now, refused=len(done) < len(steps))

@@ -10,8 +10,9 @@ from haproxy.controller.model import Server
 
 log = structlog.get_logger(__name__)
 
-# One event may reach us in parts: what vanishes within this time counts as one step.
-STEP_S = 1.0
+# One event may reach us in parts: several instances each, within this time. One instance after the other is no such event,
+# however fast: that is somebody stopping them in turn.
+STEP_S = 0.5
 
 Servers = Mapping[str, Mapping[str, Server]]
 
@@ -19,7 +20,7 @@ Servers = Mapping[str, Mapping[str, Server]]
 class Guard:
     """Keeps servers that vanished in one step for a grace time, and leaves the judgement to HAProxy's own checks.
 
-    It trips when at least `minimum` instances, and more than half of all, stop being served within one second; those in
+    It trips when at least `minimum` instances, and more than half of all, stop being served within one step; those in
     maintenance do not count, they were ordered out. When the grace is over, what is still gone is let go. Pure but for its log.
     """
 
@@ -50,14 +51,17 @@ class Guard:
         """Look at one change: by service, the servers before and after it; `serving` is the size of the whole fleet
         after it. Answers the services whose held servers are others now."""
         self._vanished = {key: entry for key, entry in self._vanished.items() if now - entry[0] < STEP_S}
+        vanished: dict[tuple[str, str], tuple[float, Server]] = {}
         for service in before.keys() | after.keys():
             now_there = after.get(service, {})
             out = ordered_out.get(service, frozenset())
             for name, server in before.get(service, {}).items():
                 if name not in now_there and name not in out:
-                    self._vanished[(service, name)] = (now, server)
+                    vanished[(service, name)] = (now, server)
             for name in now_there.keys() | out:
                 self._vanished.pop((service, name), None)
+        if len(vanished) > 1 or self.active:
+            self._vanished |= vanished
         touched = self._forget_returned(after, ordered_out)
         gone = len(self._vanished)
         trips = gone >= self._minimum and gone > (serving + gone) / 2

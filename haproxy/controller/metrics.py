@@ -52,6 +52,9 @@ class Metrics:
             f"{_PREFIX}guard_trips_total", "Times the guard tripped.", registry=registry
         )
         self.haproxy_up = Gauge(f"{_PREFIX}haproxy_up", "1 while the Runtime API answers.", registry=registry)
+        self.in_step = Gauge(
+            f"{_PREFIX}in_step", "1 while no change, reload or full sync is under way.", registry=registry
+        )
         self.full_sync = Gauge(
             f"{_PREFIX}full_sync_seconds", "Duration of the last full sync.", registry=registry
         )

@@ -127,11 +127,14 @@ def _correct(backend: str, server: Server, seen: ObservedServer) -> list[Step]:
 
 def _leave(backend: str, seen: ObservedServer, reason: str, overdue: bool) -> Step:
     target = f"{backend}/{seen.name}"
+    # An instance that shuts down answers "not ready" before its last request has ended, and a server that is
+    # marked down loses its requests (on-marked-down): from here on only the instance itself decides.
+    quiet = [command("disable", "health", target)] if seen.checked else []
     if seen.mode == "ready":
-        line = command("set", "server", target, "state", "drain")
-        return Step("drain", backend, seen.name, reason, (line,))
+        drain = command("set", "server", target, "state", "drain")
+        return Step("drain", backend, seen.name, reason, (drain, *quiet))
     if seen.sessions and not overdue:
-        return Step("remove", backend, seen.name, f"{seen.sessions} requests under way", ())
+        return Step("drain", backend, seen.name, f"{seen.sessions} requests under way", tuple(quiet))
     lines = [command("set", "server", target, "state", "maint")]
     if seen.sessions:
         lines.append(command("shutdown", "sessions", "server", target))

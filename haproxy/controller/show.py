@@ -15,11 +15,11 @@ from haproxy.controller.desired import Desire, Outcome
 from haproxy.controller.errors import EdgeError, Unreachable
 from haproxy.controller.keys import stored_keys
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.model import Backend
+from haproxy.controller.model import Backend, EdgeState
 from haproxy.controller.plan import Step, plan_backend
 from haproxy.controller.policy import PinWatch
 from haproxy.controller.reload import Reloader, fingerprint
-from haproxy.controller.render import server_params
+from haproxy.controller.render import pace, server_params
 from haproxy.controller.runtime import Master, Runtime
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.state import ObservedServer
@@ -87,10 +87,13 @@ def _compare(settings: EdgeSettings, desire: Desire) -> Picture:
         picture.reload = (
             "; ".join(parts) or "routes, keys or settings are not those that this worker was loaded with"
         )
+    slower = pace(EdgeState(tuple(picture.backends)))
     for backend in picture.backends:
         seen = picture.observed[backend.name]
         if seen is not None:
-            picture.steps += plan_backend(backend, seen, frozenset(), server_params)
+            picture.steps += plan_backend(
+                backend, seen, frozenset(), lambda route, server: server_params(route, server, slower)
+            )
     return picture
 
 

@@ -19,6 +19,7 @@ from haproxy.controller.metrics import Metrics
 from haproxy.controller.model import EdgeState, Server, VerifyKey
 from haproxy.controller.owners import OwnerBook
 from haproxy.controller.reload import FileWriter, Reloader, fingerprint
+from haproxy.controller.render import pace
 from haproxy.controller.runtime import ProcessInfo, Runtime
 from haproxy.controller.settings import EdgeSettings
 
@@ -211,6 +212,7 @@ class Sync:
         wanted = self._fingerprint()
         if wanted != self._loaded:
             self._reload = self._reload or reason
+            self._metrics.in_step.set(0)
             if wanted != self._refused:
                 self._reload_at = self._reloaded_at + RELOAD_EVERY_S
             if self._file_due is None:
@@ -336,7 +338,9 @@ class Sync:
         self.on_reload()
 
     def _state(self) -> EdgeState:
-        return self.desire.state(self.keys, self.guard.held)
+        state = self.desire.state(self.keys, self.guard.held)
+        self._applier.slower = pace(state)
+        return state
 
     # -- the full sync, in slices
 
@@ -366,6 +370,8 @@ class Sync:
         if self._file_due is not None and now >= self._file_due:
             self._file_due = None
             self.writer.submit(self._state())
+        busy = self._process is None or self._reload or self._full or self._touched
+        self._metrics.in_step.set(0 if busy else 1)
         self._metrics.guard.set(1 if self.guard.active else 0)
         self._metrics.servers.set(self.desire.serving)
         self._metrics.services.set(len(self._book.memories))

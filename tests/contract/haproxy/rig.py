@@ -144,7 +144,8 @@ class Edge:
         return float(found[1]) if found else default
 
     def reloads(self) -> float:
-        """All reloads, of whatever reason."""
+        """All reloads, of whatever reason, once what is under way is done."""
+        eventually(lambda: self.metric("breakwater_controller_in_step") == 1, 10)
         with _OPENER.open(f"http://127.0.0.1:{self.settings.controller_port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
         return sum(map(float, re.findall(r"^breakwater_controller_reloads_total\{.*\} (\S+)$", text, re.M)))
@@ -176,7 +177,7 @@ class Edge:
     def _followed(self) -> bool:
         if not self.controller.running:
             return True
-        return self.metric("breakwater_controller_haproxy_up") == 1 and self.reloads() >= 0
+        return self.metric("breakwater_controller_in_step") == 1
 
     def cli(self, command: str) -> Process:
         """Run another command of the controller to its end; its output is in `log`."""

@@ -49,15 +49,22 @@ def test_few_instances_are_let_go_however_large_their_share() -> None:
 def test_step_that_comes_in_parts_counts_as_one() -> None:
     guard = Guard(10, 4)
     step(guard, without(0, 1, 2), now=100)
-    step(guard, without(*range(6)), now=100.5, before=without(0, 1, 2))
+    step(guard, without(*range(6)), now=100.2, before=without(0, 1, 2))
     assert set(guard.held["users"]) == {f"s{n}" for n in range(6)}
 
 
-def test_slow_goodbyes_are_no_step() -> None:
+def test_instances_that_leave_one_after_the_other_are_no_step() -> None:
     guard = Guard(10, 4)
     for n in range(9):
-        step(guard, without(*range(n + 1)), now=100 + 1.5 * n, before=without(*range(n)))
+        step(guard, without(*range(n + 1)), now=100 + 0.01 * n, before=without(*range(n)))
         assert not guard.active
+
+
+def test_parts_that_lie_apart_are_two_steps() -> None:
+    guard = Guard(10, 4)
+    step(guard, without(0, 1, 2), now=100)
+    step(guard, without(*range(6)), now=101, before=without(0, 1, 2))
+    assert not guard.active
 
 
 def test_maintenance_is_an_order() -> None:

@@ -17,6 +17,8 @@ from haproxy.controller.state import ObservedServer
 ROUTE = Route("users", ("/api/users",))
 A = Server("a", "127.0.0.1", 20001)
 B = Server("b", "127.0.0.1", 20002)
+DRAIN_A = ["set server svc_users/a state drain", "disable health svc_users/a"]
+DRAIN_B = ["set server svc_users/b state drain", "disable health svc_users/b"]
 
 
 def seen(server: Server, **changes: object) -> ObservedServer:
@@ -60,11 +62,13 @@ def test_ipv6_instance_is_added_in_brackets() -> None:
 
 
 def test_gone_instance_is_drained_first() -> None:
-    assert lines(plan([A], [seen(A), seen(B)])) == ["set server svc_users/b state drain"]
+    assert lines(plan([A], [seen(A), seen(B)])) == DRAIN_B
 
 
 def test_drained_instance_stays_while_requests_are_under_way() -> None:
-    assert plan([A], [seen(A), seen(B, mode="drain", sessions=2)]) == []
+    leaving = seen(B, mode="drain", sessions=2)
+    assert plan([A], [seen(A), replace(leaving, checked=False)]) == []
+    assert lines(plan([A], [seen(A), leaving])) == ["disable health svc_users/b"]
 
 
 def test_idle_drained_instance_is_removed_with_its_idle_connections() -> None:
@@ -121,7 +125,7 @@ def test_capacity_is_added_before_it_is_taken_away() -> None:
 
 def test_backup_change_makes_the_server_anew_while_another_serves() -> None:
     wanted = [replace(A, backup=True), B]
-    assert lines(plan(wanted, [seen(A), seen(B)])) == ["set server svc_users/a state drain"]
+    assert lines(plan(wanted, [seen(A), seen(B)])) == DRAIN_A
     removed = lines(plan(wanted, [seen(A, mode="drain"), seen(B)]))
     assert removed[-1] == "del server svc_users/a"
     assert lines(plan(wanted, [seen(B)]))[0].endswith("backup")
@@ -134,8 +138,8 @@ def test_backup_change_of_the_only_server_waits() -> None:
 
 def test_backup_changes_go_one_at_a_time() -> None:
     wanted = [replace(A, backup=True), replace(B, backup=True)]
-    assert lines(plan(wanted, [seen(A), seen(B)])) == ["set server svc_users/a state drain"]
-    assert plan(wanted, [seen(A, mode="drain", sessions=1), seen(B)]) == []
+    assert lines(plan(wanted, [seen(A), seen(B)])) == DRAIN_A
+    assert plan(wanted, [seen(A, mode="drain", sessions=1, checked=False), seen(B)]) == []
 
 
 @pytest.mark.parametrize(

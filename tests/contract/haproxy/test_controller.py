@@ -1,0 +1,264 @@
+"""The controller against a real Consul and a real HAProxy: what changes at run time, who owns what, and who is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from haproxy.controller.runtime import Runtime, command
+from tests.contract.haproxy.rig import Edge, edge
+from tests.support.eventually import eventually
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Edge]:
+    with edge(EDGE_SYNC_S="2", EDGE_DRAIN_S="2") as made:
+        yield made
+
+
+def meta(service: str, **more: str) -> dict[str, str]:
+    return {
+        "edge-path": f"/api/{service}",
+        "edge-auth": "public",
+        **{f"edge-{key}": value for key, value in more.items()},
+    }
+
+
+def two(running: Edge, service: str) -> None:
+    """A service with instances `<service>-1` and `-2`, both answering."""
+    running.instance(service, f"{service}-1", meta(service))
+    running.instance(service, f"{service}-2", meta(service))
+    running.serves(f"/api/{service}", {f"{service}-1", f"{service}-2"})
+
+
+def test_instances_come_and_go_without_a_reload(running: Edge) -> None:
+    two(running, "come")
+    before = running.reloads()
+    running.instance("come", "come-3", meta("come"))
+    running.serves("/api/come", {"come-1", "come-2", "come-3"})
+    running.deregister("come-1")
+    running.serves("/api/come", {"come-2", "come-3"})
+    eventually(lambda: set(running.servers("come")) == {"come-2", "come-3"}, 3)
+    assert running.reloads() == before
+
+
+def test_weight_backup_and_address_change_without_a_reload(running: Edge) -> None:
+    two(running, "edit")
+    before = running.reloads()
+    one, other = running.programs[-2:]
+    running.register("edit", "edit-1", one.port, meta("edit", weight="7"))
+    eventually(lambda: running.servers("edit")["edit-1"].weight == 7, 3)
+    running.register("edit", "edit-1", one.port, meta("edit", backup="true"))
+    running.serves("/api/edit", {"edit-2"})
+    eventually(lambda: running.servers("edit")["edit-1"].backup, 3)
+    running.register("edit", "edit-2", one.port, meta("edit"))
+    eventually(lambda: running.servers("edit")["edit-2"].port == one.port, 3)
+    running.serves("/api/edit", {"edit-1"})
+    assert other.seen > 0
+    assert running.reloads() == before
+
+
+def test_check_states_and_maintenance_are_followed(running: Edge) -> None:
+    two(running, "check")
+    running.check("check-1", "fail")
+    running.serves("/api/check", {"check-2"})
+    running.check("check-1", "warn")
+    running.serves("/api/check", {"check-1", "check-2"})
+    running.consul.call("PUT", "/v1/agent/service/maintenance/check-2?enable=true")
+    running.serves("/api/check", {"check-1"})
+    running.consul.call("PUT", "/v1/agent/service/maintenance/check-2?enable=false")
+    running.serves("/api/check", {"check-1", "check-2"})
+
+
+def test_request_under_way_is_finished_on_an_instance_that_leaves(running: Edge) -> None:
+    two(running, "under")
+    for program in running.programs[-2:]:
+        program.slow_s = 1.5
+    answers: list[tuple[int, str]] = []
+    calls = [
+        threading.Thread(target=lambda: answers.append(running.get("/api/under/slow"))) for _ in range(4)
+    ]
+    for call in calls:
+        call.start()
+    eventually(lambda: running.servers("under")["under-1"].sessions > 0, 2)
+    running.deregister("under-1")
+    eventually(lambda: running.servers("under")["under-1"].mode == "drain", 2)
+    running.programs[-2].ready = False  # as an instance does that shuts down
+    for call in calls:
+        call.join(timeout=10)
+    assert [status for status, _ in answers] == [200] * 4
+    assert "under-1" in {name for _, name in answers}
+    eventually(lambda: set(running.servers("under")) == {"under-2"}, 3)
+
+
+def test_request_that_never_ends_holds_an_instance_no_longer_than_the_bound(running: Edge) -> None:
+    two(running, "stuck")
+    for program in running.programs[-2:]:
+        program.slow_s = 8.0
+    calls = [threading.Thread(target=lambda: running.get("/api/stuck/slow", 20)) for _ in range(4)]
+    for call in calls:
+        call.start()
+    eventually(lambda: running.servers("stuck")["stuck-1"].sessions > 0, 2)
+    running.deregister("stuck-1")
+    eventually(lambda: set(running.servers("stuck")) == {"stuck-2"}, 6)
+    for call in calls:
+        call.join(timeout=20)
+
+
+def test_drift_is_mended_by_the_full_sync(running: Edge) -> None:
+    two(running, "drift")
+    with Runtime(running.settings.runtime_socket).session() as session:
+        session.send(command("set", "server", "svc_drift/drift-1", "state", "maint"))
+        session.send(command("set", "server", "svc_drift/drift-2", "weight", "3"))
+        session.send(command("add", "server", "svc_drift/foreign", "127.0.0.1:1"))
+        session.send(command("enable", "server", "svc_drift/foreign"))
+
+    def mended() -> bool:
+        servers = running.servers("drift")
+        return set(servers) == {"drift-1", "drift-2"} and all(
+            s.mode == "ready" and s.weight == 100 for s in servers.values()
+        )
+
+    eventually(mended, 6)
+
+
+def test_every_instance_gone_gives_503_and_return_needs_no_reload(running: Edge) -> None:
+    two(running, "gone")
+    before = running.reloads()
+    running.deregister("gone-1")
+    running.deregister("gone-2")
+    running.serves("/api/gone", {"503"})
+    running.instance("gone", "gone-3", meta("gone"))
+    running.serves("/api/gone", {"gone-3"})
+    assert running.get("/api/nowhere")[0] == 404
+    assert running.reloads() == before
+
+
+@pytest.mark.parametrize("status", ["first", "again"])
+def test_instance_that_returns_under_its_name_serves_at_once(running: Edge, status: str) -> None:
+    service = f"back-{status}"
+    two(running, service)
+    program = running.programs[-1]
+    running.deregister(f"{service}-2")
+    eventually(lambda: f"{service}-2" not in running.answers(f"/api/{service}"), 3)
+    running.register(service, f"{service}-2", program.port, meta(service))
+    running.serves(f"/api/{service}", {f"{service}-1", f"{service}-2"})
+
+
+# -- ownership, validation, verdicts
+
+
+def test_later_claim_is_refused_and_both_owners_are_told(running: Edge) -> None:
+    two(running, "mine")
+    running.instance(
+        "rogue", "rogue-1", {"edge-path": "/api/mine,/api/mine/login,/api/rogue", "edge-auth": "public"}
+    )
+    running.serves("/api/rogue", {"rogue-1"})
+    assert running.answers("/api/mine") == {"mine-1", "mine-2"}
+    assert running.answers("/api/mine/login") == {"mine-1", "mine-2"}
+    told = eventually(lambda: running.verdict("rogue"), 5)
+    assert (told["state"], told["accepted"], told["paths"]) == ("partly", True, ["/api/rogue"])
+    assert [refusal["path"] for refusal in told["refused"]] == ["/api/mine", "/api/mine/login"]
+    assert "mine" in told["refused"][0]["reason"]
+    assert running.verdict("mine")["state"] == "accepted"
+    assert running.metric('breakwater_controller_rejections_total{reason="owner"}') >= 2
+
+
+def test_pin_hands_a_prefix_over_and_malformed_pins_change_nothing(running: Edge) -> None:
+    two(running, "lent")
+    running.instance("heir", "heir-1", {"edge-path": "/api/lent", "edge-auth": "public"})
+    eventually(lambda: running.verdict("heir")["state"] == "rejected", 5)
+    running.put("edge/policy/owners", {"/api/lent": "heir"})
+    running.serves("/api/lent", {"heir-1"})
+    running.put("edge/policy/owners", ["not", "pins"])
+    eventually(lambda: running.metric('breakwater_controller_errors_total{what="pins"}') > 0, 5)
+    assert running.answers("/api/lent") == {"heir-1"}
+    running.put("edge/policy/owners", {})
+    time.sleep(0.3)
+    assert running.answers("/api/lent") == {"heir-1"}, "held by now"
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "where"),
+    [
+        ("edge-balance", {"edge-balance": "roundrobin\nprogram x\n  command /bin/true"}, {}),
+        ("edge-check", {"edge-check": "/x; shutdown frontend edge"}, {}),
+        ("edge-path", {"edge-path": "/api/%[env(HOME)]"}, {}),
+        ("edge-path", {"edge-path": '/api/"quoted"'}, {}),
+        ("edge-timeout", {"edge-timeout": "'30'"}, {}),
+        ("edge-weight", {"edge-weight": "1 backup"}, {}),
+        ("address", {}, {"address": "unix@/tmp/evil.sock"}),
+        ("address", {}, {"address": "10.1.2.3"}),
+        ("address", {}, {"address": "localhost"}),
+        ("address", {}, {"address": "127.0.0.1\nserver x"}),
+        ("id", {}, {"id": "x;show env"}),
+        ("port", {}, {"port": "control"}),
+    ],
+)
+def test_hostile_registration_is_refused_alone_and_reported(
+    running: Edge, field: str, bad: dict[str, str], where: dict[str, str]
+) -> None:
+    service = "hostile"
+    if not running.servers(service):
+        running.instance(service, "good", meta(service))
+    running.serves(f"/api/{service}", {"good"})
+    name = where.get("id", "bad").replace(" ", "%20")
+    port = running.consul.http_port if "port" in where else 1
+    address = where.get("address", "127.0.0.1")
+    running.register(service, where.get("id", "bad"), port, meta(service) | bad, address=address)
+    try:
+        told = eventually(lambda: _rejected(running, service), 5)
+        assert [one["field"] for one in told["rejected_instances"]] == [field]
+        assert told["state"] == "partly"
+        assert set(running.servers(service)) == {"good"}
+        assert running.answers(f"/api/{service}") == {"good"}
+        assert "program" not in running.settings.config_path.read_text()
+    finally:
+        running.deregister(name.replace(";", "%3B"))
+        eventually(lambda: running.verdict(service)["state"] == "accepted", 5)
+
+
+def _rejected(running: Edge, service: str) -> dict:  # type: ignore[type-arg]
+    told = running.verdict(service)
+    return told if told["rejected_instances"] else {}
+
+
+def test_service_with_a_name_that_is_none_is_told_and_harms_nobody(running: Edge) -> None:
+    running.register("Bad_Name", "bad-name", 1, meta("badname"))
+    assert eventually(lambda: running.verdict("Bad_Name"), 5)["state"] == "rejected"
+    assert running.get("/api/badname")[0] == 404
+
+
+def test_verdict_of_a_service_that_has_gone_is_removed(running: Edge) -> None:
+    running.instance("brief", "brief-1", meta("brief"))
+    eventually(lambda: running.verdict("brief"), 5)
+    running.deregister("brief-1")
+
+    def removed() -> bool:
+        keys = running.consul.call("GET", "/v1/kv/edge/status/edge/?keys")
+        assert isinstance(keys, list)
+        return "edge/status/edge/brief" not in keys
+
+    eventually(removed, 5)
+
+
+def test_plan_shows_what_would_be_done_beside_the_running_controller(running: Edge) -> None:
+    two(running, "shown")
+    eventually(lambda: "In step" in running.cli("plan").log.read_text(), 20)
+    with Runtime(running.settings.runtime_socket).session() as session:
+        session.send(command("set", "server", "svc_shown/shown-1", "weight", "9"))
+    process = running.cli("plan")
+    text = process.log.read_text()
+    assert process.popen is not None
+    assert process.popen.returncode == 0, text
+    assert "shown-2" in text
+
+
+def test_age_and_latency_are_measured(running: Edge) -> None:
+    assert running.metric("breakwater_controller_view_age_seconds", -1) >= 0
+    assert running.metric("breakwater_controller_change_to_applied_seconds_count") > 0
+    assert running.metric('breakwater_controller_commands_total{command="add server",outcome="ok"}') > 0
+    assert running.metric('breakwater_controller_commands_total{command="add server",outcome="refused"}') == 0

@@ -1,0 +1,187 @@
+"""Our commands and parsers against a real HAProxy."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from discovery.model import Route
+from haproxy.controller.errors import Unreachable
+from haproxy.controller.model import Backend, EdgeState, Server
+from haproxy.controller.plan import plan_backend
+from haproxy.controller.reload import Reloader
+from haproxy.controller.render import server_params
+from haproxy.controller.runtime import Master, Runtime, Session, command, succeeded
+from haproxy.controller.settings import EdgeSettings
+from haproxy.controller.state import ObservedServer
+from tests.contract.haproxy.rig import Program
+from tests.support.eventually import eventually
+from tests.support.servers import HAProxyServer, free_ports, haproxy
+
+ROUTE = Route("users", ("/api/users",), auth="public")
+
+
+@dataclass
+class Proxy:
+    server: HAProxyServer
+    settings: EdgeSettings
+    runtime: Runtime
+    programs: list[Program]
+
+    def plan(
+        self, session: Session, desired: list[Server], overdue: frozenset[str] = frozenset()
+    ) -> list[str]:
+        """One turn of observe, plan, send; the answers."""
+        backend = Backend(ROUTE, tuple(desired))
+        steps = plan_backend(backend, self.servers(session), overdue, server_params)
+        return [session.send(line) for step in steps for line in step.commands]
+
+    def servers(self, session: Session) -> dict[str, ObservedServer]:
+        found = session.servers("svc_users")
+        assert found is not None
+        return found
+
+    def get(self, path: str = "/api/users") -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.settings.edge_http_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    # Not pytest's folder: the path of a Unix socket ends at 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="rt-") as path:
+        yield from _proxy(Path(path))
+
+
+def _proxy(folder: Path) -> Iterator[Proxy]:
+    ports = free_ports(4)
+    settings = EdgeSettings(
+        edge_bind_address="127.0.0.1",
+        edge_http_port=ports[0],
+        edge_https_port=ports[1],
+        stats_port=ports[2],
+        controller_port=ports[3],
+        edge_dir=folder / "e",
+        edge_run_dir=folder,
+        edge_rate_source=0,
+    )
+    programs = [Program("users", name) for name in ("a", "b")]
+    runtime = Runtime(settings.runtime_socket, timeout_s=1.0)
+    first = Server("a", "127.0.0.1", programs[0].port)
+    Reloader(settings, runtime, Master(settings.master_socket)).write(EdgeState((Backend(ROUTE, (first,)),)))
+    with haproxy(settings.config_path, wait_port=ports[0]) as server:
+        eventually(runtime.info, 5)
+        yield Proxy(server, settings, runtime, programs)
+    for program in programs:
+        program.close()
+
+
+def both(proxy: Proxy) -> list[Server]:
+    return [Server(program.name, "127.0.0.1", program.port) for program in proxy.programs]
+
+
+def test_added_server_is_up_before_its_first_check_and_keeps_connections(proxy: Proxy) -> None:
+    with proxy.runtime.session() as session:
+        answers = proxy.plan(session, both(proxy))
+        added = proxy.servers(session)["b"]
+        assert len(answers) == 3
+        assert all(map(succeeded, answers))
+        assert (added.mode, added.up, added.checked, added.sessions) == ("ready", True, True, 0)
+        assert {proxy.get() for _ in range(4)} == {"a", "b"}
+        assert proxy.plan(session, both(proxy)) == []
+        row = [
+            r
+            for r in session.send(command("show", "servers", "conn", "svc_users")).splitlines()
+            if "/b " in r
+        ][0]
+        assert int(row.split()[12]) == 1, row  # idle connections
+
+
+def test_server_with_idle_connections_is_removed_at_once(proxy: Proxy) -> None:
+    with proxy.runtime.session() as session:
+        proxy.plan(session, both(proxy))
+        for _ in range(6):
+            proxy.get()
+        assert all(map(succeeded, proxy.plan(session, both(proxy)[:1])))
+        answers = proxy.plan(session, both(proxy)[:1])
+        assert answers[-1].strip() == "Server deleted."
+        assert set(proxy.servers(session)) == {"a"}
+
+
+def test_server_of_the_file_is_removed_as_well(proxy: Proxy) -> None:
+    with proxy.runtime.session() as session:
+        for _ in range(3):
+            proxy.plan(session, both(proxy)[1:])
+        assert set(proxy.servers(session)) == {"b"}
+        assert proxy.get() == "b"
+
+
+def test_weight_address_and_state_are_observed_as_ordered(proxy: Proxy) -> None:
+    with proxy.runtime.session() as session:
+        moved = Server("a", "127.0.0.1", proxy.programs[1].port, weight=256)
+        assert all(map(succeeded, proxy.plan(session, [moved])))
+        assert proxy.get() == "b"
+        seen = proxy.servers(session)["a"]
+        assert (seen.port, seen.weight) == (moved.port, 256)
+        assert proxy.plan(session, [moved]) == []
+        session.send(command("set", "server", "svc_users/a", "state", "maint"))
+        assert proxy.servers(session)["a"].mode == "maint"
+        assert all(map(succeeded, proxy.plan(session, [moved])))
+        assert proxy.servers(session)["a"].mode == "ready"
+        assert proxy.servers(session)["a"].up
+
+
+def test_refusals_are_told_from_success(proxy: Proxy) -> None:
+    with proxy.runtime.session() as session:
+        for words in (
+            ("del", "server", "svc_users/a"),
+            ("del", "server", "svc_users/none"),
+            ("add", "server", "svc_users/a", "127.0.0.1:1"),
+            ("set", "server", "svc_none/a", "state", "drain"),
+            ("no", "such", "command"),
+        ):
+            answer = session.send(command(*words))
+            assert not succeeded(answer), answer
+
+
+def test_unknown_backend_is_none(proxy: Proxy) -> None:
+    with proxy.runtime.session() as session:
+        assert session.servers("svc_none") is None
+        assert "svc_users" in session.backends()
+
+
+def test_hanging_haproxy_is_given_up_in_time(proxy: Proxy) -> None:
+    worker = proxy.runtime.info().pid
+    proxy.server.process.signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(Unreachable):
+            proxy.runtime.info()
+        assert time.monotonic() - began < 3
+    finally:
+        proxy.server.process.signal(signal.SIGCONT)
+    assert eventually(proxy.runtime.info, 5).pid == worker
+
+
+def test_missing_socket_is_unreachable(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable):
+        Runtime(tmp_path / "none.sock").info()
+    with pytest.raises(Unreachable):
+        Master(tmp_path / "none.sock").info()
+
+
+def test_master_tells_its_worker(proxy: Proxy) -> None:
+    master = eventually(Master(proxy.server.master_socket).info, 5)
+    assert master.workers == (proxy.runtime.info().pid,)
+    assert master.failed == 0
