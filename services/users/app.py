@@ -42,8 +42,7 @@ app = create_service(
     models_metadata=Base.metadata,
 )
 removals = Removals(app.extensions["kit"])
-# The first request a worker answers is the kit's own look at its readiness: the thread starts after the fork.
-app.before_request(removals.start)
+app.extensions["kit"].on_start(removals.start)
 
 Name = Annotated[str, Field(max_length=400), AfterValidator(check_name)]
 

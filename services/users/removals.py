@@ -27,16 +27,14 @@ class Removals:
     def __init__(self, kit: Kit, clock: Clock = SYSTEM_CLOCK) -> None:
         self._kit = kit
         self._clock = clock
-        self._started = threading.Lock()
         self._failing = False
 
     def start(self) -> None:
-        """Deliver about once a second in a daemon thread of this process. The first call counts, the others do nothing.
+        """Deliver about once a second in a daemon thread of this process.
 
         It may die with its process at any moment: a delivery cut short comes due again, and auth takes it twice.
         """
-        if self._started.acquire(blocking=False):
-            threading.Thread(target=self._run, name="removals", daemon=True).start()
+        threading.Thread(target=self._run, name="removals", daemon=True).start()
 
     def at_once(self, user_id: str) -> None:
         """Try one right after its commit. Never raises: what fails is left to the thread."""
