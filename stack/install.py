@@ -28,7 +28,8 @@ SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin",
 
 PROGRAMS = {
     "run": {"haproxy": "haproxy", "redis-server": "redis-server", "setpriv": "util-linux"},
-    "test": {"nginx": "nginx-light"},
+    # Debian keeps PostgreSQL's own programs off PATH; this one comes with them.
+    "test": {"nginx": "nginx-light", "pg_ctlcluster": "postgresql"},
     "bench": {"nginx": "nginx-light", "caddy": "caddy", "wrk": "wrk"},
 }
 """Level → program → Debian package. `test` and `bench` come on top of `run`."""
@@ -48,7 +49,7 @@ apt-get -q update || true
 apt-get -q install -y --no-install-recommends "$@"
 for package in "$@"; do
     case $package in
-        haproxy|redis-server|caddy) unit=$package ;;
+        haproxy|redis-server|caddy|postgresql) unit=$package ;;
         nginx-light) unit=nginx ;;
         *) continue ;;
     esac
