@@ -24,7 +24,7 @@ from discovery.consul_api import ConsulApi
 from discovery.contract import KEYS, check_name, parse_route
 from discovery.errors import ConsulError, ContractError
 from discovery.lifecycle import Lifecycle
-from discovery.model import Change, HttpCheck, Instance, Registration, Snapshot
+from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
 from discovery.registration import Keeper
 from discovery.view import View
 
@@ -80,28 +80,21 @@ def register(
 ) -> None:
     """Register an instance, or bring its registration up to date."""
     try:
-        routes = {"edge-path": ",".join(path)} if path else {}
-        pairs = dict(_pair(text) for text in meta or ())
-        edge = {key: pairs[key] for key in pairs if key in ROUTE_KEYS} | routes
-        if edge and "edge-path" not in edge:
-            raise ContractError("meta", ", ".join(edge), "edge-* without --path would expose nothing")
+        route, others = _metadata(name, path or [], meta or [])
         registration = Registration(
             name=name,
             address=address,
             port=port,
             id=instance_id or f"{name}-{address.replace(':', '-')}-{port}",
-            route=parse_route(check_name(name), edge),
+            route=route,
             weight=weight,
             backup=backup,
-            meta={key: value for key, value in pairs.items() if key not in edge},
+            meta=others,
             tags=tuple(tag or ()),
             check=HttpCheck(path=check, interval_s=interval_s) if check else None,
         )
         api = _api(consul, token)
-        if keep:
-            _keep(api, registration, wait_s)
-        else:
-            api.register(registration)
+        _keep(api, registration, wait_s) if keep else api.register(registration)
     except ContractError as error:
         _fail(2, str(error))
     except ConsulError as error:
@@ -109,11 +102,22 @@ def register(
     typer.echo(registration.id)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise ContractError("meta", text, "must be key=value")
-    return key, value
+def _metadata(name: str, paths: list[str], given: list[str]) -> tuple[Route | None, dict[str, str]]:
+    """The route that the options ask for, and the metadata that is not the edge's. Raises ContractError."""
+    pairs: dict[str, str] = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ContractError("meta", text, "must be key=value")
+        pairs[key] = value
+    edge = {key: pairs.pop(key) for key in list(pairs) if key in ROUTE_KEYS}
+    if paths:
+        edge["edge-path"] = ",".join(paths)
+    if edge and "edge-path" not in edge:
+        raise ContractError(
+            "meta", ", ".join(edge), "without a path nothing is exposed that this could concern"
+        )
+    return parse_route(check_name(name), edge), pairs
 
 
 def _keep(api: ConsulApi, registration: Registration, wait_s: float) -> None:

@@ -137,6 +137,11 @@ class ServiceClient:
             key=source_key,
         )
         call.pass_on(request_id, traceparent)
+        return self._observed(call, began)
+
+    # -- one call
+
+    def _observed(self, call: Call, began: float) -> Response:
         outcome = "error"
         try:
             response = self._guarded(call)
@@ -147,10 +152,8 @@ class ServiceClient:
             raise
         finally:
             self._observer.on_call(
-                service, call.method, outcome, call.attempts, self._clock.monotonic() - began
+                call.service, call.method, outcome, call.attempts, self._clock.monotonic() - began
             )
-
-    # -- one call
 
     def _guarded(self, call: Call) -> Response:
         """The attempts of a call within the service's breaker."""

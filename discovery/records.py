@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Collection, Iterable
 from types import MappingProxyType
 
 from discovery.consul_api import ServiceRead
@@ -17,6 +18,7 @@ class Records:
         self.held: set[str] = set()
         self._reads: dict[str, ServiceRead] = {}
         self._touched: set[str] = set()
+        self._changed_at: dict[str, int] = {}
 
     def moved(self, read: ServiceRead) -> bool:
         """Whether a service's index is another than at its last read: also a lower one, of a Consul that was restored."""
@@ -26,6 +28,11 @@ class Records:
     def unlisted(self, names: Iterable[str]) -> set[str]:
         """Services that have instances here and are not among `names`."""
         return self._reads.keys() - set(names)
+
+    def latest(self, names: Collection[str], count: int) -> list[str]:
+        """Up to `count` of `names`: those that changed last."""
+        known = (name for name in self._changed_at if name in names)
+        return heapq.nlargest(count, known, key=lambda name: self._changed_at[name])
 
     def on_nodes(self, nodes: set[str]) -> set[str]:
         """Services with an instance on one of the nodes."""
@@ -74,4 +81,8 @@ class Records:
                 changes.append(Change(name, before, after))
         if changes:
             self.snapshot = Snapshot(MappingProxyType(services), self.snapshot.version + 1)
+            for change in changes:
+                self._changed_at[change.service] = self.snapshot.version
+                if not change.after:
+                    del self._changed_at[change.service]
         return changes

@@ -79,8 +79,9 @@ class Watch(Generic[T]):
         self._on_error = on_error
         self._clock = clock
         self._wait_s = wait_s
-        # A deploy changes much in little time and must not wait; a service that flaps all day must not spin.
-        self._bucket = bucket or TokenBucket(rate_per_s=20.0, burst=200.0, clock=clock)
+        # A deploy changes much in little time and must not wait; what flaps all day must not spin, and even then a change
+        # waits 10 ms at most.
+        self._bucket = bucket or TokenBucket(rate_per_s=100.0, burst=500.0, clock=clock)
         self._stopped = threading.Event()
         self._index = 0  # what to wait on
         self._seen = 0  # the last index that came

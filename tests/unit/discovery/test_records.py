@@ -81,3 +81,11 @@ def test_services_are_found_by_node_and_by_absence() -> None:
     assert some.on_nodes({"n"}) == {"users"}
     assert some.on_nodes({"m"}) == set()
     assert some.unlisted(["other"]) == {"users"}
+
+
+def test_services_that_changed_last_are_asked_first() -> None:
+    some = records(ONE)
+    for name in ("b", "a"):
+        some.accept(ServiceRead(name, 6, (ONE,)), listed=True, hold=False)
+        some.publish()
+    assert some.latest({"users", "c", "b", "a"}, 2) == ["a", "b"]
