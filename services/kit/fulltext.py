@@ -18,10 +18,11 @@ MAX_WORDS = 16
 def create_search(op: Any, name: str, columns: Sequence[str]) -> None:
     """In a migration: index `columns` of the table `name`, whose integer primary key is called `number`."""
     if op.get_bind().dialect.name == "postgresql":
+        # By ICU, since a database made in the C locale folds the case of ASCII letters only.
         joined = " || ' ' || ".join(columns)
         op.execute(
             f"ALTER TABLE {name} ADD COLUMN search tsvector "
-            f"GENERATED ALWAYS AS (to_tsvector('simple', {joined})) STORED"
+            f"GENERATED ALWAYS AS (to_tsvector('simple', lower(({joined}) COLLATE \"und-x-icu\"))) STORED"
         )
         op.execute(f"CREATE INDEX {name}_search ON {name} USING gin (search)")
         return
@@ -63,7 +64,7 @@ def fts5_query(words: str) -> str:
 def matches(dialect: str, name: str, words: str) -> ColumnElement[bool]:
     """The WHERE clause that keeps the rows of `name` in which all the words occur. Words without a letter match none."""
     if dialect == "postgresql":
-        limited = " ".join(words.replace("\0", " ").split()[:MAX_WORDS])
+        limited = " ".join(words.replace("\0", " ").lower().split()[:MAX_WORDS])
         return literal_column(f"{name}.search").bool_op("@@")(func.plainto_tsquery("simple", limited))
     index = table(f"{name}_search", column("rowid"))
     found = text(f"{name}_search MATCH :fts_words").bindparams(fts_words=fts5_query(words))  # noqa: S608

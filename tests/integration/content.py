@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from tests.support.instances import RunningInstance, instance
+from tests.support.postgres import postgres
 from tests.support.servers import ConsulServer, consul, redis
 from tests.support.signer import Signer, signer
+
+KINDS = ("sqlite", "postgresql")
 
 
 @dataclass
@@ -26,10 +30,7 @@ class World:
 
 @contextlib.contextmanager
 def world() -> Iterator[World]:
-    """Everything that an instance needs around it.
-
-    `TEST_DATABASE_URL` names an empty PostgreSQL database to be used instead of SQLite, by one test file at a time.
-    """
+    """Everything that an instance needs around it."""
     with consul() as agent, redis() as cache, signer() as keys:
         env = {
             "CONSUL_HTTP_ADDR": agent.address,
@@ -37,6 +38,14 @@ def world() -> Iterator[World]:
             "REDIS_STATE_URL": cache.url,
             "AUTH_JWKS_URL": keys.url,
         }
-        if database := os.environ.get("TEST_DATABASE_URL"):
-            env["DATABASE_URL"] = database
         yield World(agent, keys, env)
+
+
+@contextlib.contextmanager
+def pair(service: str, kind: str, around: World, folder: Path) -> Iterator[list[RunningInstance]]:
+    """Two instances on one empty database of a kind of `KINDS`."""
+    with contextlib.ExitStack() as stack:
+        env = dict(around.env)
+        if kind == "postgresql":
+            env["DATABASE_URL"] = stack.enter_context(postgres()).database()
+        yield [stack.enter_context(instance(service, folder, env)) for _ in range(2)]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.content import World, world
+from tests.integration.content import KINDS, World, pair, world
 from tests.support.eventually import eventually, time_scale
 from tests.support.instances import RunningInstance, instance
 
@@ -78,8 +78,8 @@ def around() -> Iterator[World]:
 
 @pytest.fixture
 def two(around: World, tmp_path: Path) -> Iterator[list[RunningInstance]]:
-    with instance("posts", tmp_path, around.env) as one, instance("posts", tmp_path, around.env) as other:
-        yield [one, other]
+    with pair("posts", "sqlite", around, tmp_path) as instances:
+        yield instances
 
 
 @pytest.fixture
@@ -114,17 +114,19 @@ def test_users_know_the_count_before_the_answer_is_read(
         assert known.counts(author) == [1, 2, 1], "nothing is told twice"
 
 
-def test_posting_goes_on_without_users_and_the_count_follows_when_they_are_back(
-    two: list[RunningInstance], around: World, author: str
+@pytest.mark.parametrize("kind", KINDS)
+def test_posting_goes_on_without_users_and_the_count_follows_once_when_they_are_back(
+    around: World, tmp_path: Path, author: str, kind: str
 ) -> None:
-    for n in range(4):
-        started = time.monotonic()
-        publish(two[n % 2], around, author)
-        assert time.monotonic() - started < 4 * time_scale()
-    with users(around) as known:
-        eventually(lambda: known.counts(author) == [4], 30)
-        time.sleep(1.5)
-        assert known.counts(author) == [4], "two instances told one count once"
+    with pair("posts", kind, around, tmp_path) as two:
+        for n in range(4):
+            started = time.monotonic()
+            publish(two[n % 2], around, author)
+            assert time.monotonic() - started < 4 * time_scale()
+        with users(around) as known:
+            eventually(lambda: known.counts(author) == [4], 30)
+            time.sleep(1.5)
+            assert known.counts(author) == [4], "two instances told one count once"
 
 
 @pytest.mark.parametrize("mode", ["fail", "hang"])

@@ -1,17 +1,16 @@
-"""products: two real instances on one database."""
+"""products: two real instances on one database, of either kind."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.content import World, world
-from tests.support.instances import RunningInstance, instance
+from tests.integration.content import KINDS, World, pair, world
+from tests.support.instances import RunningInstance
 
 NEW = {"sku": "A-1", "name": "Chair", "category": "garden", "price": 1999, "currency": "EUR"}
 READ = "public, max-age=5, s-maxage=5"
@@ -23,11 +22,12 @@ def around() -> Iterator[World]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def two(around: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningInstance]]:
-    folder: Path = tmp_path_factory.mktemp("products")
-    with instance("products", folder, around.env) as one, instance("products", folder, around.env) as other:
-        yield [one, other]
+@pytest.fixture(scope="module", params=KINDS)
+def two(
+    around: World, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[RunningInstance]]:
+    with pair("products", request.param, around, tmp_path_factory.mktemp("products")) as instances:
+        yield instances
 
 
 @pytest.fixture
