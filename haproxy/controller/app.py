@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,8 @@ class Controller:
 
 def run(settings: EdgeSettings) -> None:
     """One controller until SIGTERM or SIGINT. Raises AlreadyRunning, OSError, ContractError."""
+    # The loop must not wait 5 ms for the interpreter while another thread renders the file.
+    sys.setswitchinterval(0.001)
     with only_one(settings.lock_file):
         initialise(settings)
         controller = Controller(settings)

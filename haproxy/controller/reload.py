@@ -87,7 +87,7 @@ class Reloader:
         """Bring the file up to date without a reload; False when it already was. Raises ConfigRefused, OSError."""
         with self._lock:
             prepare_files(state, self._settings)
-            return self._replace(_rendered(state, self._settings)) is not None
+            return self._replace(_rendered(state, self._settings), hurry=False) is not None
 
     def reload(self, state: EdgeState, print_: str) -> ProcessInfo:
         """Put a new worker in place, and return it. Raises ConfigRefused, ReloadFailed, Unreachable, OSError.
@@ -96,7 +96,7 @@ class Reloader:
         """
         with self._lock:
             prepare_files(state, self._settings)
-            former = self._replace(_rendered(state, self._settings))
+            former = self._replace(_rendered(state, self._settings), hurry=True)
             before = self._runtime.info()
             self._keep_down_servers()
             try:
@@ -111,7 +111,7 @@ class Reloader:
             write_atomically(self._marker, json.dumps(marker).encode())
             return after
 
-    def _replace(self, text: str) -> bytes | None:
+    def _replace(self, text: str, *, hurry: bool) -> bytes | None:
         """Check the text and put it in place; returns the former content, or None when it is the same."""
         path, data = self._settings.config_path, text.encode()
         former = path.read_bytes() if path.exists() else b""
@@ -124,7 +124,7 @@ class Reloader:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            check_config(Path(name), self._settings.haproxy_binary)
+            check_config(Path(name), self._settings.haproxy_binary, hurry=hurry)
             Path(name).replace(path)
         finally:
             Path(name).unlink(missing_ok=True)
@@ -168,11 +168,15 @@ def _rendered(state: EdgeState, settings: EdgeSettings) -> str:
         raise ConfigRefused(str(error)) from error
 
 
-def check_config(path: Path, binary: str = "haproxy") -> None:
-    """`haproxy -c`. Raises ConfigRefused with what HAProxy says, also when it does not end in time or is missing."""
+def check_config(path: Path, binary: str = "haproxy", *, hurry: bool = True) -> None:
+    """`haproxy -c`; without `hurry` it gives way to everything else on the machine, HAProxy first of all.
+
+    Raises ConfigRefused with what HAProxy says, also when it does not end in time or is missing.
+    """
+    patience = [] if hurry else ["nice", "-n", "19"]
     try:
         done = subprocess.run(
-            [binary, "-c", "-q", "-f", str(path)],
+            [*patience, binary, "-c", "-q", "-f", str(path)],
             capture_output=True,
             timeout=CHECK_TIMEOUT_S,
             check=False,

@@ -31,8 +31,10 @@ RELOAD_EVERY_S = 1.0
 # A refused configuration is not tried again before something changes, or this time has passed.
 RETRY_RELOAD_S = 30.0
 # How much of a full sync runs before the loop looks for changes again.
-SLICE_S = 0.03
-FILE_EVERY_S = 1.0
+SLICE_S = 0.01
+# The file follows run-time changes once they pause, or have gone on for a while: writing it costs a `haproxy -c`.
+FILE_QUIET_S = 1.0
+FILE_LATEST_S = 5.0
 
 
 class Inbox:
@@ -122,6 +124,7 @@ class Sync:
         self._next_full = 0.0
         self._next_tick = 0.0
         self._file_due: float | None = None
+        self._file_latest = 0.0
 
     def begin(self, snapshot: Snapshot, pins: dict[str, str] | None) -> None:
         """Take in the first complete snapshot. What HAProxy serves already is the guard's "before"."""
@@ -202,10 +205,17 @@ class Sync:
 
     def _touch(self, services: Iterable[str]) -> None:
         services = set(services)
+        if not services:
+            return
         self._touched |= services
         self.told |= services
+        self._file_changes()
+
+    def _file_changes(self) -> None:
+        now = self._clock.monotonic()
         if self._file_due is None:
-            self._file_due = self._clock.monotonic() + FILE_EVERY_S
+            self._file_latest = now + FILE_LATEST_S
+        self._file_due = min(now + FILE_QUIET_S, self._file_latest)
 
     def _route_change(self, reason: str) -> None:
         """Find out whether the worker has what the file should say; if not, a reload is due."""
@@ -215,8 +225,7 @@ class Sync:
             self._metrics.in_step.set(0)
             if wanted != self._refused:
                 self._reload_at = self._reloaded_at + RELOAD_EVERY_S
-            if self._file_due is None:
-                self._file_due = self._clock.monotonic() + FILE_EVERY_S
+            self._file_changes()
         else:
             self._reload = None
 
