@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jinja2
 
+OPENAI_PREFIXES = ("/v1", "/chat")
+OPENAI_MAP = "openai.map"
 _TEMPLATE = Path(__file__).resolve().parents[1] / "errors" / "problem.json.j2"
 
 
@@ -89,11 +91,14 @@ def pages() -> tuple[Page, ...]:
 
 
 def write_pages(directory: Path) -> None:
-    """Write the bodies, one log-format file a status; HAProxy reads them when it reads its configuration."""
+    """Write the bodies, one log-format file a status, and the map of the paths that get an OpenAI error object.
+
+    HAProxy reads them when it reads its configuration.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / OPENAI_MAP, "".join(f"{prefix}/ 1\n" for prefix in OPENAI_PREFIXES))
     template = jinja2.Template(_TEMPLATE.read_text(), undefined=jinja2.StrictUndefined)
     for page in _PAGES:
-        path = directory / page.file_name
         body = template.render(
             status=page.status,
             title=page.title,
@@ -102,6 +107,10 @@ def write_pages(directory: Path) -> None:
             openai_type=page.openai_type,
             type="about:blank",
         )
-        temporary = path.with_suffix(".new")
-        temporary.write_text(body)
-        temporary.replace(path)
+        _write(directory / page.file_name, body)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    temporary.replace(path)
