@@ -7,7 +7,9 @@ NUMBER = $(if $(N),--number "$(N)")
 .PHONY: help up down status logs kill stop start scale seed plan token run test bench lint lock clean
 
 help:
-	@echo "make up | down | status | seed | plan | test | bench | lint | lock | clean"
+	@echo "make up | down | status | seed | plan | test | bench | lint"
+	@echo "make lock                        make the lock files anew from requirements*.in"
+	@echo "make clean                       take away state and virtual environment; packages stay"
 	@echo "make logs [SERVICE=users] [LINES=40] [FOLLOW=1]"
 	@echo "make kill SERVICE=users N=1      kill -9 the first instance; it is started again"
 	@echo "make stop SERVICE=users [N=2]    drain and stop all, or two instances"
@@ -16,7 +18,7 @@ help:
 	@echo "make run SERVICE=hello FILE=hello.py   run a service of your own in the foreground"
 	@echo "make token SERVICE=hello         the file with its Consul token"
 
-up down status seed plan lint lock:
+up down status seed plan lint lock clean:
 	$(LAUNCH) $@
 
 logs:
@@ -34,7 +36,3 @@ run:
 # ARGS go to pytest: make test ARGS="tests/unit -q"
 test bench:
 	$(LAUNCH) $@ $(ARGS)
-
-# Takes away what `up` and `test` made here: state, virtual environment, caches. Debian packages stay.
-clean: down
-	rm -rf .venv var .pytest_cache .mypy_cache .ruff_cache .hypothesis

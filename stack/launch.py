@@ -7,13 +7,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from stack import account, install
+from stack import account, install, processes
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -43,9 +44,11 @@ def main(argv: list[str]) -> int:
 def launch(command: str, arguments: list[str]) -> int:
     """Returns only where the virtual environment is missing or linters ran; else this process becomes the command."""
     os.umask(0o022)
-    home, who = _home_and_account(dict(os.environ))
+    home, who = _home_and_account(dict(os.environ), tell=command in LEVELS)
     var = _var(home, os.environ)
     venv = home / ".venv"
+    if command == "clean":
+        return _clean(home, var, venv)
     python = str(venv / "bin" / "python")
     if command in LEVELS:
         _install(LEVELS[command], home, venv, who)
@@ -75,17 +78,18 @@ def _become(argv: list[str], environment: Mapping[str, str]) -> NoReturn:
     os.execve(argv[0], argv, environment)  # noqa: S606  (an argument list, no shell)
 
 
-def _home_and_account(environment: Mapping[str, str]) -> tuple[Path, account.Account]:
+def _home_and_account(environment: Mapping[str, str], tell: bool) -> tuple[Path, account.Account]:
     """Where the code runs from, and who runs it. Where that user cannot read the checkout, a copy is made for him."""
     copy = account.COPIES / f"{REPO.name}-{hashlib.sha256(os.fsencode(REPO)).hexdigest()[:8]}"
     who = account.choose(REPO, [_var(REPO, environment), _var(copy, environment)], environment)
     closed = account.unreadable(who, REPO)
     if closed is None:
         return REPO, who
-    print(
-        f"note: {who.name} cannot read {closed}, so a copy of the code in {copy} runs"
-        f" (to run in place: let others in there, chmod o+rX {closed}, or move the checkout)"
-    )
+    if tell:
+        print(
+            f"note: {who.name} cannot read {closed}, so a copy of the code in {copy} runs"
+            f" (to run in place: let others in there, chmod o+rX {closed}, or move the checkout)"
+        )
     account.copy_code(REPO, copy)
     return copy, who
 
@@ -124,6 +128,17 @@ def _environment(who: account.Account, home: Path, var: Path, venv: Path) -> dic
         "MYPY_CACHE_DIR": str(cache / "mypy"),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(cache / "hypothesis"),
     }
+
+
+def _clean(home: Path, var: Path, venv: Path) -> int:
+    """Take away what `up` and `test` made: state, virtual environment, copy of the code. Debian packages stay."""
+    if processes.of_stack(var):
+        print("error: the stack is running\nend it first: make down", file=sys.stderr)
+        return 1
+    for folder in (var, venv, *([home] if home != REPO else [])):
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"removed {folder}")
+    return 0
 
 
 def _lint(python: str, environment: Mapping[str, str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 from rich.status import Status
@@ -80,12 +81,18 @@ def print_status(console: Console, stack: Stack) -> None:
     except OSError as error:
         edge, edge_said = {}, f"[red]does not answer[/] ({error})"
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("instance", "port", "pid", "process", "since", "Consul", "HAProxy", "open"):
+    for title in ("instance", "port", "pid", "process", "since", "Consul", "HAProxy", "open", "breakers"):
         table.add_column(title)
-    for one in stack.instances():
-        table.add_row(*_row(one, consul, edge.get(one.id)))
+    instances = stack.instances()
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        breakers = list(
+            pool.map(lambda one: views.open_breakers(one.port) if one.running else None, instances)
+        )
+    for one, not_closed in zip(instances, breakers, strict=True):
+        table.add_row(*_row(one, consul, edge.get(one.id)), _breakers(not_closed))
+    ids = {one.id for one in instances}
     for name, server in sorted(edge.items()):
-        if all(name != one.id for one in stack.instances()):
+        if name not in ids:
             table.add_row(
                 name,
                 server.address,
@@ -99,7 +106,6 @@ def print_status(console: Console, stack: Stack) -> None:
     console.print(table)
     console.print(f"\nConsul: {consul_said}; HAProxy: {edge_said}")
     states = stack.supervisor.states()
-    ids = {one.id for one in stack.instances()}
     servers = [
         f"{name} {_state(str(r['statename']))}" for name, r in sorted(states.items()) if name not in ids
     ]
@@ -113,6 +119,12 @@ def _row(one: InstanceInfo, consul: dict[str, str], server: views.EdgeServer | N
     sessions = "-" if server is None else str(server.sessions)
     pid, since = (str(one.pid), _duration(one.uptime_s)) if one.pid else ("-", "-")
     return [one.id, str(one.port), pid, _state(one.state), since, _health(consul.get(one.id)), seen, sessions]
+
+
+def _breakers(not_closed: list[str] | None) -> str:
+    if not_closed is None:
+        return "-"
+    return f"[red]{', '.join(not_closed)}[/]" if not_closed else "closed"
 
 
 def _health(status: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,3 +99,15 @@ def instance_ready(service: str, port: int) -> bool:
     except OSError:
         return False
     return answer.status == 200 and answer.headers.get("x-service") == service
+
+
+def open_breakers(port: int) -> list[str] | None:
+    """The upstreams of which this instance has a breaker that is not closed; None when the instance does not answer."""
+    try:
+        answer = rest.call(f"127.0.0.1:{port}", "GET", "/metrics", timeout_s=1)
+    except OSError:
+        return None
+    lines = re.findall(
+        r'^service_upstream_breaker\{upstream="([^"]*)"\} ([12])', answer.body.decode(), re.MULTILINE
+    )
+    return [f"{upstream} {'open' if level == '2' else 'half-open'}" for upstream, level in lines]

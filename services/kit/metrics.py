@@ -62,6 +62,12 @@ class Metrics:
             buckets=BUCKETS_S,
             registry=self.registry,
         )
+        self.breakers = Gauge(
+            "service_upstream_breaker",
+            "Breaker of an upstream: 0 closed, 1 half-open, 2 open.",
+            ("upstream",),
+            registry=self.registry,
+        )
         self.service = service
         # Looking up a labelled child costs more than counting in it.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}

@@ -19,6 +19,17 @@ from services.kit.metrics import Metrics
 VIEW_WAIT_S = 2.0
 JWKS_PATH = "/api/auth/.well-known/jwks.json"
 JWKS_DEADLINE_S = 3.0
+BREAKER_LEVELS = {"closed": 0, "half-open": 1, "open": 2}
+
+
+class BreakerObserver(discovery.Observer):
+    """Shows the state of breakers in the metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def on_breaker(self, service: str, state: str) -> None:
+        self._metrics.breakers.labels(service).set(BREAKER_LEVELS[state])
 
 
 class Upstreams:
@@ -72,7 +83,9 @@ class Upstreams:
         if self._client is None:
             with self._lock:
                 if self._client is None:
-                    self._client = discovery.ServiceClient(view, token_source=self._token_source)
+                    self._client = discovery.ServiceClient(
+                        view, token_source=self._token_source, observer=BreakerObserver(self._metrics)
+                    )
         if not view.ready(0):
             view.ready(VIEW_WAIT_S)
         return self._client

@@ -196,6 +196,7 @@ def test_status_shows_both_views_of_every_instance(stack: Stack) -> None:
         assert " UP " in line
         assert str(one.port) in line
         assert str(one.pid) in line
+        assert line.endswith("closed")
     assert all(f"{name} running" in shown for name in INFRASTRUCTURE)
     assert f"edge: {stack.settings.edge_url} ready" in shown
 

@@ -1,0 +1,142 @@
+"""Choosing who runs the stack and where from, and what is installed: the parts that change nothing on the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from stack import account, install, launch
+
+
+def test_caller_who_is_not_root_runs_it_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1234567)
+    assert account.choose(tmp_path, [], {"SUDO_USER": "daemon"}).uid == 1234567
+
+
+@pytest.fixture
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_root_becomes_the_one_who_used_sudo() -> None:
+    assert account.choose(Path("/usr"), [Path("/nonexistent")], {"SUDO_USER": "daemon"}).name == "daemon"
+
+
+@pytest.mark.usefixtures("as_root")
+def test_named_user_wins() -> None:
+    wanted = {"SUDO_USER": "daemon", "BREAKWATER_USER": "nobody"}
+    assert account.choose(Path("/usr"), [], wanted).name == "nobody"
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("name", ["root", "no such user"])
+def test_user_that_cannot_be_is_refused(name: str) -> None:
+    with pytest.raises(account.AccountError, match="BREAKWATER_USER"):
+        account.choose(Path("/usr"), [], {"BREAKWATER_USER": name})
+
+
+def test_copy_of_the_code_follows_it_and_keeps_the_state(tmp_path: Path) -> None:
+    repo, copy = tmp_path / "repo", tmp_path / "copy"
+    for name in (
+        "a/x.py",
+        "a/old.py",
+        "run.sh",
+        ".git/config",
+        "var/secrets/token",
+        ".venv/bin/python",
+        "a/__pycache__/x.pyc",
+    ):
+        (repo / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo / name).write_text(name)
+    (repo / "run.sh").chmod(0o700)
+    (repo / "link").symlink_to("/etc/passwd")
+    account.copy_code(repo, copy)
+    (copy / "var").mkdir()
+    (copy / "var" / "state").write_text("kept")
+    (repo / "a" / "x.py").write_text("changed")
+    (repo / "a" / "old.py").unlink()
+    account.copy_code(repo, copy)
+    files = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    assert files == {"a/x.py", "run.sh", "var/state"}
+    assert (copy / "a" / "x.py").read_text() == "changed"
+    assert (copy / "run.sh").stat().st_mode & 0o777 == 0o755
+    assert (copy / "a" / "x.py").stat().st_mode & 0o777 == 0o644
+
+
+def test_closed_folder_on_the_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = tmp_path / "a" / "repo"
+    (repo / "code").mkdir(parents=True)
+    closed = {tmp_path / "a"}
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in closed and real(path, mode))
+    assert account._first_closed(repo) == tmp_path / "a"
+    closed.clear()
+    assert account._first_closed(repo) is None
+    closed.add(repo / "code")
+    assert account._first_closed(repo) == repo / "code"
+
+
+def test_environment_of_the_ordinary_user_leads_not_into_roots_home(tmp_path: Path) -> None:
+    who = account.Account("dev", 1000, 1000)
+    found = account.environment_for(
+        who, {"HOME": "/root", "SUDO_USER": "dev", "XDG_CACHE_HOME": "/root/.cache", "PATH": "/bin"}, tmp_path
+    )
+    assert found == {"PATH": "/bin", "HOME": str(tmp_path / "home"), "USER": "dev", "LOGNAME": "dev"}
+
+
+def test_missing_package_without_root_and_sudo_says_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1234567)
+    monkeypatch.setattr(install, "SEARCH", ())
+    (tmp_path / "apt-get").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        install.InstallError,
+        match=r"there is no sudo\nas root: apt-get install haproxy redis-server util-linux",
+    ):
+        install.install_packages("run", sys.executable)
+
+
+def test_virtual_environment_of_the_same_locks_is_left_alone(tmp_path: Path) -> None:
+    venv, repo = tmp_path / "venv", tmp_path / "repo"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to(sys.executable)
+    repo.mkdir()
+    for name in install.LOCKS["test"]:
+        (repo / name).write_text(f"# {name}\n")
+    digests = {name: hashlib.sha256((repo / name).read_bytes()).hexdigest() for name in install.LOCKS["test"]}
+    (venv / "breakwater.json").write_text(json.dumps(digests))
+    broken = "/nonexistent/python"
+    install.install_venv(venv, repo, "test", broken)
+    install.install_venv(venv, repo, "run", broken)
+    (repo / "requirements-dev.lock").write_text("# changed\n")
+    install.install_venv(venv, repo, "run", broken)
+    with pytest.raises(install.InstallError, match="could not be made"):
+        install.install_venv(venv, repo, "test", broken)
+    assert not (venv / "breakwater.json").exists()
+
+
+def test_remade_environment_keeps_consul(tmp_path: Path) -> None:
+    for name in ("tools/bin/consul", "lib/x.py", "pyvenv.cfg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    install._empty(tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["tools/bin/consul"]
+
+
+def test_command_before_anything_is_installed_says_how_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        launch, "_home_and_account", lambda environment, tell: (tmp_path, account._known(os.geteuid()))
+    )
+    monkeypatch.setattr(os, "umask", lambda mode: 0o022)
+    assert launch.main(["status"]) == 1
+    assert "make up" in capsys.readouterr().err
