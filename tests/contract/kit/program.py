@@ -67,6 +67,18 @@ def peer() -> dict[str, Any]:
     return {"peer": answer.json(), "mine": current().request_id, "trace": current().traceparent}
 
 
+@app.get("/internal/hello/caller")
+@require_scope("service")
+def caller() -> dict[str, Any]:
+    return {"subject": current().subject}
+
+
+@app.get("/api/hello/as-service")
+def as_service() -> Any:
+    answer = kit().client.request("GET", "hello", "/internal/hello/caller")
+    return answer.json(), answer.status
+
+
 @app.get("/api/hello/headers")
 def headers() -> dict[str, str]:
     return {name.lower(): value for name, value in request.headers.items()}

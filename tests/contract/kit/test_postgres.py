@@ -1,0 +1,111 @@
+"""Sessions and migrations on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from services.kit.db import Database, database_url
+from services.kit.migrate import MigrationError, lock
+from services.kit.settings import ServiceSettings
+from tests.support.postgres import PostgresServer, postgres
+from tests.unit.kit.test_db import Base, Counter, migrations
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with postgres() as running:
+        yield running
+
+
+def database(url: str, folder: Path | None = None, timeout_s: float = 5.0) -> Database:
+    made = database_url(ServiceSettings(database_url=SecretStr(url)), "hello")
+    return Database(made, metadata=Base.metadata, migrations=folder, pool_size=2, timeout_s=timeout_s)
+
+
+def _migrate(url: str, folder: Path) -> None:
+    db = database(url, folder)
+    db.migrate()
+    with db.session(read_only=True) as session:
+        assert session.execute(text("SELECT count(*) FROM second")).scalar() == 1
+
+
+def test_instances_that_start_at_once_migrate_once(server: PostgresServer, tmp_path: Path) -> None:
+    url, folder = server.database(), migrations(tmp_path, "first", "second")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_migrate, args=(url, folder)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+def test_migration_lock_is_waited_for_and_then_given_up(server: PostgresServer, tmp_path: Path) -> None:
+    url, folder = server.database(), migrations(tmp_path, "first")
+    holder, other = database(url), database(url, folder)
+    with lock(holder.engine, wait_s=1), pytest.raises(MigrationError):
+        other.migrate(wait_s=0.3)
+    other.migrate(wait_s=1)
+
+
+def test_failed_migration_leaves_the_schema_before_it(server: PostgresServer, tmp_path: Path) -> None:
+    url, folder = server.database(), migrations(tmp_path, "first", "second")
+    broken = folder / "versions" / "0002_second.py"
+    broken.write_text(broken.read_text().replace("VALUES (0)", "VALUES ('oops')"))
+    db = database(url, folder)
+    with pytest.raises(DBAPIError):
+        db.migrate()
+    with db.session(read_only=True) as session:
+        names = set(session.execute(text("SELECT tablename FROM pg_tables")).scalars())
+    assert "first" in names
+    assert "second" not in names
+
+
+def test_lock_held_by_another_is_given_up_in_time(server: PostgresServer) -> None:
+    url = server.database()
+    db, other = database(url, timeout_s=0.3), database(url)
+    db.migrate()
+    with db.session() as session:
+        session.add(Counter(id=1, n=0))
+
+    def write() -> None:
+        with db.session() as session:
+            session.get_one(Counter, 1, with_for_update=True)
+
+    with other.session() as held:
+        held.get_one(Counter, 1, with_for_update=True)
+        started = time.monotonic()
+        with pytest.raises(OperationalError):
+            write()
+        assert time.monotonic() - started < 3
+    write()
+
+
+def test_read_only_session_is_read_only_on_the_server_too(server: PostgresServer) -> None:
+    db = database(server.database())
+    db.migrate()
+
+    def write() -> None:
+        with db.session(read_only=True) as session:
+            session.execute(text("INSERT INTO counter (id, n) VALUES (9, 9)"))
+
+    with pytest.raises(DBAPIError, match="read-only"):
+        write()
+    with db.session() as session:
+        session.add(Counter(id=9, n=9))
+
+
+def test_unreachable_server_is_an_error_in_time() -> None:
+    db = database("postgresql://nobody@127.0.0.1:1/none", timeout_s=1)
+    started = time.monotonic()
+    with pytest.raises(OperationalError), db.session() as session:
+        session.execute(text("SELECT 1"))
+    assert time.monotonic() - started < 5

@@ -1,0 +1,86 @@
+"""A service's own token and auth's keys, found through Consul at a real instance of auth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+
+from tests.contract.kit.running import running
+from tests.support.eventually import eventually
+from tests.support.instances import RunningInstance, instance
+from tests.support.servers import ConsulServer, consul
+
+SECRET = "the secret of hello"
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[ConsulServer]:
+    with consul() as server:
+        yield server
+
+
+@pytest.fixture
+def auth(agent: ConsulServer, tmp_path: Path) -> Iterator[RunningInstance]:
+    clients, kek = tmp_path / "clients.json", tmp_path / "kek"
+    clients.write_text(json.dumps({"hello": hashlib.sha256(SECRET.encode()).hexdigest()}))
+    kek.write_bytes(Fernet.generate_key())
+    env = {
+        "CONSUL_HTTP_ADDR": agent.address,
+        "AUTH_CLIENTS_FILE": str(clients),
+        "AUTH_KEK_FILE": str(kek),
+        "AUTH_KEY_PUBLISH_S": "0",
+    }
+    with instance("auth", tmp_path, env) as one:
+        yield one
+
+
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_call_to_a_peer_carries_a_token_of_auth_that_the_peer_verifies(
+    agent: ConsulServer, auth: RunningInstance, tmp_path: Path, kind: str
+) -> None:
+    env = {"CONSUL_HTTP_ADDR": agent.address, "WORKER_CLASS": kind, "SERVICE_CLIENT_SECRET": SECRET}
+    with running(tmp_path, **env) as hello:
+        answer = eventually(
+            lambda: (a := hello.get("/api/hello/as-service")).status_code == 200 and a, 15, every_s=0.2
+        )
+        assert answer.json() == {"subject": "service:hello"}
+        auth.kill()
+        assert hello.get("/api/hello/as-service").json() == {"subject": "service:hello"}
+
+
+def test_wrong_secret_gives_no_token_and_the_peer_refuses(
+    agent: ConsulServer, auth: RunningInstance, tmp_path: Path
+) -> None:
+    with running(tmp_path, CONSUL_HTTP_ADDR=agent.address, SERVICE_CLIENT_SECRET="wrong") as hello:
+
+        def refused() -> str | None:
+            answer = hello.get("/api/hello/as-service")
+            detail: str = answer.json()["detail"]
+            return detail if answer.status_code == 401 else None
+
+        assert eventually(refused, 15, every_s=0.2) == "A bearer token is needed."
+        assert "service token not renewed" in hello.events()
+
+
+def test_without_auth_a_token_cannot_be_checked_and_that_is_503(
+    agent: ConsulServer, auth: RunningInstance, tmp_path: Path
+) -> None:
+    token = auth.call(
+        "POST",
+        "/api/auth/token",
+        json={"grant_type": "client_credentials", "client_id": "hello", "client_secret": SECRET},
+    ).json()["access_token"]
+    auth.kill()
+    with running(tmp_path, CONSUL_HTTP_ADDR=agent.address) as hello:
+        answer = hello.get("/internal/hello/caller", headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "1"
+        auth.start()
+        eventually(
+            lambda: hello.get("/internal/hello/caller", headers={"Authorization": f"Bearer {token}"}).ok, 20
+        )
