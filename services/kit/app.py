@@ -11,6 +11,7 @@ from flask import Response, jsonify, request
 from sqlalchemy import MetaData
 
 from discovery import contract
+from discovery.errors import ContractError
 from discovery.model import Auth, Balance, Domain, Lane, Route
 from services.kit import auth as auth_module
 from services.kit import errors, logs, metrics
@@ -72,7 +73,7 @@ def _route(
 ) -> Route:
     for value, choices in ((auth, Auth), (balance, Balance), (domain, Domain), (lane, Lane)):
         if value not in get_args(choices):
-            raise contract.ContractError("route", value, "must be one of " + ", ".join(get_args(choices)))
+            raise ContractError("route", value, "must be one of " + ", ".join(get_args(choices)))
     return Route(
         service=name,
         paths=tuple(contract.check_prefix(path) for path in paths),

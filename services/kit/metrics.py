@@ -55,6 +55,18 @@ class Metrics:
             ("upstream", "outcome"),
             registry=self.registry,
         )
+        self.upstream_attempts = Counter(
+            "service_upstream_attempts",
+            "Attempts that those calls took, retries included.",
+            ("upstream", "outcome"),
+            registry=self.registry,
+        )
+        self.upstream_ejections = Counter(
+            "service_upstream_ejections",
+            "Instances of an upstream left out for a time.",
+            ("upstream",),
+            registry=self.registry,
+        )
         self.upstream_durations = Histogram(
             "service_upstream_call_duration_seconds",
             "Time of calls to other services, retries included.",

@@ -6,7 +6,6 @@ The client and its connections are made at first use, in the process that uses t
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,22 @@ class BreakerObserver(discovery.Observer):
         self._metrics.breakers.labels(service).set(BREAKER_LEVELS[state])
 
 
+class CallObserver(BreakerObserver):
+    """Counts calls, attempts and ejections as well."""
+
+    def on_call(self, service: str, method: str, outcome: str, attempts: int, duration_s: float) -> None:
+        self._metrics.upstream.labels(service, outcome).inc()
+        self._metrics.upstream_durations.labels(service).observe(duration_s)
+
+    def on_attempt(
+        self, service: str, instance_id: str, outcome: str, attempt: int, duration_s: float
+    ) -> None:
+        self._metrics.upstream_attempts.labels(service, outcome).inc()
+
+    def on_ejected(self, service: str, instance_id: str, duration_s: float) -> None:
+        self._metrics.upstream_ejections.labels(service).inc()
+
+
 class Upstreams:
     """`ServiceClient` for views: passes on the request id, the trace and the deadline of the current request.
 
@@ -51,11 +66,11 @@ class Upstreams:
         self._lock = threading.Lock()
         self._client: discovery.ServiceClient | None = None
 
-    def breakers(self) -> dict[str, Any]:
+    def breakers(self) -> dict[str, discovery.BreakerSnapshot]:
         """The state of each upstream's breaker."""
-        return dict(self._started().breakers())
+        return self._started().breakers()
 
-    def request(self, method: str, service: str, path: str, **options: Any) -> Any:
+    def request(self, method: str, service: str, path: str, **options: Any) -> discovery.Response:
         """Call a service. Options as in `discovery.ServiceClient.request`; `deadline_s` is cut to what is left."""
         caller = context.peek()
         if caller is not None:
@@ -64,19 +79,7 @@ class Upstreams:
             options["deadline_s"] = left if given is None else min(given, left)
             options.setdefault("request_id", caller.request_id)
             options.setdefault("traceparent", caller.traceparent)
-        client = self._started()
-        started = time.perf_counter()
-        outcome = "lost"
-        try:
-            response = client.request(method, service, path, **options)
-            outcome = f"{response.status // 100}xx"
-            return response
-        except discovery.CallError as error:
-            outcome = type(error).__name__
-            raise
-        finally:
-            self._metrics.upstream.labels(service, outcome).inc()
-            self._metrics.upstream_durations.labels(service).observe(time.perf_counter() - started)
+        return self._started().request(method, service, path, **options)
 
     def _started(self) -> discovery.ServiceClient:
         view = self._view()
@@ -84,7 +87,7 @@ class Upstreams:
             with self._lock:
                 if self._client is None:
                     self._client = discovery.ServiceClient(
-                        view, token_source=self._token_source, observer=BreakerObserver(self._metrics)
+                        view, token_source=self._token_source, observer=CallObserver(self._metrics)
                     )
         if not view.ready(0):
             view.ready(VIEW_WAIT_S)

@@ -235,3 +235,12 @@ def test_call_to_a_peer_passes_on_id_trace_and_deadline(
         assert values["peer"]["x-request-id"] == "d" * 20
         assert values["peer"]["traceparent"][:36] == values["trace"][:36]
         assert 0 < int(values["peer"]["x-deadline-ms"]) < 5000
+
+
+def test_calls_to_peers_are_counted_by_outcome(agent: ConsulServer, tmp_path: Path) -> None:
+    with running(tmp_path, CONSUL_HTTP_ADDR=agent.address) as instance:
+        eventually(lambda: passes_on(instance), 10)
+        text = instance.get("/metrics").text
+        assert 'service_upstream_calls_total{outcome="2xx",upstream="hello"}' in text
+        assert 'service_upstream_attempts_total{outcome="2xx",upstream="hello"}' in text
+        assert 'service_upstream_call_duration_seconds_count{upstream="hello"}' in text
