@@ -195,6 +195,8 @@ class View:
                 self._dirty |= self._records.on_nodes(nodes)
             if turn in ("reset", "rejoined"):
                 self._sweep_due = True
+                if self._ready.is_set():
+                    self._hold(turn)
             self._answered(state)
 
     def _follows(self, service: str) -> bool:

@@ -216,8 +216,41 @@ def test_consul_restarted_empty_gives_keepers_time_to_register_again() -> None:
             time.sleep(0.5)
             assert {"kept", "lost"} <= view.snapshot().services.keys()
             api.register(kept, "passing")
-            eventually(lambda: "lost" not in view.snapshot().services, 8)
+            eventually(lambda: "lost" not in view.snapshot().services, 15)
             assert view.snapshot().callable("kept")
             assert 0 not in gaps
+        finally:
+            view.stop()
+
+
+def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> None:
+    """The list of services may be the last to return; what another watch has read before that must not count as gone."""
+    with consul() as server, faulty_proxy(server.http_port) as proxy:
+        api = ConsulApi(server.address)
+        kept = [
+            Registration("kept", "127.0.0.1", n, f"kept-{n}", check=HttpCheck(interval_s=60)) for n in (1, 2)
+        ]
+        for registration in kept:
+            api.register(registration, "passing")
+        view = View(ConsulApi(proxy.address, read_timeout_s=0.5), wait_s=WAIT_S, grace_s=10.0)
+        view.start()
+        try:
+            eventually(lambda: len(view.snapshot().callable("kept")) == 2, 5)
+            server.kill()
+            eventually(lambda: not view.healthy, 5)
+            time.sleep(1.5)
+            with proxy.failing(
+                lambda answer: None if answer.path.startswith("/v1/catalog/services") else answer
+            ):
+                server.start()
+                api.register(kept[0], "critical")
+
+                def read() -> bool:
+                    return {i.id: i.status for i in view.snapshot().instances("kept")}.get(
+                        "kept-1"
+                    ) == "critical"
+
+                eventually(read, 10)
+                assert "kept-2" in {instance.id for instance in view.snapshot().instances("kept")}
         finally:
             view.stop()
