@@ -8,7 +8,7 @@ NUMBER = $(if $(N),--number "$(N)")
 
 help:
 	@echo "make up | down | status | seed | plan | test | bench | lint"
-	@echo "make lock                        make the lock files anew from requirements*.in"
+	@echo "make lock [UPGRADE=1]            make the lock files anew from requirements*.in"
 	@echo "make clean                       take away state and virtual environment; packages stay"
 	@echo "make logs [SERVICE=users] [LINES=40] [FOLLOW=1]"
 	@echo "make kill SERVICE=users N=1      kill -9 the first instance; it is started again"

@@ -247,6 +247,32 @@ def install_venv(folder: Path, repo: Path, level: str, python: str) -> None:
     say(f"virtual environment made in {time.monotonic() - began:.0f} s")
 
 
+def make_locks(repo: Path, folder: Path, python: str, upgrade: bool) -> None:
+    """Resolve requirements*.in into the lock files, with a hash for every file. Pins that still fit stay, unless `upgrade`."""
+    say("making the lock files (pip-tools)")
+    tool = str(folder / "bin" / "python")
+    options = [
+        "--quiet",
+        "--generate-hashes",
+        "--strip-extras",
+        "--allow-unsafe",
+        "--no-header",
+        "--no-annotate",
+    ]
+    options += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"]
+    options += ["--upgrade"] if upgrade else []
+    steps = [
+        [python, "-m", "venv", "--clear", str(folder)],
+        [tool, "-m", "pip", "install", "--quiet", "--no-input", "pip-tools"],
+    ]
+    for source, lock in (("requirements.in", LOCKS["test"][0]), ("requirements-dev.in", LOCKS["test"][1])):
+        steps.append([tool, "-m", "piptools", "compile", *options, "--output-file", lock, source])
+    for step in steps:
+        failed = _logged(step, timeout_s=900, cwd=repo)
+        if failed:
+            raise InstallError(f"the lock files could not be made:\n{failed}")
+
+
 def _empty(folder: Path) -> None:
     """As `venv --clear`, but Consul stays."""
     for entry in folder.iterdir() if folder.exists() else ():

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -49,6 +50,12 @@ def launch(command: str, arguments: list[str]) -> int:
     venv = home / ".venv"
     if command == "clean":
         return _clean(home, var, venv)
+    if command == "lock":
+        # As the caller: the files belong to the checkout.
+        with tempfile.TemporaryDirectory(prefix="breakwater-lock-") as tool:
+            upgrade = bool(os.environ.get("UPGRADE"))
+            install.make_locks(REPO, Path(tool), install.choose_python(who.succeeds), upgrade)
+        return 0
     python = str(venv / "bin" / "python")
     if command in LEVELS:
         _install(LEVELS[command], home, venv, who)

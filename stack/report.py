@@ -80,10 +80,26 @@ def print_status(console: Console, stack: Stack) -> None:
         edge_said = f"{sum(map(views.is_up, edge.values()))} of {len(edge)} servers up"
     except OSError as error:
         edge, edge_said = {}, f"[red]does not answer[/] ({error})"
+    instances = stack.instances()
+    console.print(_instances(instances, consul, edge))
+    console.print(f"\nConsul: {consul_said}; HAProxy: {edge_said}")
+    states = stack.supervisor.states()
+    ids = {one.id for one in instances}
+    servers = [
+        f"{name} {_state(str(r['statename']))}" for name, r in sorted(states.items()) if name not in ids
+    ]
+    console.print("servers: " + ", ".join(servers))
+    address = stack.settings.edge_url.removeprefix("http://")
+    console.print(f"edge: {stack.settings.edge_url} {views.edge_answers(address)}")
+
+
+def _instances(
+    instances: list[InstanceInfo], consul: dict[str, str], edge: dict[str, views.EdgeServer]
+) -> Table:
+    """A line for each instance of ours, then one for each server of the edge that is not."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("instance", "port", "pid", "process", "since", "Consul", "HAProxy", "open", "breakers"):
         table.add_column(title)
-    instances = stack.instances()
     with ThreadPoolExecutor(max_workers=8) as pool:
         breakers = list(
             pool.map(lambda one: views.open_breakers(one.port) if one.running else None, instances)
@@ -103,15 +119,7 @@ def print_status(console: Console, stack: Stack) -> None:
                 server.status,
                 str(server.sessions),
             )
-    console.print(table)
-    console.print(f"\nConsul: {consul_said}; HAProxy: {edge_said}")
-    states = stack.supervisor.states()
-    servers = [
-        f"{name} {_state(str(r['statename']))}" for name, r in sorted(states.items()) if name not in ids
-    ]
-    console.print("servers: " + ", ".join(servers))
-    address = stack.settings.edge_url.removeprefix("http://")
-    console.print(f"edge: {stack.settings.edge_url} {views.edge_answers(address)}")
+    return table
 
 
 def _row(one: InstanceInfo, consul: dict[str, str], server: views.EdgeServer | None) -> list[str]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from stack import processes, report, rest, views
 from stack.api import INFRASTRUCTURE, Stack
 from stack.errors import BadRequest, NotRunning, PortInUse, StackError
+from stack.fleet import FLEET
 from stack.settings import REPO, StackSettings
 from tests.support.eventually import eventually, time_scale
 
@@ -81,6 +82,20 @@ def test_another_start_elsewhere_is_told_whose_port_it_is(stack: Stack) -> None:
         with pytest.raises(PortInUse, match="EDGE_HTTP_PORT.*haproxy"):
             other.up()
         assert processes.of_stack(other.settings.var) == []
+
+
+def test_two_stacks_run_side_by_side(stack: Stack) -> None:
+    with tempfile.TemporaryDirectory(prefix="stack-", ignore_cleanup_errors=True) as folder:
+        products = [spec for spec in FLEET if spec.name == "products"]
+        other = Stack(StackSettings.isolated(Path(folder)), fleet=products, counts={"products": 1})
+        try:
+            other.up()
+            assert edge(other, "/api/products").headers["x-served-by"] == "products-1"
+            assert edge(other, "/api/posts").status == 404
+        finally:
+            other.down()
+        assert processes.of_stack(other.settings.var) == []
+    assert edge(stack, "/api/posts").status == 200
 
 
 def test_only_the_edge_could_listen_beyond_loopback(stack: Stack) -> None:
@@ -196,7 +211,7 @@ def test_status_shows_both_views_of_every_instance(stack: Stack) -> None:
         assert " UP " in line
         assert str(one.port) in line
         assert str(one.pid) in line
-        assert line.endswith("closed")
+        assert line.rstrip().endswith("closed")
     assert all(f"{name} running" in shown for name in INFRASTRUCTURE)
     assert f"edge: {stack.settings.edge_url} ready" in shown
 
