@@ -1,0 +1,225 @@
+"""What a failing instance costs the clients of a service, by the template alone: no controller has a hand in it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from haproxy.controller.model import EdgeState
+from tests.support.edge import Edge, backend, edge
+from tests.support.eventually import eventually
+from tests.support.load import Load, Plan, Report
+from tests.support.recorder import Answer, Request, Upstream
+from tests.support.servers import Process, accepts, free_ports
+
+
+@dataclass
+class Fleet:
+    """Three instances of `users`, each a process of its own, behind an edge."""
+
+    edge: Edge
+    processes: list[Process]
+    ports: list[int]
+
+    def load(self, path: str = "/api/users/1", rate_per_s: float = 200.0) -> Load:
+        return Load(Plan(port=self.edge.port, paths=(path,), rate_per_s=rate_per_s))
+
+    def status(self, number: int) -> str:
+        return self.edge.stat("svc_users", f"users-{number}")["status"]
+
+
+def instance(folder: Path, service: str, port: int, *options: str) -> Process:
+    argv = [sys.executable, "-m", "tests.support.recorder", service, str(port), *options]
+    process = Process(argv, folder / f"{port}.log")
+    process.start()
+    eventually(lambda: accepts(port), 10)
+    return process
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, *, failing: bool = False, balance: str = "roundrobin") -> Iterator[Fleet]:
+    ports = free_ports(3)
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number, port in enumerate(ports):
+            processes.append(instance(folder, "users", port, *(["fail"] if failing and number == 0 else [])))
+            stack.callback(processes[-1].kill)
+        running = stack.enter_context(edge(EdgeState((backend("users", *ports, balance=balance),))))
+        eventually(
+            lambda: all(running.stat("svc_users", f"users-{n}")["check_status"] == "L7OK" for n in (1, 2, 3)),
+            5,
+        )
+        yield Fleet(running, processes, ports)
+
+
+def unharmed(report: Report) -> None:
+    assert report.good()
+    assert not report.failures(), report.summary()
+
+
+def test_killed_instance_costs_no_request_and_is_out_at_once(tmp_path: Path) -> None:
+    with fleet(tmp_path) as made, made.load() as load:
+        time.sleep(0.5)
+        made.processes[0].signal(signal.SIGKILL)
+        killed = time.monotonic()
+        eventually(lambda: made.status(1).startswith("DOWN"), 0.5, every_s=0.005)
+        out_after_s = time.monotonic() - killed
+        time.sleep(0.5)
+        load.stop()
+        unharmed(load.report())
+        assert (
+            out_after_s < 0.2
+        )  # the first request to it is up to 15 ms after the kill; the rest is our looking
+
+
+def test_hung_instance_costs_no_request(tmp_path: Path) -> None:
+    with fleet(tmp_path) as made, made.load() as load:
+        time.sleep(0.5)
+        made.processes[0].signal(signal.SIGSTOP)
+        eventually(lambda: made.status(1).startswith("DOWN"), 4)
+        time.sleep(0.3)
+        load.stop()
+        made.processes[0].signal(signal.SIGCONT)
+        unharmed(load.report())
+        assert load.report().latency_s(1.0) < 4.0
+        eventually(lambda: made.status(1).startswith("UP"), 2)
+
+
+@pytest.mark.parametrize("balance", ["roundrobin", "leastconn", "source", "uri", "random", "first"])
+def test_instance_that_answers_500_costs_no_get(tmp_path: Path, balance: str) -> None:
+    with fleet(tmp_path, failing=True, balance=balance) as made:
+        paths = tuple(f"/api/users/{n}" for n in range(30))
+        with Load(Plan(port=made.edge.port, paths=paths, rate_per_s=300)) as load:
+            time.sleep(1)
+        unharmed(load.report())
+        assert "users-1" not in load.report().served()
+
+
+def test_url_that_fails_everywhere_takes_no_instance_out(tmp_path: Path) -> None:
+    with fleet(tmp_path) as made:
+        poison = made.load("/api/users/fail", rate_per_s=400)
+        with poison, made.load(rate_per_s=50) as load:
+            time.sleep(1.5)
+        assert {a.status for a in poison.report().answers} == {500}
+        unharmed(load.report())
+        assert set(load.report().served()) == {"users-1", "users-2", "users-3"}
+        assert all(made.status(n).startswith("UP") for n in (1, 2, 3))
+
+
+def test_url_that_crashes_connections_takes_no_instance_out(tmp_path: Path) -> None:
+    with fleet(tmp_path) as made:
+        poison = made.load("/api/users/crash", rate_per_s=200)
+        with poison, made.load(rate_per_s=50) as load:
+            time.sleep(1)
+        # 0: HAProxy passes on the closing of a connection that had served before, as HTTP tells clients to expect.
+        assert {a.status for a in poison.report().answers} <= {502, 0}
+        unharmed(load.report())
+
+
+def test_all_down_is_answered_at_once_and_back_within_two_seconds(tmp_path: Path) -> None:
+    with fleet(tmp_path) as made:
+        for process in made.processes:
+            process.signal(signal.SIGKILL)
+        eventually(lambda: made.edge.get("/api/users/1").status == 503, 2)
+        start = time.monotonic()
+        answer = made.edge.get("/api/users/1")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert time.monotonic() - start < 0.1
+        eventually(lambda: all(made.status(n).startswith("DOWN") for n in (1, 2, 3)), 3)
+        made.processes[1] = instance(tmp_path, "users", made.ports[1])
+        back = time.monotonic()
+        try:
+            eventually(lambda: made.edge.get("/api/users/1").status == 200, 2)
+            assert time.monotonic() - back < 2
+        finally:
+            made.processes[1].kill()
+
+
+def counting(statuses: list[int]) -> tuple[list[Request], Upstream]:
+    """An instance that answers these statuses in turn, the last for ever; 0 closes the connection."""
+    seen: list[Request] = []
+
+    def handler(request: Request) -> Answer | None:
+        seen.append(request)
+        status = statuses[min(len(seen), len(statuses)) - 1]
+        return Answer(status) if status else None
+
+    return seen, Upstream("users", handler=handler)
+
+
+@pytest.mark.parametrize("first", [0, 500, 502, 503, 504])
+@pytest.mark.parametrize(
+    ("method", "header", "tries"),
+    [
+        ("GET", {}, 2),
+        ("HEAD", {}, 2),
+        ("OPTIONS", {}, 2),
+        ("POST", {}, 1),
+        ("DELETE", {}, 1),
+        ("PATCH", {}, 1),
+    ]
+    + [("POST", {"Idempotency_Key": "k1"}, 2)],
+)
+def test_only_what_may_run_twice_is_tried_again(
+    first: int, method: str, header: dict[str, str], tries: int
+) -> None:
+    seen, upstream = counting([first, 200])
+    with upstream, edge(EdgeState((backend("users", upstream.port),))) as running:
+        status = running.get("/api/users/1", method, **header).status
+        assert len(seen) == tries
+        assert status == (200 if tries == 2 else first or 502)
+
+
+def test_gateway_5xx_is_an_answer_and_not_tried_again() -> None:
+    seen, upstream = counting([503, 200])
+    with upstream, edge(EdgeState((backend("gateway-ai", upstream.port, check_identity=False),))) as running:
+        assert running.get("/api/gateway-ai/1").status == 503
+        assert len(seen) == 1
+
+
+def test_refused_connection_is_tried_elsewhere_for_a_post_too() -> None:
+    (dead,) = free_ports(1)
+    with Upstream("users") as upstream, edge(EdgeState((backend("users", dead, upstream.port),))) as running:
+        for _ in range(4):
+            assert running.get("/api/users/1", "POST", b"x").status == 200
+        assert len(upstream.requests) == 4
+
+
+def test_port_taken_over_by_another_service_gets_no_traffic() -> None:
+    with Upstream("posts") as other, Upstream("users") as right:
+        with edge(EdgeState((backend("users", other.port, right.port),))) as running:
+            eventually(lambda: running.stat("svc_users", "users-1")["status"].startswith("DOWN"), 4)
+            other.requests.clear()
+            for _ in range(6):
+                assert running.get("/api/users/1").headers["x-served-by"] == "users-2"
+            assert other.requests == []
+        foreign = backend("users", other.port, check_identity=False)
+        with edge(EdgeState((foreign,))) as running:
+            eventually(lambda: running.stat("svc_users", "users-1")["check_status"] == "L7OK", 3)
+
+
+def test_instance_that_is_not_ready_gets_no_traffic() -> None:
+    with (
+        Upstream("users", ready=False) as starting,
+        Upstream("users") as right,
+        edge(EdgeState((backend("users", starting.port, right.port),))) as running,
+    ):
+        eventually(lambda: running.stat("svc_users", "users-1")["status"].startswith("DOWN"), 4)
+        starting.ready = True
+        eventually(lambda: running.stat("svc_users", "users-1")["status"].startswith("UP"), 2)
+
+
+def test_source_keeps_a_client_on_one_instance() -> None:
+    with (
+        Upstream("users") as one,
+        Upstream("users") as two,
+        edge(EdgeState((backend("users", one.port, two.port, balance="source"),))) as running,
+    ):
+        assert len({running.get(f"/api/users/{n}").headers["x-served-by"] for n in range(10)}) == 1

@@ -1,0 +1,198 @@
+"""Nothing unchecked gets into a configuration, whoever hands it over; and what is rendered is what HAProxy takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.errors import ContractError
+from discovery.model import Route
+from haproxy.controller.model import Backend, EdgeState, Server, VerifyKey
+from haproxy.controller.render import address_of, prepare_files, render, server_params
+from haproxy.controller.settings import EdgeSettings
+from tests.support.edge import valid
+
+ROUTE = Route("users", ("/api/users",))
+SERVER = Server("users-1", "127.0.0.1", 20001)
+KEY = VerifyKey("key-1", "/var/keys/key-1.pem")
+EVIL = [
+    "x\nprogram p\n    command touch /tmp/owned",
+    "x\r\nx",
+    "x;disable server a/b",
+    "x y",
+    "%[env(HOME)]",
+    "${HOME}",
+    "x'y",
+    'x"y',
+    "x\\y",
+    "x#y",
+    "x\x00y",
+    "é",
+    "",
+]
+ADDRESSES = [
+    "unix@/tmp/x.sock",
+    "abns@x",
+    "fd@3",
+    "localhost",
+    "127.0.0.1:80",
+    "127.1",
+    "0x7f000001",
+    "::ffff:127.0.0.1",
+    "fe80::1%lo",
+]
+
+
+def state(**changes: Any) -> EdgeState:
+    fields = {"route": ROUTE, "server": SERVER, "key": KEY} | changes
+    return EdgeState((Backend(fields["route"], (fields["server"],)),), (fields["key"],))
+
+
+def settings(tmp_path: Path, **values: Any) -> EdgeSettings:
+    return EdgeSettings(**({"edge_dir": tmp_path / "edge", "edge_run_dir": tmp_path} | values))
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize(
+    "field",
+    [
+        "service",
+        "paths",
+        "balance",
+        "auth",
+        "lane",
+        "domain",
+        "check",
+        "protocol",
+        "strip",
+        "timeout_s",
+        "check_identity",
+    ],
+)
+def test_bad_route_is_refused(tmp_path: Path, field: str, evil: str) -> None:
+    value: Any = ("/" + evil,) if field == "paths" else "/" + evil if field == "check" else evil
+    with pytest.raises(ContractError):
+        render(state(route=replace(ROUTE, **{field: value})), settings(tmp_path))
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize("field", ["name", "address", "port", "weight", "backup"])
+def test_bad_server_is_refused(tmp_path: Path, field: str, evil: str) -> None:
+    with pytest.raises(ContractError):
+        render(state(server=replace(SERVER, **{field: evil})), settings(tmp_path))
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_address_that_is_none_is_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ContractError):
+        render(state(server=replace(SERVER, address=address)), settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weight": 0}, {"weight": 257}, {"weight": True}, {"port": 0}, {"port": 65536}, {"port": True}],
+)
+def test_number_out_of_range_is_refused(tmp_path: Path, changes: dict[str, int]) -> None:
+    with pytest.raises(ContractError):
+        render(state(server=replace(SERVER, **changes)), settings(tmp_path))
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_bad_key_is_refused(tmp_path: Path, evil: str) -> None:
+    with pytest.raises(ContractError):
+        render(state(key=replace(KEY, kid=evil)), settings(tmp_path))
+    if evil not in ("é", "x y", "x;disable server a/b"):
+        with pytest.raises(ContractError):
+            render(state(key=replace(KEY, pem_path=f"/var/keys/{evil}" if evil else "")), settings(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["keys/k.pem", "/var/keys/../../etc/k.pem", "/var/%[env(X)]", "/var/k'y"])
+def test_key_file_must_be_a_plain_absolute_path(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ContractError):
+        render(state(key=replace(KEY, pem_path=path)), settings(tmp_path))
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize("name", ["edge_bind_address", "auth_issuer", "auth_audience"])
+def test_bad_setting_is_refused(tmp_path: Path, name: str, evil: str) -> None:
+    with pytest.raises(ContractError):
+        render(state(), settings(tmp_path, **{name: evil}))
+
+
+def test_folder_that_ends_a_quote_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractError):
+        render(state(), settings(tmp_path, edge_dir=tmp_path / "it's"))
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        EdgeState((Backend(ROUTE), Backend(ROUTE))),
+        EdgeState((Backend(ROUTE), Backend(Route("posts", ("/api/users",))))),
+        EdgeState((Backend(ROUTE, (SERVER, SERVER)),)),
+        EdgeState(keys=(KEY, KEY)),
+    ],
+)
+def test_what_stands_twice_is_refused(tmp_path: Path, twice: EdgeState) -> None:
+    with pytest.raises(ContractError, match="twice"):
+        render(twice, settings(tmp_path))
+
+
+def test_server_parameters_stand_in_the_file_as_they_are_given_at_run_time(tmp_path: Path) -> None:
+    for protocol, backup in (("http", False), ("h2c", True)):
+        route, server = replace(ROUTE, protocol=protocol), replace(SERVER, backup=backup, weight=7)
+        text = render(state(route=route, server=server), settings(tmp_path))
+        assert f"    server users-1 127.0.0.1:20001 {server_params(route, server)}\n" in text
+        assert ("backup" in server_params(route, server)) is backup
+        assert ("proto h2" in server_params(route, server)) is (protocol == "h2c")
+    assert address_of(replace(SERVER, address="::1")) == "[::1]:20001"
+
+
+ROUTES = [
+    replace(ROUTE, balance="leastconn", protocol="h2c", strip=True, timeout_s=3600),
+    replace(ROUTE, balance="source", auth="public", lane="gateway", check_identity=False),
+    replace(ROUTE, balance="uri", auth="read-public", domain="ai"),
+    replace(ROUTE, balance="random", paths=("/a", "/b/c.d~e_f-g")),
+    replace(ROUTE, balance="first", paths=()),
+]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("folder", ["edge", "an edge, é"])
+def test_haproxy_takes_it_without_a_warning(tmp_path: Path, route: Route, folder: str) -> None:
+    made = settings(tmp_path, edge_dir=tmp_path / folder, edge_bind_address="::1")
+    servers = (replace(SERVER, backup=True), replace(SERVER, name="users-2", address="::1"))
+    other = Backend(Route("gateway-ai", ("/api/composed",)), (replace(SERVER, name="gateway-ai-1"),))
+    full = EdgeState((other, Backend(route, servers)))
+    prepare_files(full, made)
+    made.config_path.write_text(render(full, made))
+    assert valid(made.config_path) == ""
+
+
+def test_empty_state_is_a_configuration_too(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    prepare_files(EdgeState(), made)
+    made.config_path.write_text(render(EdgeState(), made))
+    assert valid(made.config_path) == ""
+
+
+def test_maps_of_the_new_and_the_present_configuration_are_kept(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    first, second, third = (EdgeState((Backend(Route(n, (f"/api/{n}",))),)) for n in ("one", "two", "three"))
+    prepare_files(first, made)
+    made.config_path.write_text(render(first, made))
+    present = set(made.maps_dir.iterdir())
+    prepare_files(second, made)
+    assert len(present) == 1
+    assert present < set(made.maps_dir.iterdir())
+    prepare_files(third, made)
+    assert len(set(made.maps_dir.iterdir())) == 2
+    assert present < set(made.maps_dir.iterdir())
+
+
+def test_render_is_a_function_of_its_arguments(tmp_path: Path) -> None:
+    assert render(state(), settings(tmp_path)) == render(state(), settings(tmp_path))
+    assert list(tmp_path.iterdir()) == []
