@@ -85,10 +85,10 @@ def initialise(settings: EdgeSettings) -> bool:
             return False
     desire = Desire(settings.policy(), owner_book(settings))
     try:
-        reloader.write(desire.state(stored_keys(settings.keys_dir), {}))
+        reloader.write(desire.state(stored_keys(settings.keys_dir), {}), reloader.turn)
     except ConfigRefused as error:
         log.error("what is remembered makes no valid configuration, starting empty", error=str(error))
-        reloader.write(EdgeState())
+        reloader.write(EdgeState(), reloader.turn)
     return True
 
 
@@ -184,6 +184,8 @@ def run(settings: EdgeSettings) -> None:
     # The loop must not wait 5 ms for the interpreter while another thread renders the file.
     sys.setswitchinterval(0.001)
     with only_one(settings.lock_file):
+        for left in settings.edge_dir.glob(".*.cfg.*"):  # by a controller that was killed
+            left.unlink(missing_ok=True)
         initialise(settings)
         controller = Controller(settings)
         for number in (signal.SIGTERM, signal.SIGINT):

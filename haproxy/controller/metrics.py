@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from discovery.contract import KEYS
 
 _PREFIX = "breakwater_controller_"
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 REJECTION_REASONS = KEYS | {"name", "id", "address", "port", "owner"}
 
 
@@ -18,52 +19,38 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.view_age = Gauge(f"{_PREFIX}view_age_seconds", "Age of the view of Consul.", registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(_PREFIX + name, text, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(_PREFIX + name, text, labels, registry=registry)
+
+        self.view_age = gauge("view_age_seconds", "Age of the view of Consul.")
         self.applied = Histogram(
-            f"{_PREFIX}change_to_applied_seconds",
+            _PREFIX + "change_to_applied_seconds",
             "From a change in the view until HAProxy has it.",
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            buckets=_BUCKETS,
             registry=registry,
         )
-        self.reloads = Counter(
-            f"{_PREFIX}reloads_total", "Reloads of HAProxy that came up.", ["reason"], registry=registry
+        self.reloads = counter("reloads_total", "Reloads of HAProxy that came up.", "reason")
+        self.reload_failures = counter("reload_failures_total", "Reloads that did not come about.", "reason")
+        self.commands = counter(
+            "commands_total", "Runtime API commands that change something.", "command", "outcome"
         )
-        self.reload_failures = Counter(
-            f"{_PREFIX}reload_failures_total",
-            "Reloads that did not come about.",
-            ["reason"],
-            registry=registry,
+        self.rejections = counter(
+            "rejections_total", "Instances and prefixes newly refused, by what was wrong.", "reason"
         )
-        self.commands = Counter(
-            f"{_PREFIX}commands_total",
-            "Runtime API commands that change something.",
-            ["command", "outcome"],
-            registry=registry,
-        )
-        self.rejections = Counter(
-            f"{_PREFIX}rejections_total",
-            "Instances and prefixes newly refused, by what was wrong.",
-            ["reason"],
-            registry=registry,
-        )
-        self.rejected = Gauge(f"{_PREFIX}rejected", "Instances and prefixes refused now.", registry=registry)
-        self.guard = Gauge(f"{_PREFIX}guard_active", "1 while the guard holds servers.", registry=registry)
-        self.guard_trips = Counter(
-            f"{_PREFIX}guard_trips_total", "Times the guard tripped.", registry=registry
-        )
-        self.haproxy_up = Gauge(f"{_PREFIX}haproxy_up", "1 while the Runtime API answers.", registry=registry)
-        self.in_step = Gauge(
-            f"{_PREFIX}in_step", "1 while no change, reload or full sync is under way.", registry=registry
-        )
-        self.full_sync = Gauge(
-            f"{_PREFIX}full_sync_seconds", "Duration of the last full sync.", registry=registry
-        )
-        self.servers = Gauge(f"{_PREFIX}servers", "Instances in rotation.", registry=registry)
-        self.services = Gauge(f"{_PREFIX}routes", "Accepted routes.", registry=registry)
-        self.keys = Gauge(f"{_PREFIX}keys", "Keys that tokens are verified with.", registry=registry)
-        self.errors = Counter(
-            f"{_PREFIX}errors_total", "Failures that are tried again.", ["what"], registry=registry
-        )
+        self.rejected = gauge("rejected", "Instances and prefixes refused now.")
+        self.guard = gauge("guard_active", "1 while the guard holds servers.")
+        self.guard_trips = counter("guard_trips_total", "Times the guard tripped.")
+        self.haproxy_up = gauge("haproxy_up", "1 while the Runtime API answers.")
+        self.in_step = gauge("in_step", "1 while no change, reload or full sync is under way.")
+        self.full_sync = gauge("full_sync_seconds", "Duration of the last full sync.")
+        self.servers = gauge("servers", "Instances in rotation.")
+        self.routes = gauge("routes", "Accepted routes.")
+        self.keys = gauge("keys", "Keys that tokens are verified with.")
+        self.errors = counter("errors_total", "Failures that are tried again.", "what")
 
     def reject(self, field: str) -> None:
         """Count one rejection; a field that is none of the contract's counts as `other`."""

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class Reloader:
         self._runtime = runtime
         self._master = master
         self._lock = threading.Lock()
+        self._turn = 0
         self._marker = settings.edge_dir.absolute() / "loaded.json"
         self._settings_mark = settings.edge_dir.absolute() / "settings.sha256"
 
@@ -83,11 +84,30 @@ class Reloader:
         except OSError:
             return False
 
-    def write(self, state: EdgeState) -> bool:
-        """Bring the file up to date without a reload; False when it already was. Raises ConfigRefused, OSError."""
+    @property
+    def turn(self) -> int:
+        """Counts reloads: what was made ready in one turn must not replace the file of the next."""
+        return self._turn
+
+    def write(self, state: EdgeState, turn: int) -> bool:
+        """Bring the file up to date without a reload; False when it already was, or a reload came since `turn`.
+
+        No reload waits for this: only what takes no time is done under the lock. Raises ConfigRefused, OSError.
+        """
+        text = _rendered(state, self._settings)
         with self._lock:
+            if turn != self._turn or text.encode() == self._present():
+                return False
             prepare_files(state, self._settings)
-            return self._replace(_rendered(state, self._settings), hurry=False) is not None
+        try:
+            with self._checked(text, hurry=False) as new, self._lock:
+                if turn == self._turn:
+                    self._put(new)
+        except ConfigRefused:
+            # A reload clears away the maps of the configuration that it replaces.
+            if turn == self._turn:
+                raise
+        return turn == self._turn
 
     def reload(self, state: EdgeState, print_: str) -> ProcessInfo:
         """Put a new worker in place, and return it. Raises ConfigRefused, ReloadFailed, Unreachable, OSError.
@@ -95,8 +115,9 @@ class Reloader:
         The file always holds every server that may serve now; those on their way out are not in it, and finish in the old worker.
         """
         with self._lock:
+            self._turn += 1
             prepare_files(state, self._settings)
-            former = self._replace(_rendered(state, self._settings), hurry=True)
+            former = self._replace(_rendered(state, self._settings))
             before = self._runtime.info()
             self._keep_down_servers()
             try:
@@ -111,26 +132,39 @@ class Reloader:
             write_atomically(self._marker, json.dumps(marker).encode())
             return after
 
-    def _replace(self, text: str, *, hurry: bool) -> bytes | None:
+    def _replace(self, text: str) -> bytes | None:
         """Check the text and put it in place; returns the former content, or None when it is the same."""
-        path, data = self._settings.config_path, text.encode()
-        former = path.read_bytes() if path.exists() else b""
-        if data == former:
+        former = self._present()
+        if text.encode() == former:
             return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".haproxy.cfg.")
+        with self._checked(text, hurry=True) as new:
+            self._put(new)
+        return former
+
+    def _present(self) -> bytes:
+        path = self._settings.config_path
+        return path.read_bytes() if path.exists() else b""
+
+    @contextlib.contextmanager
+    def _checked(self, text: str, *, hurry: bool) -> Iterator[Path]:
+        """The text in a file of its own beside the one in use, which HAProxy has found good. Raises ConfigRefused."""
+        folder = self._settings.config_path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".haproxy.cfg.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
             check_config(Path(name), self._settings.haproxy_binary, hurry=hurry)
-            Path(name).replace(path)
+            yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
-        sync_folder(path.parent)
+
+    def _put(self, new: Path) -> None:
+        new.replace(self._settings.config_path)
+        sync_folder(self._settings.config_path.parent)
         write_atomically(self._settings_mark, _settings_print(self._settings).encode())
-        return former
 
     def _keep_down_servers(self) -> None:
         try:
@@ -196,7 +230,7 @@ class FileWriter:
 
     def __init__(self, reloader: Reloader) -> None:
         self._reloader = reloader
-        self._state: EdgeState | None = None
+        self._waiting: tuple[EdgeState, int] | None = None
         self._stopped = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="file", daemon=True)
@@ -213,26 +247,21 @@ class FileWriter:
             self._thread.join(timeout=CHECK_TIMEOUT_S)
 
     def submit(self, state: EdgeState) -> None:
-        """Write this state soon, in place of one that still waits."""
+        """Write this state soon, in place of one that still waits; a reload in the meantime makes it void."""
         with self._wake:
-            self._state = state
+            self._waiting = (state, self._reloader.turn)
             self._wake.notify()
 
-    def discard(self) -> None:
-        """Forget what waits: a reload has just written something newer."""
+    def _next(self) -> tuple[EdgeState, int] | None:
         with self._wake:
-            self._state = None
-
-    def _next(self) -> EdgeState | None:
-        with self._wake:
-            self._wake.wait_for(lambda: self._stopped or self._state is not None)
-            state, self._state = self._state, None
-            return state
+            self._wake.wait_for(lambda: self._stopped or self._waiting is not None)
+            waiting, self._waiting = self._waiting, None
+            return waiting
 
     def _run(self) -> None:
-        while (state := self._next()) is not None:
+        while (waiting := self._next()) is not None:
             try:
-                if self._reloader.write(state):
+                if self._reloader.write(*waiting):
                     log.debug("configuration file brought up to date")
             except (ConfigRefused, OSError) as error:
                 log.error("configuration file not brought up to date", error=str(error))

@@ -158,10 +158,10 @@ class Sync:
     def wait(self) -> None:
         """Until something comes in, or something is due."""
         now = self._clock.monotonic()
-        due = [self._next_tick, *self._applier.due()]
+        due = [self._next_tick]
         due += [at for at in (self._file_due, self.guard.until) if at is not None]
         if self._process is not None:
-            due += [self._next_full if not self._full else now]
+            due += [self._next_full if not self._full else now, *self._applier.due()]
             due += [self._reload_at] if self._reload else []
         self.inbox.wake.wait(min(max(min(due) - now, 0.0), TICK_S))
 
@@ -338,7 +338,6 @@ class Sync:
         self._metrics.reloads.labels(reason).inc()
         log.info("reloaded haproxy", reason=reason, pid=self._process and self._process.pid)
         # The file that was just loaded is also the newest.
-        self.writer.discard()
         self._file_due = None
         self._applier.forget()
         for service in list(self._waiting):
@@ -383,5 +382,5 @@ class Sync:
         self._metrics.in_step.set(0 if busy else 1)
         self._metrics.guard.set(1 if self.guard.active else 0)
         self._metrics.servers.set(self.desire.serving)
-        self._metrics.services.set(len(self._book.memories))
+        self._metrics.routes.set(len(self._book.memories))
         self._metrics.keys.set(len(self.keys))

@@ -79,7 +79,9 @@ def _proxy(folder: Path) -> Iterator[Proxy]:
     programs = [Program("users", name) for name in ("a", "b")]
     runtime = Runtime(settings.runtime_socket, timeout_s=1.0)
     first = Server("a", "127.0.0.1", programs[0].port)
-    Reloader(settings, runtime, Master(settings.master_socket)).write(EdgeState((Backend(ROUTE, (first,)),)))
+    Reloader(settings, runtime, Master(settings.master_socket)).write(
+        EdgeState((Backend(ROUTE, (first,)),)), 0
+    )
     with haproxy(settings.config_path, wait_port=ports[0]) as server:
         eventually(runtime.info, 5)
         yield Proxy(server, settings, runtime, programs)

@@ -1,0 +1,97 @@
+"""The edge follows the issuer's keys: first set, rotation, retirement, and an issuer that has gone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
+
+from haproxy.controller.keys import PATH
+from tests.contract.haproxy.rig import Edge, Program, edge
+from tests.support.eventually import eventually
+
+AUTH = {"edge-path": "/api/auth", "edge-auth": "public"}
+FIRST, SECOND = (rsa.generate_private_key(65537, 2048) for _ in range(2))
+
+
+def publish(auth: Program, **keys: rsa.RSAPrivateKey) -> None:
+    documents = [
+        {**RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid} for kid, key in keys.items()
+    ]
+    auth.documents[PATH] = json.dumps({"keys": documents}).encode()
+
+
+def status(running: Edge, kid: str, key: rsa.RSAPrivateKey) -> int:
+    """What a token signed with this key gets at a route that needs one."""
+    now = int(time.time())
+    claims = {
+        "iss": "breakwater",
+        "aud": "breakwater-api",
+        "sub": "u1",
+        "scope": "user",
+        "exp": now + 60,
+        "jti": "1",
+    }
+    token = jwt.encode({**claims, "iat": now}, key, algorithm="RS256", headers={"kid": kid})
+    connection = http.client.HTTPConnection("127.0.0.1", running.settings.edge_http_port, timeout=5)
+    try:
+        connection.request("GET", "/api/closed", headers={"Authorization": f"Bearer {token}"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_keys_are_followed_through_their_whole_life() -> None:
+    with edge(EDGE_KEYS_S="0.3") as running:
+        running.instance("closed", "closed-1", {"edge-path": "/api/closed", "edge-auth": "jwt"})
+        auth = running.instance("auth", "auth-1", AUTH)
+        publish(auth, k1=FIRST)
+        eventually(lambda: status(running, "k1", FIRST) == 200, 10)
+        assert status(running, "k2", SECOND) == 401
+        assert status(running, "k1", SECOND) == 401
+
+        publish(auth, k1=FIRST, k2=SECOND)
+        eventually(lambda: status(running, "k2", SECOND) == 200, 10)
+        assert status(running, "k1", FIRST) == 200
+
+        publish(auth, k2=SECOND)
+        eventually(lambda: status(running, "k1", FIRST) == 401, 10)
+        assert status(running, "k2", SECOND) == 200
+        eventually(lambda: [p.name for p in running.settings.keys_dir.iterdir()] == ["k2.pem"], 5)
+
+        # A key under a name that is in use already replaces it.
+        publish(auth, k2=FIRST)
+        eventually(lambda: status(running, "k2", FIRST) == 200, 10)
+        assert status(running, "k2", SECOND) == 401
+
+
+def test_bad_set_and_an_absent_issuer_leave_the_keys_at_hand() -> None:
+    with edge(EDGE_KEYS_S="0.2") as running:
+        running.instance("closed", "closed-1", {"edge-path": "/api/closed", "edge-auth": "jwt"})
+        auth = running.instance("auth", "auth-1", AUTH)
+        publish(auth, k1=FIRST)
+        eventually(lambda: status(running, "k1", FIRST) == 200, 10)
+        failures = 'breakwater_controller_errors_total{what="keys"}'
+        for document in (
+            b"{}",
+            b'{"keys": []}',
+            b'{"keys": [{"kty": "oct", "kid": "../../x"}]}',
+            b"x" * 70_000,
+        ):
+            before = running.metric(failures)
+            auth.documents[PATH] = document
+            eventually(lambda before=before: running.metric(failures) > before, 5)
+        # Another program on the port of an instance of auth is not asked for keys.
+        publish(auth, evil=SECOND)
+        auth.service = "other"
+        before = running.metric(failures)
+        eventually(lambda: running.metric(failures) > before + 1, 5)
+        assert status(running, "evil", SECOND) == 401
+        running.deregister("auth-1")
+        running.controller.kill()
+        running.start_controller()
+        assert status(running, "k1", FIRST) == 200
