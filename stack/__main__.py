@@ -15,6 +15,7 @@ from typing import Annotated
 
 import structlog
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from stack import consul_agent, report
@@ -233,6 +234,10 @@ def main() -> int:
         print(f"error: {error.what}", file=sys.stderr)
         if error.remedy:
             print(error.remedy, file=sys.stderr)
+        return 1
+    except ValidationError as error:
+        for one in error.errors():
+            print(f"error: {str(one['loc'][0]).upper()}={one['input']}: {one['msg']}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

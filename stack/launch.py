@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from stack import account, install, processes
+from stack import account, install, ports, processes
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -66,6 +66,8 @@ def launch(command: str, arguments: list[str]) -> int:
     environment = _environment(who, home, var, venv)
     os.chdir(home)
     if os.geteuid() == 0:
+        if command == "up":
+            environment[ports.HOLDERS] = ports.holders(environment)
         who.enter()
     with contextlib.suppress(OSError):
         (var / "home").mkdir(exist_ok=True)

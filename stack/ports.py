@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+DEFAULTS = {
+    "EDGE_HTTP_PORT": 8080,
+    "EDGE_HTTPS_PORT": 8443,
+    "STATS_PORT": 8404,
+    "CONTROLLER_PORT": 8405,
+    "CONSUL_HTTP_PORT": 8500,
+    "CONSUL_DNS_PORT": 8600,
+    "CONSUL_SERVER_PORT": 8300,
+    "CONSUL_SERF_PORT": 8301,
+    "REDIS_CACHE_PORT": 6390,
+    "REDIS_STATE_PORT": 6391,
+}
+"""Variable → port, for every port that is not an instance's."""
+
+HOLDERS = "BREAKWATER_PORT_HOLDERS"
+"""Variable in which root, before it becomes an ordinary user, leaves what only root sees: JSON, port → who holds it."""
 
 _FIRST, _LAST = (
     21000,
@@ -60,8 +78,18 @@ def assign(count: int, base: int, taken: Iterable[int]) -> list[int]:
     return found
 
 
+def holders(environment: Mapping[str, str]) -> str:
+    """What goes into `HOLDERS`: who holds those of the stack's ports that are not free."""
+    wanted = (environment.get(name) or str(port) for name, port in DEFAULTS.items())
+    busy = (int(port) for port in wanted if port.isdigit() and int(port) < 65536 and not is_free(int(port)))
+    return json.dumps({port: holder(port) for port in busy})
+
+
 def holder(port: int) -> str:
     """Who listens on the port, in words: `nginx (pid 12, user www-data)`; less where /proc does not tell us."""
+    told = json.loads(os.environ.get(HOLDERS) or "{}")
+    if str(port) in told:
+        return str(told[str(port)])
     inodes = _listening_inodes(port)
     if not inodes:
         return "a program that does not listen (yet)"

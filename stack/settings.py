@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from stack import ports
 
 REPO = Path(__file__).resolve().parents[1]
+
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 MAX_SOCKET_PATH = 95
 """Bytes: a Unix socket's address ends at 107, and HAProxy and supervisord bind to a longer temporary name first (`.<pid>.tmp`)."""
@@ -25,16 +27,16 @@ class StackSettings(BaseSettings):
 
     breakwater_var: Path = REPO / "var"
     edge_bind_address: str = "*"
-    edge_http_port: int = Field(8080, ge=1, le=65535)
-    edge_https_port: int = Field(8443, ge=1, le=65535)
-    stats_port: int = Field(8404, ge=1, le=65535)
-    controller_port: int = Field(8405, ge=1, le=65535)
-    consul_http_port: int = Field(8500, ge=1, le=65535)
-    consul_dns_port: int = Field(8600, ge=1, le=65535)
-    consul_server_port: int = Field(8300, ge=1, le=65535)
-    consul_serf_port: int = Field(8301, ge=1, le=65535)
-    redis_cache_port: int = Field(6390, ge=1, le=65535)
-    redis_state_port: int = Field(6391, ge=1, le=65535)
+    edge_http_port: Port = ports.DEFAULTS["EDGE_HTTP_PORT"]
+    edge_https_port: Port = ports.DEFAULTS["EDGE_HTTPS_PORT"]
+    stats_port: Port = ports.DEFAULTS["STATS_PORT"]
+    controller_port: Port = ports.DEFAULTS["CONTROLLER_PORT"]
+    consul_http_port: Port = ports.DEFAULTS["CONSUL_HTTP_PORT"]
+    consul_dns_port: Port = ports.DEFAULTS["CONSUL_DNS_PORT"]
+    consul_server_port: Port = ports.DEFAULTS["CONSUL_SERVER_PORT"]
+    consul_serf_port: Port = ports.DEFAULTS["CONSUL_SERF_PORT"]
+    redis_cache_port: Port = ports.DEFAULTS["REDIS_CACHE_PORT"]
+    redis_state_port: Port = ports.DEFAULTS["REDIS_STATE_PORT"]
     instance_port_base: int = Field(20000, ge=1024, le=65000)
     consul_production: bool = False
 

@@ -64,6 +64,15 @@ def test_missing_or_odd_arguments_are_told(tmp_path: Path, words: tuple[str, ...
     assert "--" in done.stderr
 
 
+@pytest.mark.parametrize("value", ["70000", "0", "eighty", "-1"])
+def test_port_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("STATS_PORT", value)
+    done = stack(tmp_path, "status")
+    assert done.returncode == 1
+    assert f"STATS_PORT={value}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_logs_before_any_start_say_so(tmp_path: Path) -> None:
     done = stack(tmp_path, "logs")
     assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -29,6 +30,13 @@ def test_port_with_a_listener_is_not_free(busy: int) -> None:
 
 def test_holder_names_program_and_pid(busy: int) -> None:
     assert f"pid {os.getpid()}" in ports.holder(busy)
+
+
+def test_what_root_saw_is_told_after_root_has_gone(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = ports.holders({"STATS_PORT": str(busy), "EDGE_HTTP_PORT": "no port"})
+    assert f"pid {os.getpid()}" in json.loads(seen)[str(busy)]
+    monkeypatch.setenv(ports.HOLDERS, json.dumps({str(busy): "nginx (pid 1, user www-data)"}))
+    assert ports.holder(busy) == "nginx (pid 1, user www-data)"
 
 
 def test_free_ports_are_different_and_free() -> None:
