@@ -126,7 +126,7 @@ class Kit:
         """How this instance enters itself in Consul."""
         return Registration(
             name=self.name,
-            address=self.settings.host,
+            address=self.settings.advertise_address or self.settings.host,
             port=port,
             id=self.instance_id,
             route=self.route,

@@ -27,6 +27,7 @@ from gunicorn.glogging import Logger
 from sqlalchemy.exc import SQLAlchemyError
 
 import discovery
+from discovery.contract import registration_meta
 from discovery.errors import ContractError
 from services.kit import logs
 from services.kit.api import ServiceApp
@@ -34,7 +35,7 @@ from services.kit.app import needs_tokens
 from services.kit.kit import Kit
 from services.kit.migrate import MigrationError
 from services.kit.settings import secret
-from services.kit.workers import bind_to_master, worker_class
+from services.kit.workers import ThreadWorker, bind_to_master
 
 log = structlog.get_logger(__name__)
 
@@ -62,30 +63,45 @@ class GunicornLogger(Logger):
 
 
 class Registrar:
-    """Registers the instance once it answers, in a thread of the master; takes it out when told."""
+    """Registers the instance once it answers and keeps it registered, in the master; takes it out when told."""
 
     def __init__(self, kit: Kit, port: int) -> None:
         self._kit = kit
         self._port = port
         self._stop = threading.Event()
-        self._keeper: Any = None
-        self._lock = threading.Lock()
+        self._keeper: discovery.Keeper | None = None
+        self._task: Any = None
 
     def start(self) -> None:
         """Begin to wait for readiness."""
-        threading.Thread(target=self._run, name="registrar", daemon=True).start()
+        if self._kit.settings.worker_class == "gevent":
+            import gevent
+
+            self._task = gevent.spawn(self._run)
+        else:
+            self._task = threading.Thread(target=self._run, name="registrar", daemon=True)
+            self._task.start()
+
+    def forget(self) -> None:
+        """Called in the worker. A fork leaves threads behind, but under gevent it takes a copy of our task along."""
+        if self._kit.settings.worker_class == "gevent" and self._task is not None:
+            self._task.kill(block=False)
 
     def leave(self) -> None:
         """Take the instance out of Consul, waiting for that `LEAVE_CONSUL_S` at most."""
-        self._stop.set()
-        with self._lock:
-            keeper, self._keeper = self._keeper, None
-        if keeper is None:
+        if self._stop.is_set():
             return
-        leaving = threading.Thread(target=keeper.stop, name="deregistration", daemon=True)
+        self._stop.set()
+        leaving = threading.Thread(target=self._leave, name="deregistration", daemon=True)
         leaving.start()
         leaving.join(LEAVE_CONSUL_S)
         log.info("left consul" if not leaving.is_alive() else "consul did not answer in time")
+
+    def _leave(self) -> None:
+        if self._task is not None:
+            self._task.join()  # a registration under way must not land after the deregistration
+        if self._keeper is not None:
+            self._keeper.stop()
 
     def _run(self) -> None:
         while not self._ready():
@@ -93,12 +109,14 @@ class Registrar:
                 return
         settings = self._kit.settings
         api = discovery.ConsulApi(settings.consul_http_addr, secret(settings.consul_http_token))
-        with self._lock:
-            if self._stop.is_set():
-                return
-            self._keeper = discovery.Keeper(api, self._kit.registration(self._port))
-            self._keeper.start()
         log.info("instance ready", address=settings.host, port=self._port)
+        keeper = discovery.Keeper(api, self._kit.registration(self._port))
+        if self._stop.is_set():
+            return
+        self._keeper = keeper
+        pause_s = keeper.step(first=True)
+        while not self._stop.wait(pause_s):
+            pause_s = keeper.step()
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection(self._kit.settings.host, self._port, timeout=1.0)
@@ -117,7 +135,7 @@ class ServiceArbiter(Arbiter):
 
     def __init__(self, app: Any, kit: Kit, registrar: Registrar) -> None:
         self._kit = kit
-        self._registrar = registrar
+        self.registrar = registrar
         super().__init__(app)
 
     def handle_term(self) -> None:
@@ -126,7 +144,7 @@ class ServiceArbiter(Arbiter):
             signal.signal(again, signal.SIG_IGN)
         settings = self._kit.settings
         log.info("draining", delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
-        self._registrar.leave()
+        self.registrar.leave()
         self._kit.state.drain()
         until = time.monotonic() + settings.drain_delay_s
         while (left := until - time.monotonic()) > 0:
@@ -138,7 +156,7 @@ class ServiceArbiter(Arbiter):
     handle_int = handle_term
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
-        self._registrar.leave()
+        self.registrar.leave()
         super().halt(reason=reason, exit_status=exit_status)
 
     def handle_usr2(self) -> None:
@@ -165,7 +183,7 @@ class Server(BaseApplication):
             # gunicorn closes the descriptor that it is given.
             "bind": f"fd://{os.dup(self._listener.fileno())}",
             "workers": 1,
-            "worker_class": worker_class(settings.worker_class),
+            "worker_class": _worker_class(settings.worker_class),
             "threads": settings.worker_threads,
             "worker_connections": 1000,
             "backlog": BACKLOG,
@@ -184,16 +202,30 @@ class Server(BaseApplication):
             "limit_request_line": 8190,
             "limit_request_fields": 100,
             "limit_request_field_size": 16380,
-            "post_fork": lambda arbiter, _: bind_to_master(arbiter.pid),
+            "post_fork": lambda arbiter, _: self._forked(arbiter),
             "post_worker_init": lambda _: self._started(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
 
+    def _forked(self, arbiter: Arbiter) -> None:
+        bind_to_master(arbiter.pid)
+        registrar = getattr(arbiter, "registrar", None)
+        if registrar is not None:
+            registrar.forget()
+
     def _started(self) -> None:
         if needs_tokens(self._app) and not self._kit.settings.auth_jwks_url:
             _ = self._kit.view  # so that the first token finds auth's address known
         self._kit.started()
+
+
+def _worker_class(kind: str) -> Any:
+    if kind == "gevent":
+        from services.kit.gevent_worker import GeventWorker
+
+        return GeventWorker
+    return ThreadWorker
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -229,6 +261,10 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
     if settings.instance_id is None:
         kit.instance_id = f"{kit.name}-{settings.host.replace(':', '.')}-{port}"
     logs.configure(kit.name, settings.log_level, settings.log_format, instance_id=kit.instance_id)
+    try:
+        registration_meta(kit.registration(port))
+    except ContractError as error:
+        sys.exit(f"{kit.name}: cannot be registered: {error}")
     try:
         kit.db.migrate()
         kit.db.dispose()

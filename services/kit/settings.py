@@ -51,6 +51,8 @@ class ServiceSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
+    # The IP address that Consul is told, where it is another than the one listened on (0.0.0.0 in a container).
+    advertise_address: str | None = None
     instance_id: str | None = None
     instance_weight: int = Field(default=100, ge=1, le=256)
     instance_backup: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker as _ThreadWorker
 
@@ -41,12 +40,3 @@ class ThreadWorker(_ThreadWorker):
                 self.accept(listener)
             listener.close()
         self.sockets = []
-
-
-def worker_class(kind: str) -> Any:
-    """The worker class of a setting's name."""
-    if kind == "gevent":
-        from gunicorn.workers.ggevent import GeventWorker
-
-        return GeventWorker
-    return ThreadWorker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -46,8 +47,13 @@ def test_instance_registers_itself_once_it_answers(agent: ConsulServer, tmp_path
         eventually(lambda: passing(agent), 10)
 
 
-def test_sigterm_leaves_consul_first_drains_and_exits_0(agent: ConsulServer, tmp_path: Path) -> None:
-    with running(tmp_path, CONSUL_HTTP_ADDR=agent.address, DRAIN_DELAY_S="1.0") as instance:
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_sigterm_leaves_consul_first_drains_and_exits_0(
+    agent: ConsulServer, tmp_path: Path, kind: str
+) -> None:
+    with running(
+        tmp_path, CONSUL_HTTP_ADDR=agent.address, DRAIN_DELAY_S="1.0", WORKER_CLASS=kind
+    ) as instance:
         name = f"hello-127.0.0.1-{instance.port}"
         eventually(lambda: name in registered(agent), 10)
         instance.signal(signal.SIGTERM)
@@ -57,6 +63,8 @@ def test_sigterm_leaves_consul_first_drains_and_exits_0(agent: ConsulServer, tmp
         assert instance.get("/api/hello").status_code == 200
         assert instance.exit_code(10) == 0
         assert not accepts(instance.port)
+        assert name not in registered(agent)
+        assert instance.events().count("instance ready") == 1
 
 
 @pytest.mark.parametrize("kind", ["gthread", "gevent"])
@@ -64,13 +72,14 @@ def test_sigterm_leaves_consul_first_drains_and_exits_0(agent: ConsulServer, tmp
 def test_open_requests_end_whole_though_told_to_stop_twice(
     tmp_path: Path, kind: str, number: signal.Signals
 ) -> None:
-    with running(tmp_path, WORKER_CLASS=kind, DRAIN_DELAY_S="0.2") as instance:
+    with running(tmp_path, WORKER_CLASS=kind, DRAIN_DELAY_S="0.2", DRAIN_TIMEOUT_S="15") as instance:
         answers: dict[str, requests.Response] = {}
 
         def ask(path: str) -> None:
             answers[path] = instance.get(path)
 
-        paths = ["/api/hello/slow?s=1.5", "/api/hello/stream"]
+        # Longer than the 2 s that gunicorn leaves its workers after a second SIGINT.
+        paths = ["/api/hello/slow?s=4", "/api/hello/stream"]
         threads = [threading.Thread(target=ask, args=(path,)) for path in paths]
         for thread in threads:
             thread.start()
@@ -85,6 +94,33 @@ def test_open_requests_end_whole_though_told_to_stop_twice(
         assert answers[paths[0]].json() == {"slept": True}
         assert answers[paths[1]].text == "0\n1\n2\n3\n4\n"
         assert instance.exit_code(10) == 0
+
+
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_idle_connection_does_not_hold_up_the_end(tmp_path: Path, kind: str) -> None:
+    with running(tmp_path, WORKER_CLASS=kind, DRAIN_DELAY_S="0", DRAIN_TIMEOUT_S="30") as instance:
+        kept = http.client.HTTPConnection("127.0.0.1", instance.port, timeout=10)
+        kept.request("GET", "/api/hello")
+        kept.getresponse().read()
+        instance.signal(signal.SIGTERM)
+        time.sleep(0.3)
+        # One that was on its way already is answered, and told that it was the last.
+        kept.request("GET", "/api/hello")
+        answer = kept.getresponse()
+        assert (answer.status, answer.getheader("Connection")) == (200, "close")
+        kept.close()
+        assert instance.exit_code(8) == 0
+
+
+def test_kept_connection_without_a_request_is_closed_in_the_end(tmp_path: Path) -> None:
+    for kind in ("gthread", "gevent"):
+        with running(tmp_path, WORKER_CLASS=kind, DRAIN_DELAY_S="0", DRAIN_TIMEOUT_S="30") as instance:
+            kept = http.client.HTTPConnection("127.0.0.1", instance.port, timeout=10)
+            kept.request("GET", "/api/hello")
+            kept.getresponse().read()
+            instance.signal(signal.SIGTERM)
+            assert instance.exit_code(8) == 0
+            kept.close()
 
 
 def test_request_that_does_not_end_is_cut_after_the_drain_timeout(tmp_path: Path) -> None:
@@ -145,16 +181,11 @@ def _zombie(pid: int) -> bool:
 
 
 def test_stop_signal_to_the_whole_group_still_drains(tmp_path: Path) -> None:
-    with running(tmp_path) as instance:
-        answers: list[int] = []
-        thread = threading.Thread(
-            target=lambda: answers.append(instance.get("/api/hello/slow?s=1").status_code)
-        )
-        thread.start()
-        time.sleep(0.2)
+    with running(tmp_path, DRAIN_DELAY_S="1.0") as instance:
+        worker = instance.get("/api/hello").json()["pid"]
         os.killpg(instance.process.pid, signal.SIGINT)
-        thread.join(10)
-        assert answers == [200]
+        eventually(lambda: instance.get("/health/ready").status_code == 503, 0.8)
+        assert instance.get("/api/hello").json()["pid"] == worker
         assert instance.exit_code(10) == 0
 
 
@@ -168,6 +199,14 @@ def test_port_in_use_is_a_clear_error_and_a_code(tmp_path: Path) -> None:
             text = instance.process.log.read_text()
             assert f"127.0.0.1:{port}: Address already in use" in text
             assert "Traceback" not in text
+
+
+def test_address_that_consul_cannot_take_is_a_clear_error_and_a_code(tmp_path: Path) -> None:
+    with running(tmp_path, wait=False, HOST="127.0.0.1", ADVERTISE_ADDRESS="web.example") as instance:
+        assert instance.exit_code(20) == 1
+        text = instance.process.log.read_text()
+        assert "cannot be registered: address='web.example'" in text
+        assert "Traceback" not in text
 
 
 def test_bad_environment_is_a_clear_error_and_a_code(tmp_path: Path) -> None:
