@@ -1,0 +1,145 @@
+"""`docs/your-own-service.md`, its first half, followed to the letter on a running stack."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack.api import Stack
+from tests.integration.page import YOUR_OWN_SERVICE, Page, running_stack
+from tests.support.eventually import eventually
+from tests.support.servers import Process
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running_stack() as one:
+        yield one
+
+
+@pytest.fixture
+def page(stack: Stack, tmp_path: Path) -> Page:
+    made = Page(YOUR_OWN_SERVICE, "Ten lines of Python", tmp_path, stack)
+    made.save_files()
+    return made
+
+
+def consul(stack: Stack, method: str, path: str, body: object = None, token: str | None = None) -> Any:
+    """One call to Consul, by default with all rights. Raises urllib.error.HTTPError for an error status."""
+    request = urllib.request.Request(
+        f"http://{stack.settings.consul_address}{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        method=method,
+        headers={"X-Consul-Token": token or stack.vault.consul_token("master")},
+    )
+    with _OPENER.open(request, timeout=10) as answer:
+        text = answer.read()
+    return json.loads(text) if text.strip() else None
+
+
+@contextlib.contextmanager
+def started(page: Page, name: str) -> Iterator[Process]:
+    process = page.start(page.command("make run"), name)
+    try:
+        yield process
+    finally:
+        process.stop(15)
+
+
+def through_the_edge(stack: Stack) -> tuple[int, Message, bytes]:
+    """Status, headers and body of one GET; an error status is an answer too."""
+    url = f"http://127.0.0.1:{stack.settings.edge_http_port}/api/hello"
+    try:
+        with _OPENER.open(url, timeout=5) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def instances(stack: Stack) -> int:
+    return len(consul(stack, "GET", "/v1/health/service/hello?passing"))
+
+
+def test_the_page_has_a_service_of_ten_lines(page: Page) -> None:
+    lines = [line for line in (page.folder / "hello.py").read_text().splitlines() if line.strip()]
+    assert len(lines) <= 10
+
+
+def test_ten_lines_are_live_at_the_edge_as_the_page_says(stack: Stack, page: Page) -> None:
+    curl = page.command("curl")
+    with started(page, "first") as first:
+        expected = page.printed_by(curl)
+        eventually(lambda: page.run(curl) == expected or not first.running, 30, every_s=0.1)
+        first.must_run()
+
+
+def test_second_instance_shares_the_work_and_leaves_without_a_failed_request(
+    stack: Stack, page: Page
+) -> None:
+    with started(page, "first"), started(page, "second") as second:
+        eventually(lambda: instances(stack) == 2, 30)
+        eventually(lambda: through_the_edge(stack)[0] == 200, 10)
+        served_by: set[str] = set()
+        failed: list[object] = []
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    status, headers, _ = through_the_edge(stack)
+                    served_by.add(headers.get("X-Served-By", ""))
+                    if status != 200:
+                        failed.append(status)
+                except OSError as error:
+                    failed.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            eventually(lambda: len(served_by) == 2, 10)
+            os.kill(second.pid, signal.SIGINT)
+            assert second.popen is not None
+            assert second.popen.wait(30) == 0
+        finally:
+            stop.set()
+            asking.join(10)
+        assert failed == []
+        assert instances(stack) == 1
+
+
+def test_route_without_an_instance_answers_503_and_comes_back(stack: Stack, page: Page) -> None:
+    with started(page, "first"):
+        eventually(lambda: through_the_edge(stack)[0] == 200, 30)
+    eventually(lambda: through_the_edge(stack)[0] == 503, 10)
+    status, headers, body = through_the_edge(stack)
+    assert status == 503
+    assert "Retry-After" in headers
+    assert json.loads(body)["service"] == "hello"
+    with started(page, "again"):
+        eventually(lambda: through_the_edge(stack)[0] == 200, 30)
+
+
+def test_token_of_one_name_registers_no_other(stack: Stack, page: Page) -> None:
+    token = Path(page.run("make -s token SERVICE=hello").strip()).read_text().strip()
+
+    def register(name: str) -> None:
+        body = {"Name": name, "ID": "stranger", "Address": "127.0.0.1", "Port": 1}
+        consul(stack, "PUT", "/v1/agent/service/register", body, token=token)
+
+    register("hello")
+    consul(stack, "PUT", "/v1/agent/service/deregister/stranger")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        register("users")
