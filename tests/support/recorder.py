@@ -166,6 +166,14 @@ def _chunks(stream) -> bytes:  # type: ignore[no-untyped-def]
     return body
 
 
+@contextlib.contextmanager
+def refusing_port() -> Iterator[int]:
+    """A loopback port that refuses connections, and that nobody else can take meanwhile: bound, and not listening."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
 def main() -> None:
     """`python -m tests.support.recorder SERVICE PORT [fail]`: serve until killed; `fail` answers 500 to all but health."""
     service, port = sys.argv[1], int(sys.argv[2])

@@ -15,8 +15,7 @@ import pytest
 from haproxy.controller.model import EdgeState
 from haproxy.controller.pages import pages
 from tests.support.edge import Edge, backend, edge
-from tests.support.recorder import Answer, Request, Upstream
-from tests.support.servers import free_port
+from tests.support.recorder import Answer, Request, Upstream, refusing_port
 from tests.support.wire import Reply
 
 STATUSES = [page.status for page in pages()]
@@ -235,6 +234,6 @@ def test_slow_body_holds_an_instance_without_its_line() -> None:
             assert len(upstream.heads) == 1
 
 
-def test_unreachable_instance_on_a_free_port_is_503() -> None:
-    with edge(EdgeState((backend("users", free_port()),))) as running:
+def test_instance_that_refuses_is_503() -> None:
+    with refusing_port() as dead, edge(EdgeState((backend("users", dead),))) as running:
         is_problem(running.get("/api/users/1"), 503, "users", "/api/users/1")
