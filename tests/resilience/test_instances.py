@@ -1,0 +1,156 @@
+"""One instance or all of a service fail, under steady load. Nothing that can be asked again is lost."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.support.accounts import Account
+from tests.support.actor import actor
+from tests.support.eventually import eventually, time_scale
+from tests.support.faults import Rotation, assert_nothing_lost, edge_holds, guest, passing, steady_gets
+from tests.support.fleet import Fleet
+from tests.support.load import Load, Plan
+
+pytestmark = pytest.mark.needs_stack
+
+
+def test_killed_instance_costs_no_request_and_leaves_within_100_ms(fleet: Fleet, account: Account) -> None:
+    victim = fleet.instances("users")[0]
+    with steady_gets(fleet, account, rate_per_s=300) as load, Rotation(fleet, victim) as rotation:
+        time.sleep(1.5)
+        fault_s = time.monotonic()
+        fleet.kill(victim)
+        eventually(lambda: rotation.out_s is not None, 5)
+        fleet.wait_healthy(30)
+        time.sleep(1)
+    report = load.report()
+    assert report.since(0, fault_s).served()[victim.id] > 0, "the victim served nothing before the kill"
+    assert_nothing_lost(fleet, report, killed=victim, fault_s=fault_s)
+    assert report.recovered_within(fault_s) < 1.0 * time_scale()
+    assert report.since(fault_s).latency_s(1.0) < 2.0 * time_scale(), report.summary()
+    rotation.assert_left_in_time()
+    successor = next(m for m in fleet.instances("users") if m.id == victim.id)
+    assert successor.pid != victim.pid, "nothing was killed"
+    assert report.last_answer_of(victim.id) > fault_s, "the instance did not come back into rotation"
+
+
+def test_hung_instance_costs_no_request_and_serves_again_when_it_wakes(
+    fleet: Fleet, account: Account
+) -> None:
+    victim = fleet.instances("users")[0]
+    with steady_gets(fleet, account) as load:
+        time.sleep(1.5)
+        fault_s = time.monotonic()
+        with fleet.hang(victim):
+            eventually(lambda: edge_holds(fleet, "users", victim.id, up=False), 10)
+            out_s = time.monotonic()
+            time.sleep(3)
+        woken_s = time.monotonic()
+        fleet.wait_healthy(30)
+        time.sleep(1)
+    report = load.report()
+    assert_nothing_lost(fleet, report)
+    hung = report.since(fault_s, woken_s)
+    assert hung.latency_s(1.0) < 5.0 * time_scale(), report.summary()
+    assert out_s - fault_s < 5.0 * time_scale()
+    during = [a for a in report.good() if a.served_by == victim.id and out_s + 0.1 < a.ended_s < woken_s]
+    assert not during, "an instance that was stopped cannot have answered"
+    assert report.last_answer_of(victim.id) > woken_s
+
+
+def test_gracefully_stopped_instance_costs_no_get_and_no_post(fleet: Fleet, account: Account) -> None:
+    victim = _serving(fleet, account, "posts", "/api/posts")
+    posting = Plan(
+        fleet.edge_port,
+        ("/api/posts",),
+        method="POST",
+        headers=account.headers() | {"Content-Type": "application/json"},
+        body=json.dumps({"title": "A load", "content": "of many posts", "tags": ["load"]}).encode(),
+        connections=4,
+        rate_per_s=25,
+        ok=frozenset({201}),
+    )
+    reading = Plan(fleet.edge_port, ("/api/posts?limit=1",), headers=account.headers(), rate_per_s=75)
+    with Load(reading) as gets, Load(posting) as posts:
+        time.sleep(1.5)
+        fault_s = time.monotonic()
+        fleet.stop_member(victim)
+        stopped_s = time.monotonic()
+        time.sleep(1)
+        fleet.start("posts")
+        fleet.wait_healthy(30)
+    assert gets.report().since(0, fault_s).served()[victim.id] > 0
+    assert posts.report().since(0, fault_s).served()[victim.id] > 0
+    assert not [
+        a
+        for a in posts.report().answers
+        if a.served_by == victim.id and stopped_s < a.ended_s < stopped_s + 0.5
+    ]
+    assert_nothing_lost(fleet, gets.report())
+    assert_nothing_lost(fleet, posts.report())
+
+
+def _serving(fleet: Fleet, account: Account, service: str, path: str):  # type: ignore[no-untyped-def]
+    """The instance that answers this client: with balance `source` always the same one."""
+    name = account.ask("GET", path).headers["x-served-by"]
+    return next(member for member in fleet.instances(service) if member.id == name)
+
+
+def test_rolling_restart_of_a_service_costs_no_request(fleet: Fleet, account: Account) -> None:
+    before = {member.id: member.pid for member in fleet.instances("users")}
+    with steady_gets(fleet, account) as load:
+        time.sleep(1)
+        fault_s = time.monotonic()
+        for member in fleet.instances("users"):
+            fleet.stop_member(member)
+            fleet.start("users")
+            fleet.wait_healthy(30)
+        time.sleep(0.5)
+    after = {member.id: member.pid for member in fleet.instances("users")}
+    assert set(after) == set(before)
+    assert not set(after.values()) & set(before.values()), "an instance was not restarted"
+    report = load.report()
+    assert_nothing_lost(fleet, report)
+    assert report.since(fault_s).latency_s(1.0) < 2.0 * time_scale(), report.summary()
+
+
+def test_instance_that_answers_500_costs_no_get(fleet: Fleet, account: Account) -> None:
+    with actor("users", "users-faulty") as faulty, steady_gets(fleet, account) as load:
+        with guest(fleet, faulty):
+            eventually(lambda: faulty.requests > 5, 10)
+            faulty.status = 500
+            fault_s, before = time.monotonic(), faulty.requests
+            time.sleep(4)
+            assert faulty.requests > before, "the fault was never met"
+        eventually(lambda: "users-faulty" not in {s.name for s in fleet.edge_servers("users")}, 10)
+    report = load.report()
+    assert_nothing_lost(fleet, report)
+    assert report.recovered_within(fault_s) == 0.0
+
+
+def test_all_instances_down_give_fast_503s_and_return_within_2_s(fleet: Fleet, account: Account) -> None:
+    plan = Plan(
+        fleet.edge_port, (f"/api/users/{account.id}",), headers=account.headers(), rate_per_s=100, timeout_s=5
+    )
+    with Load(plan) as load:
+        time.sleep(1)
+        fault_s = time.monotonic()
+        fleet.stop("users")
+        assert not passing(fleet, "users")
+        time.sleep(2)
+        fleet.start("users")
+        eventually(lambda: passing(fleet, "users"), 30, every_s=0.01)
+        back_s = time.monotonic()
+        fleet.wait_healthy(30)
+        time.sleep(1)
+    report = load.report()
+    failed = report.failures()
+    assert not report.since(0, fault_s).failures()
+    assert failed, "the service was never down"
+    assert {a.status for a in failed} == {503}, report.summary()
+    assert all(a.retry_after.isdigit() for a in failed)
+    assert max(a.ended_s - a.due_s for a in failed) < 1.0 * time_scale(), report.summary()
+    assert report.recovered_within(back_s) < 2.0 * time_scale()

@@ -1,0 +1,219 @@
+"""The fleet as processes of this machine, driven through the same class as the commands of the Makefile."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from haproxy.controller.runtime import Master
+from stack.api import Stack
+from stack.consul_agent import ConsulAcl
+from stack.settings import REPO, StackSettings
+from stack.views import runtime
+from tests.support.accounts import ask
+from tests.support.eventually import eventually, time_scale
+from tests.support.fleet import EdgeServer, Member
+from tests.support.servers import Process, free_ports
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_SERVERS = ("consul", "consul-tokens", "redis-cache", "redis-state", "haproxy", "controller")
+
+
+class ProcessFleet:
+    """A `Fleet` over one `Stack` whose state lives under `var`. See `tests.support.fleet.Fleet` for the promises."""
+
+    def __init__(
+        self, var: Path, env: Mapping[str, str], service_env: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self.stack = Stack(StackSettings.isolated(var), env=env, service_env=service_env)
+        self._acl = ConsulAcl(self.stack.settings.consul_address, self.stack.vault)
+
+    def up(self) -> None:
+        self.stack.up(within_s=120 * time_scale())
+
+    def down(self) -> None:
+        self.stack.down()
+
+    @property
+    def edge_port(self) -> int:
+        return self.stack.settings.edge_http_port
+
+    @property
+    def edge_https_port(self) -> int:
+        return self.stack.settings.edge_https_port
+
+    @property
+    def stats_port(self) -> int:
+        return self.stack.settings.stats_port
+
+    def services(self) -> Mapping[str, int]:
+        return self.stack.counts
+
+    def instances(self, service: str) -> list[Member]:
+        return [Member(one.service, one.id, one.port, one.pid) for one in self.stack.instances(service)]
+
+    def kill(self, member: Member) -> None:
+        self.stack.kill(member.id)
+
+    @contextlib.contextmanager
+    def hang(self, member: Member) -> Iterator[None]:
+        self.stack.pause(member.id)
+        try:
+            yield
+        finally:
+            self.stack.resume(member.id)
+
+    def stop(self, service: str) -> None:
+        self.stack.stop_service(service)
+
+    def stop_member(self, member: Member) -> None:
+        self.stack.stop(member.id)
+
+    def start(self, service: str) -> None:
+        self.stack.start_service(service)
+
+    def scale(self, service: str, count: int) -> None:
+        self.stack.scale(service, count)
+
+    def kill_consul(self) -> None:
+        self.stack.crash("consul")
+
+    def start_consul(self, *, empty: bool = False) -> None:
+        if empty:
+            shutil.rmtree(self.stack.settings.var / "consul" / "data")
+        self.stack.start("consul")
+        self._acl.wait_ready(30 * time_scale())
+
+    def kill_controller(self) -> None:
+        self.stack.crash("controller")
+
+    def start_controller(self) -> None:
+        self.stack.start("controller")
+
+    def controller_pid(self) -> int:
+        return self.stack.pid("controller")
+
+    def consul(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Any:
+        request = urllib.request.Request(
+            f"http://{self.stack.settings.consul_address}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            method=method,
+            headers={"X-Consul-Token": token or self.stack.vault.consul_token("master")},
+        )
+        with _OPENER.open(request, timeout=10) as answer:
+            text = answer.read()
+        return json.loads(text) if text.strip() else None
+
+    def consul_token(self, service: str) -> str:
+        self._acl.apply([service], production=False)
+        return self.stack.vault.consul_token(service)
+
+    def grant_admin(self, email: str) -> None:
+        command = [sys.executable, "-m", "services.auth", "grant-admin", email]
+        subprocess.run(command, env=self.stack.environment("auth"), cwd=REPO, check=True, timeout=60)
+
+    def edge_servers(self, service: str) -> list[EdgeServer]:
+        text = runtime(self.stack.settings.run_dir / "haproxy.sock", f"show stat svc_{service} 4 -1")
+        rows = csv.DictReader(io.StringIO(text.removeprefix("# ")))
+        return [
+            EdgeServer(
+                backend=row["pxname"],
+                name=row["svname"],
+                status=row["status"],
+                weight=int(row["weight"] or 0),
+                errors=sum(int(row[key] or 0) for key in ("econ", "eresp", "wretr", "wredis")),
+                sessions=int(row["scur"] or 0),
+            )
+            for row in rows
+        ]
+
+    def edge_log(self) -> list[dict[str, Any]]:
+        lines = []
+        for line in self.stack.log_file("haproxy").read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line[max(line.find("{"), 0) :]))
+        return lines
+
+    def reloads(self) -> int:
+        return Master(self.stack.settings.run_dir / "haproxy-master.sock").info().reloads
+
+    @contextlib.contextmanager
+    def second_edge(self, **environment: str) -> Iterator[int]:
+        with tempfile.TemporaryDirectory(prefix="bw-edge-", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            http, https, stats, controller = free_ports(4)
+            env = self.stack.edge_environment() | {
+                "EDGE_NAME": "second",
+                "EDGE_HTTP_PORT": str(http),
+                "EDGE_HTTPS_PORT": str(https),
+                "STATS_PORT": str(stats),
+                "CONTROLLER_PORT": str(controller),
+                "EDGE_DIR": str(folder / "edge"),
+                "EDGE_RUN_DIR": str(folder / "run"),
+            }
+            env |= environment
+            (folder / "run").mkdir()
+            control = [sys.executable, "-m", "haproxy.controller"]
+            subprocess.run([*control, "init"], env=env, cwd=REPO, check=True, timeout=60)
+            master = f"{folder / 'run' / 'haproxy-master.sock'},mode,600"
+            proxy = ["haproxy", "-W", "-db", "-S", master, "-f", str(folder / "edge" / "haproxy.cfg")]
+            running = [
+                Process(proxy, folder / "haproxy.log", env=env),
+                Process([*control, "run"], folder / "controller.log", env=env),
+            ]
+            try:
+                for process in running:
+                    process.start()
+                eventually(lambda: ask(http, "GET", "/api/posts").status == 200, 30)
+                yield http
+            finally:
+                for process in reversed(running):
+                    process.stop()
+
+    def healthy(self) -> bool:
+        """Whether every service has its instances, all passing and all up at the edge, and nobody else is there."""
+        for service, count in self.services().items():
+            ids = {member.id for member in self.instances(service) if member.pid}
+            entries = self.consul("GET", f"/v1/health/service/{service}?passing=1")
+            passing = {entry["Service"]["ID"] for entry in entries}
+            servers = self.edge_servers(service)
+            if not (len(ids) == count and passing == ids == {server.name for server in servers if server.up}):
+                return False
+            if len(servers) != count:
+                return False
+        return True
+
+    def wait_healthy(self, within_s: float = 60.0) -> None:
+        eventually(self.healthy, within_s, every_s=0.05)
+
+    def repair(self) -> None:
+        if self.healthy():
+            return
+        stopped = [name for name in _SERVERS if not self.stack.pid(name)]
+        self.stack.start(*stopped)
+        self._acl.wait_ready(30 * time_scale())
+        for service, count in self.services().items():
+            for member in self.instances(service):
+                if member.pid:
+                    self.stack.resume(member.id)
+            if len(self.instances(service)) != count:
+                self.scale(service, count)
+            self.start(service)
+            self._deregister_strangers(service)
+        self.wait_healthy(60)
+
+    def _deregister_strangers(self, service: str) -> None:
+        ours = {member.id for member in self.instances(service)}
+        for entry in self.consul("GET", f"/v1/catalog/service/{service}"):
+            if entry["ServiceID"] not in ours:
+                self.consul("PUT", f"/v1/agent/service/deregister/{entry['ServiceID']}")
