@@ -14,3 +14,8 @@ node_prefix "" {
 agent_prefix "" {
   policy = "read"
 }
+
+# The edges write here what they made of a registration: its owner may learn why a route was refused.
+key_prefix "edge/status/" {
+  policy = "read"
+}

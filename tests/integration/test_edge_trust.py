@@ -111,11 +111,11 @@ def test_spoofed_subject_does_not_open_another_users_data(
     assert account.ask("GET", f"/api/users/{other_account.id}", **spoofed).status == 403
 
 
-def verdict(fleet: Fleet, service: str) -> dict[str, object]:
+def verdict(fleet: Fleet, service: str, token: str | None = None) -> dict[str, object]:
     """What the controller has written about the service; empty while there is nothing."""
-    keys = fleet.consul("GET", "/v1/kv/edge/status/?keys")
+    keys = fleet.consul("GET", "/v1/kv/edge/status/?keys", token=token)
     mine = [key for key in keys if key.endswith(f"/{service}")]
-    return fleet.consul("GET", f"/v1/kv/{mine[0]}?raw") if mine else {}
+    return fleet.consul("GET", f"/v1/kv/{mine[0]}?raw", token=token) if mine else {}
 
 
 def test_rogue_service_with_a_valid_token_of_its_own_cannot_take_a_path(
@@ -125,7 +125,7 @@ def test_rogue_service_with_a_valid_token_of_its_own_cannot_take_a_path(
     with actor("rogue", "rogue-1") as rogue:
         try:
             register(fleet, rogue, {"edge-path": "/api/users", "edge-auth": "public"}, token=token)
-            told = eventually(lambda: verdict(fleet, "rogue"), 10)
+            told = eventually(lambda: verdict(fleet, "rogue", token), 10)
             assert "/api/users" in json.dumps(told)
             assert "users" in json.dumps(told)
             assert told["accepted"] is False, told
