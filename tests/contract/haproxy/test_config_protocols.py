@@ -1,0 +1,78 @@
+"""HTTP/2 on both sides: from clients over TLS, and in clear text to an instance with `edge-protocol: h2c`."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from haproxy.controller.model import EdgeState
+from tests.support.edge import Edge, backend, edge
+from tests.support.eventually import eventually
+from tests.support.recorder import Upstream
+from tests.support.servers import Process, accepts, free_port
+
+NGINX = """
+daemon off; pid {folder}/pid; error_log stderr; events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+    server {{ listen 127.0.0.1:{port} http2; location / {{ return 200 $server_protocol; }} }}
+}}
+"""
+
+
+def curl(running: Edge, path: str, *options: str) -> str:
+    """Body, and the protocol that curl spoke."""
+    base = f"https://localhost:{running.settings.edge_https_port}"
+    command = [
+        "curl",
+        "-sS",
+        "--noproxy",
+        "*",
+        "--cacert",
+        str(running.settings.certificate),
+        "-w",
+        " %{http_version}",
+    ]
+    result = subprocess.run(
+        [*command, *options, base + path], capture_output=True, text=True, timeout=10, check=True
+    )
+    return result.stdout
+
+
+def test_h2c_instance_is_checked_and_asked_in_http2(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "nginx.conf").write_text(NGINX.format(folder=tmp_path, port=port))
+    nginx = Process(
+        ["nginx", "-e", "stderr", "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)], tmp_path / "log"
+    )
+    nginx.start()
+    try:
+        eventually(lambda: accepts(port), 5)
+        with edge(EdgeState((backend("grpc", port, protocol="h2c", check_identity=False),))) as running:
+            eventually(lambda: running.stat("svc_grpc", "grpc-1")["check_status"] == "L7OK", 3)
+            assert running.get("/api/grpc/x").body == b"HTTP/2.0"
+            assert curl(running, "/api/grpc/x", "--http2") == "HTTP/2.0 2"
+    finally:
+        nginx.kill()
+
+
+def test_http2_request_meets_the_same_rules() -> None:
+    with Upstream("open") as upstream:
+        routes = (
+            backend("locked", upstream.port, auth="jwt", check_identity=False),
+            backend("open", upstream.port),
+        )
+        with edge(EdgeState(routes)) as running:
+            code = ("-o", "/dev/null", "-w", " %{http_code}")
+            assert curl(running, "/api/locked/x", *code).strip() == "401"
+            assert curl(running, "/api/open/x;y", *code).strip() == "400"
+            assert curl(running, "/api/%6cocked/x", *code).strip() == "401"
+            assert curl(running, "/api/open/x", "-H", "SCRIPT_NAME: /x", *code).strip() == "403"
+            two = ("-H", "Authorization: Bearer a", "-H", "Authorization: Bearer b")
+            assert curl(running, "/api/open/x", *two, *code).strip() == "400"
+            upstream.requests.clear()
+            assert curl(running, "/api/open/x", "-H", "X-Auth-Subject: root", *code).strip() == "200"
+            assert upstream.requests[0].all("x-auth-subject") == []
+            assert upstream.requests[0].header("x-forwarded-proto") == "https"
