@@ -91,15 +91,24 @@ def _beside(file: str | None) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
+# What the outermost layer found, by status.
+_REFUSALS = {
+    400: "The body is not whole.",
+    408: "The body did not come in time.",
+    413: "The body is larger than this service takes.",
+    503: "Too many bodies are being waited for. Try again.",
+    504: "The time for this request is over.",
+}
+
+
 def _before() -> None:
     rule = request.url_rule
     if rule is not None:
         current().route = rule.rule
     refused = request.environ.get(REFUSED)
-    if refused == 413:
-        raise errors.Problem(413, detail="The body is larger than this service takes.")
-    if refused == 504:
-        raise errors.Problem(504, detail="The time for this request is over.")
+    if refused is not None:
+        headers = {"Retry-After": "1"} if refused == 503 else {}
+        raise errors.Problem(refused, detail=_REFUSALS[refused], headers=headers)
 
 
 def _install_own_routes(app: ServiceApp, kit: Kit) -> None:

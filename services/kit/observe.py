@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from services.kit import body, trace
+from services.kit.arrival import Arrivals
 from services.kit.context import Caller, set_current
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Observer:
         self._app = app
         self._metrics = kit.metrics
         self._deadline_s = kit.settings.deadline_s
+        settings = kit.settings
+        # A quarter of the threads is left for what is whole when it comes: health checks, and most requests.
+        places = max(1, settings.worker_threads * 3 // 4) if settings.worker_class == "gthread" else None
+        self._arrivals = Arrivals(places, settings.body_timeout_s)
         self._log = structlog.get_logger("services.kit.access")
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -51,6 +56,8 @@ class Observer:
             environ[REFUSED] = 504
         elif not body.limit(environ, self._app.config["MAX_BODY_BYTES"]):
             environ[REFUSED] = 413
+        else:
+            environ[REFUSED] = self._arrivals.await_body(environ)
         self._metrics.in_progress.inc()
 
         def respond(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
