@@ -155,9 +155,15 @@ def test_request_id_is_kept_when_it_is_one_and_made_when_not(shared: Target, giv
     assert seen.replace("-", "").isalnum()
 
 
-def test_two_request_ids_become_one(shared: Target) -> None:
-    shared.request("/api/open/x", "X-Request-ID: aaaaaaaaaaaaaaaa", "X-Request-ID: bbbbbbbbbbbbbbbb")
-    assert shared.upstream.requests[0].header("x-request-id") in ("aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb")
+GOOD, BAD = "aaaaaaaaaaaaaaaa", '"},{"x":"'
+
+
+@pytest.mark.parametrize(("first", "second"), [(GOOD, "b" * 16), (GOOD, BAD), (BAD, GOOD), (BAD, BAD)])
+def test_two_request_ids_become_a_good_one(shared: Target, first: str, second: str) -> None:
+    shared.request("/api/open/x", f"X-Request-ID: {first}", f"X-Request-ID: {second}")
+    seen = shared.upstream.requests[0].header("x-request-id")
+    assert seen is not None
+    assert seen.replace("-", "").isalnum()
 
 
 def test_log_stays_json_whatever_the_client_sends(shared: Target) -> None:
