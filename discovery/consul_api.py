@@ -115,14 +115,22 @@ class ConsulApi:
         return self._agent_service(instance_id) is not None
 
     def holds(self, registration: Registration) -> bool:
-        """Whether the agent knows the instance exactly as this registration describes it."""
+        """Whether the agent knows the instance exactly as this registration describes it, with a check of its own."""
         found = self._agent_service(registration.id)
-        return found is not None and (
-            found.get("Service") == registration.name
+        return (
+            found is not None
+            and found.get("Service") == registration.name
             and found.get("Address") == registration.address
             and found.get("Port") == registration.port
             and (found.get("Meta") or {}) == registration_meta(registration)
+            and (registration.check is None or self._has_check(registration.id))
         )
+
+    def _has_check(self, instance_id: str) -> bool:
+        """Whether the instance's check is still its own. Consul lets any service that registers take a check's id, and
+        with it the check; an instance without one counts as passing for ever."""
+        params = {"filter": f'ServiceID == "{instance_id}" and CheckID == "service:{instance_id}"'}
+        return bool(as_dict(self._get(self._single, "/v1/agent/checks", params)[1]))
 
     def maintenance(self, instance_id: str, enable: bool, reason: str = "") -> None:
         """Put an instance into maintenance, or take it out."""

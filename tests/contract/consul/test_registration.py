@@ -90,6 +90,30 @@ def test_keeper_mends_a_registration_that_was_changed(server: ConsulServer, api:
         keeper.stop()
 
 
+def test_keeper_takes_its_check_back_from_a_service_that_registered_it(
+    server: ConsulServer, api: ConsulApi
+) -> None:
+    # Consul asks whose service an id is, but not whose check: a stranger's token is enough for this.
+    keeper = Keeper(api, USERS, interval_s=0.2)
+    keeper.start()
+    try:
+        eventually(lambda: api.holds(USERS), 2)
+        theft = {"CheckID": "service:users-1", "Name": "x", "TTL": "1h", "Status": "passing"}
+        server.call(
+            "PUT", "/v1/agent/service/register", {"ID": "evil-1", "Name": "evil", "Port": 1, "Check": theft}
+        )
+        eventually(lambda: check_owner(server, "service:users-1") == "users-1", 2)
+    finally:
+        keeper.stop()
+        api.deregister("evil-1")
+
+
+def check_owner(server: ConsulServer, check_id: str) -> object:
+    checks = server.call("GET", "/v1/agent/checks")
+    assert isinstance(checks, dict)
+    return checks.get(check_id, {}).get("ServiceID")
+
+
 def test_keeper_outlives_an_agent_that_restarts_empty() -> None:
     with consul() as server:
         api = ConsulApi(server.address)
