@@ -252,6 +252,9 @@ def create_account(body: NewAccount) -> Any:
 @require_scope("service")
 def set_post_count(path: UserPath, body: PostCount) -> dict[str, Any]:
     """Set how many posts a user has. `applied` is false for a message that came after a later one."""
+    if current().subject != "service:posts":
+        # The highest version wins for ever: another service's word could not be taken back.
+        raise Problem(403, detail="Only posts counts posts.")
     if not is_user_id(path.user_id):
         raise missing()
     with kit().db.session() as session:

@@ -66,10 +66,11 @@ def test_count_follows_when_users_come_back(people: Identity, blog: RunningInsta
     eventually(lambda: post_count(people, person) == 1, 40)
 
 
-def test_only_services_may_set_a_count(people: Identity) -> None:
+def test_only_posts_may_set_a_count(people: Identity) -> None:
     person = people.person()
     path = f"/internal/users/{person.id}/post-count"
     body = {"count": 10**6, "version": 2**62}
-    for token, status in ((None, 401), (person.access, 403), (people.admin().access, 403)):
+    other = people.service_token("users")
+    for token, status in ((None, 401), (person.access, 403), (people.admin().access, 403), (other, 403)):
         assert people.users[0].call("POST", path, json=body, token=token).status_code == status
     assert post_count(people, person) == 0
