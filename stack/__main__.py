@@ -167,7 +167,10 @@ def run(file: Path, service: Service) -> None:
     if not file.is_file():
         raise BadRequest(f"there is no file {file}")
     stack.vault.write_clients([*stack.fleet, service])
-    environment = {**os.environ, **stack.environment(service), "PATH": os.environ["PATH"]}
+    ours = stack.environment(service)
+    # A secret that the shell holds must not outrank the file that is meant.
+    kept = {name: value for name, value in os.environ.items() if f"{name}_FILE" not in ours}
+    environment = {**kept, **ours, "PATH": os.environ["PATH"]}
     environment.setdefault("LOG_FORMAT", "console")
     os.execve(sys.executable, [sys.executable, str(file)], environment)  # noqa: S606
 

@@ -37,7 +37,7 @@ class StackSettings(BaseSettings):
     consul_serf_port: Port = ports.DEFAULTS["CONSUL_SERF_PORT"]
     redis_cache_port: Port = ports.DEFAULTS["REDIS_CACHE_PORT"]
     redis_state_port: Port = ports.DEFAULTS["REDIS_STATE_PORT"]
-    instance_port_base: int = Field(20000, ge=1024, le=65000)
+    instance_port_base: Annotated[int, Field(ge=1024, le=65000)] = 20000
     consul_production: bool = False
 
     @classmethod
