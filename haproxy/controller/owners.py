@@ -1,7 +1,7 @@
 """Who owns which path prefix, and the memory of it.
 
 The first holder of a prefix keeps it, also while it is away and while the controller is down; a claim *inside* another's
-prefix is refused like the prefix itself, unless the other is a gateway. Pins of the operator (KV `edge/policy/owners`) outrank both.
+prefix is refused like the prefix itself, unless the other is a gateway, and so is one *around* it, unless a gateway claims. Pins of the operator (KV `edge/policy/owners`) outrank both.
 See docs/adr/0005-path-ownership.md.
 """
 
@@ -22,6 +22,8 @@ from haproxy.controller.files import write_atomically
 log = structlog.get_logger(__name__)
 
 GATEWAY = "gateway-"
+# What instances keep for the inside, whatever a service claims.
+NEVER_ROUTED = ("/metrics/", "/internal/")
 MAX_PINS = 10_000
 
 
@@ -55,12 +57,19 @@ def resolve(claims: Iterable[Claim], held: Mapping[str, str], pins: Mapping[str,
     claim it still or are away; `pins`: prefix → service, by the operator."""
     owners = {prefix: service for prefix, service in held.items() if _pin_allows(prefix, service, pins)}
     owners |= pins
+    inside: dict[str, set[str]] = {}
+    for path, service in owners.items():
+        _note_above(inside, path, service)
     granted: dict[str, list[str]] = {}
     refused: dict[str, list[Refusal]] = {}
     for claim in sorted(claims, key=lambda each: (each.order, each.service)):
         for path in claim.paths:
-            reason = _refusal(path, claim.service, owners, pins)
+            reason = _refusal(path, claim.service, owners, pins) or _around(
+                path, claim.service, owners, inside
+            )
             if reason is None:
+                if path not in owners:
+                    _note_above(inside, path, claim.service)
                 owners[path] = claim.service
                 granted.setdefault(claim.service, []).append(path)
             else:
@@ -80,6 +89,8 @@ def _pin_allows(path: str, service: str, pins: Mapping[str, str]) -> bool:
 
 
 def _refusal(path: str, service: str, owners: Mapping[str, str], pins: Mapping[str, str]) -> str | None:
+    if f"{path}/".startswith(NEVER_ROUTED):
+        return "never routed from outside"
     owner = owners.get(path)
     if owner is not None:
         if owner == service:
@@ -92,6 +103,20 @@ def _refusal(path: str, service: str, owners: Mapping[str, str], pins: Mapping[s
         if owner is not None and owner != service and not owner.startswith(GATEWAY):
             return f"inside {above}, which {owner} holds; an operator can pin it in edge/policy/owners"
     return None
+
+
+def _around(path: str, service: str, owners: Mapping[str, str], inside: Mapping[str, set[str]]) -> str | None:
+    """A prefix around others' takes nothing of theirs, but all that nobody has yet: `/api` would keep every new service out."""
+    others = inside.get(path, set()) - {service}
+    if not others or owners.get(path) == service or service.startswith(GATEWAY):
+        return None
+    return f"around what {min(others)} holds; an operator can pin it in edge/policy/owners"
+
+
+def _note_above(inside: dict[str, set[str]], path: str, service: str) -> None:
+    """Note at each prefix above `path` that `service` has something inside it."""
+    for above in _self_and_above(path.rpartition("/")[0]):
+        inside.setdefault(above, set()).add(service)
 
 
 def _self_and_above(path: str) -> Iterator[str]:

@@ -17,14 +17,13 @@ import jinja2
 from discovery.model import Route
 from haproxy.controller.checked import check_settings, check_state
 from haproxy.controller.model import Backend, EdgeState, Located, Server
+from haproxy.controller.owners import NEVER_ROUTED
 from haproxy.controller.pages import OPENAI_MAP, pages, write_pages
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.tls import ensure_tls
 
 # Up to here every service is a named ACL, tried in order at about 0.1 µs each; above, the map alone says where to.
 ACL_ROUTES = 32
-# What instances keep for the inside, whatever a service claims.
-NEVER_ROUTED = ("/metrics/", "/internal/")
 # Servers for which one check a second each costs nothing that matters (about 20 µs a check).
 _SERVERS_PER_PACE = 2000
 # What an idempotent request is tried again after. A 5xx of a service may be one instance's fault; that of

@@ -66,9 +66,26 @@ def test_gateways_prefix_itself_is_not() -> None:
     assert "evil" not in granted([Claim("gateway-business", ("/api",), 1), Claim("evil", ("/api",), 2)])
 
 
-def test_later_claim_around_others_takes_nothing_from_them() -> None:
-    both = granted([OLD, Claim("wide", ("/api",), 9)])
-    assert both == {"users": ("/api/users",), "wide": ("/api",)}
+def test_later_claim_around_others_is_refused() -> None:
+    """It would have `/api` for itself, and keep every new service out of it."""
+    outcome = resolve([OLD, Claim("wide", ("/api", "/wide"), 9)], {}, {})
+    assert outcome.granted == {"users": ("/api/users",), "wide": ("/wide",)}
+    assert "users" in outcome.refused["wide"][0].reason
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/internal", "/internal/users"])
+def test_inner_paths_are_refused_and_said_so(path: str) -> None:
+    outcome = resolve([Claim("evil", (path, "/api/evil"), 9)], {path: "evil"}, {})
+    assert outcome.granted == {"evil": ("/api/evil",)}
+    assert "never routed" in outcome.refused["evil"][0].reason
+
+
+def test_claim_around_others_is_open_to_gateways_pins_and_who_has_it() -> None:
+    assert granted([OLD, Claim("gateway-business", ("/api",), 9)])["gateway-business"] == ("/api",)
+    wide = Claim("wide", ("/api",), 9)
+    assert granted([OLD, wide], pins={"/api": "wide", "/api/users": "users"})["wide"] == ("/api",)
+    assert granted([OLD, wide], held={"/api": "wide", "/api/users": "users"})["wide"] == ("/api",)
+    assert granted([Claim("users", ("/api/users", "/api"), 1)])["users"] == ("/api/users", "/api")
 
 
 def test_pin_outranks_the_holder_and_the_first() -> None:
