@@ -1,8 +1,11 @@
 # Breakwater on one machine. `make up` starts everything; every port moves with a variable: make up EDGE_HTTP_PORT=9080
 PYTHON ?= python3
 LAUNCH = @$(PYTHON) -m stack.launch
-OF_SERVICE = $(if $(SERVICE),--service "$(SERVICE)")
-NUMBER = $(if $(N),--number "$(N)")
+# The value of a variable as one word of the shell, whatever is in it (to export it, make would run a $(shell …) in it).
+unexport SERVICE N LINES FILE
+one_word = '$(subst ','\'',$(value $(1)))'
+OF_SERVICE = $(if $(value SERVICE),--service $(call one_word,SERVICE))
+NUMBER = $(if $(value N),--number $(call one_word,N))
 
 .PHONY: help up down status logs kill stop start scale seed plan token run test bench lint lock clean
 
@@ -22,16 +25,16 @@ up down status seed plan lint lock clean:
 	$(LAUNCH) $@
 
 logs:
-	$(LAUNCH) logs $(OF_SERVICE) $(if $(LINES),--lines "$(LINES)") $(if $(FOLLOW),--follow)
+	$(LAUNCH) logs $(OF_SERVICE) $(if $(value LINES),--lines $(call one_word,LINES)) $(if $(value FOLLOW),--follow)
 
 kill stop start scale:
 	$(LAUNCH) $@ $(OF_SERVICE) $(NUMBER)
 
 token:
-	$(LAUNCH) token "$(SERVICE)"
+	$(LAUNCH) token $(call one_word,SERVICE)
 
 run:
-	$(LAUNCH) run "$(FILE)" $(OF_SERVICE)
+	$(LAUNCH) run $(call one_word,FILE) $(OF_SERVICE)
 
 # ARGS go to pytest: make test ARGS="tests/unit -q"
 test bench:
