@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
+from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
@@ -35,7 +36,7 @@ from services.kit.app import needs_tokens
 from services.kit.kit import Kit
 from services.kit.migrate import MigrationError
 from services.kit.settings import secret
-from services.kit.workers import ThreadWorker, bind_to_master
+from services.kit.workers import ThreadWorker, bind_to_master, refusals
 
 log = structlog.get_logger(__name__)
 
@@ -270,6 +271,7 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
         kit.db.dispose()
     except (MigrationError, SQLAlchemyError, OSError) as error:
         sys.exit(f"{kit.name}: database not ready: {error}")
+    util.write_error = refusals(kit.name)
     registrar = Registrar(kit, port)
     server = Server(app, kit, listener)
     listener.close()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
+import socket
+from collections.abc import Callable
 
+from gunicorn import util
 from gunicorn.workers.gthread import ThreadWorker as _ThreadWorker
 
 PR_SET_PDEATHSIG = 1
@@ -21,6 +25,22 @@ def bind_to_master(master_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != master_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refusals(service: str) -> Callable[[socket.socket, int, str, str], None]:
+    """In place of gunicorn's `util.write_error`, which answers in HTML what never becomes a request for the application:
+    too many headers, an unknown transfer coding. The detail is left to the log: it repeats what was sent."""
+
+    def write(connection: socket.socket, status: int, reason: str, _: str) -> None:
+        members = {"type": "about:blank", "title": reason, "status": status, "layer": "service"}
+        body = json.dumps({**members, "service": service}).encode()
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+            f"Cache-Control: no-store\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        util.write_nonblock(connection, head.encode("latin-1") + body)
+
+    return write
 
 
 class ThreadWorker(_ThreadWorker):

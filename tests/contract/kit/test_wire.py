@@ -123,3 +123,20 @@ def test_token_of_auths_key_opens_and_two_headers_do_not(instance: Running, keys
 def test_identity_headers_of_the_edge_prove_nothing(instance: Running) -> None:
     answer = instance.get("/api/hello/me", headers={"X-Auth-Subject": "u7", "X-Auth-Scope": "user"})
     assert answer.status_code == 401
+
+
+NO_REQUESTS = {
+    "many headers": [f"X-{number}: 1" for number in range(120)],
+    "transfer coding": ["Transfer-Encoding: gzip, chunked"],
+    "header name": ["X Y: 1"],
+}
+
+
+@pytest.mark.parametrize("headers", NO_REQUESTS.values(), ids=NO_REQUESTS.keys())
+def test_what_never_becomes_a_request_is_refused_as_a_problem(instance: Running, headers: list[str]) -> None:
+    status, data = send(instance, post("/api/hello/raw", b"", *headers))
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert 400 <= status < 600
+    assert b"application/problem+json" in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["layer"], problem["service"]) == (status, "service", "hello")
