@@ -74,7 +74,9 @@ def launch(command: str, arguments: list[str]) -> int:
     if command == "lint":
         return _lint(python, environment)
     if command == "test":
-        words = ["-m", "pytest", "-p", "no:cacheprovider", *arguments]
+        # Most tests wait for servers more than they compute.
+        workers = [] if arguments else ["-n", "2", "--dist", "loadgroup"]
+        words = ["-m", "pytest", "-p", "no:cacheprovider", *workers, *arguments]
     elif command == "bench":
         words = ["-m", "bench", *arguments]
     else:

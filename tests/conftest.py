@@ -12,6 +12,20 @@ from tests.support.accounts import Account, new_account
 from tests.support.fleet import Fleet
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`make test` runs two) a file stays together, and so does all that uses the one stack."""
+    for item in items:
+        together = "stack" if item.get_closest_marker("needs_stack") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """pytest's own is too deep for Unix sockets, whose paths end at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="bw-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
 @pytest.fixture(scope="session")
 def stack_fleet() -> Iterator[Fleet]:
     """The session's stack. Tests take `fleet`, which sees to its health."""
