@@ -24,6 +24,11 @@ from haproxy.controller.tls import ensure_tls
 
 # Up to here every service is a named ACL, tried in order at about 0.1 µs each; above, the map alone says where to.
 ACL_ROUTES = 32
+# On every answer that HAProxy makes itself.
+_OWN_HEADERS = (
+    "hdr Cache-Control no-store hdr X-Content-Type-Options nosniff"
+    " hdr X-Frame-Options DENY hdr Referrer-Policy no-referrer"
+)
 # Servers for which one check a second each costs nothing that matters (about 20 µs a check).
 _SERVERS_PER_PACE = 2000
 # What an idempotent request is tried again after. A 5xx of a service may be one instance's fault; that of
@@ -92,6 +97,7 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         map_path=_map_path(state, settings),
         keys=state.keys,
         pages=[_page(settings, page.status, page.file_name, page.retry_after_s) for page in pages()],
+        health_headers=_OWN_HEADERS,
         openai_map=settings.errors_dir / OPENAI_MAP,
         acls=_routes(state) if _fit_acls(state) else None,
         backends=[_backend(backend, pace(state)) for backend in state.backends],
@@ -188,7 +194,9 @@ def _map_path(state: EdgeState, settings: EdgeSettings) -> Path:
 def _page(
     settings: EdgeSettings, status: int, file_name: str, retry_after_s: int | None
 ) -> dict[str, object]:
-    headers = f" hdr Retry-After {retry_after_s}" if retry_after_s else ""
+    headers = _OWN_HEADERS
+    if retry_after_s:
+        headers += f" hdr Retry-After {retry_after_s}"
     if status == 401:
         headers += " hdr WWW-Authenticate 'Bearer realm=\"breakwater\"'"
     return {"status": status, "path": settings.errors_dir / file_name, "headers": headers}
