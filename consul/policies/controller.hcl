@@ -7,10 +7,6 @@ node_prefix "" {
   policy = "read"
 }
 
-agent_prefix "" {
-  policy = "read"
-}
-
 key_prefix "edge/policy/" {
   policy = "read"
 }

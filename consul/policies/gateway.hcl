@@ -6,7 +6,3 @@ service_prefix "" {
 node_prefix "" {
   policy = "read"
 }
-
-agent_prefix "" {
-  policy = "read"
-}

@@ -11,10 +11,6 @@ node_prefix "" {
   policy = "read"
 }
 
-agent_prefix "" {
-  policy = "read"
-}
-
 # The edges write here what they made of a registration: its owner may learn why a route was refused.
 key_prefix "edge/status/" {
   policy = "read"

@@ -133,6 +133,12 @@ def test_readers_register_nothing(consul: Agent, name: str | None) -> None:
     assert consul.register(name, "users") == 403
 
 
+@pytest.mark.parametrize("name", ["users", "controller", "gateway", None])
+def test_agents_configuration_is_nobodys_business(consul: Agent, name: str | None) -> None:
+    assert consul.status(name, "GET", "/v1/agent/self") == 403
+    assert consul.status("operator", "GET", "/v1/agent/self") == 200
+
+
 def test_script_check_is_refused(consul: Agent) -> None:
     body = {"Name": "users", "ID": "users-s", "Check": {"Args": ["true"], "Interval": "10s"}}
     answer = consul.answer("users", "PUT", "/v1/agent/service/register", body)
