@@ -82,7 +82,7 @@ class KeyRing:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._db = db
-        self._kek = kek
+        self.kek = kek
         self._publish_s = publish_s
         self._overlap_s = overlap_s
         self._refresh_s = refresh_s
@@ -179,14 +179,14 @@ class KeyRing:
                 kid=jwk["kid"],
                 generation=generation,
                 active_from=active_from,
-                private_encrypted=self._kek.encrypt(pem).decode(),
+                private_encrypted=self.kek.encrypt(pem).decode(),
                 public_jwk=json.dumps(jwk),
             )
         return str(jwk["kid"])
 
     def _decrypt(self, encrypted: str) -> RSAPrivateKey:
         try:
-            pem = self._kek.decrypt(encrypted.encode())
+            pem = self.kek.decrypt(encrypted.encode())
         except InvalidToken:
             raise KekError("AUTH_KEK_FILE is not the one that the stored keys were encrypted with") from None
         key = serialization.load_pem_private_key(pem, password=None)

@@ -175,7 +175,7 @@ class Auth:
         redis = self.kit.redis_state
         if redis is None:
             raise Problem(503, detail="Sessions are not available.", headers={"Retry-After": "5"})
-        return Sessions(redis, self.settings.auth_session_ttl_s)
+        return Sessions(redis, self.settings.auth_session_ttl_s, self.ring.kek)
 
     def exchange_session(self, token: str | None) -> Access:
         """A short token for a browser session. Raises Problem 401."""

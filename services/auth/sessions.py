@@ -1,4 +1,8 @@
-"""Browser sessions: kept in Redis, known to the browser by a random cookie, known to Redis by its SHA-256 only."""
+"""Browser sessions: kept in Redis, known to the browser by a random cookie, known to Redis by its SHA-256 only.
+
+What is kept is sealed with auth's key, and names its own key: all services share the Redis, so that each of them could write
+a session for whomever it likes, or move one, but none that opens.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,12 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+from cryptography.fernet import InvalidToken, MultiFernet
+
 from services.auth.grants import digest
+
+log = structlog.get_logger(__name__)
 
 COOKIE = "bw_session"
 # Only these endpoints take the cookie; everything else takes the short token that it is exchanged for.
@@ -15,10 +24,12 @@ COOKIE_PATH = "/api/auth/session"
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """Sessions in `redis` (decoded or not), each for `ttl_s` from its login. Errors of Redis go through to the caller."""
+    """Sessions in `redis` (decoded or not), each for `ttl_s` from its login, sealed with `seal`. Errors of Redis go through
+    to the caller."""
 
     redis: Any
     ttl_s: int
+    seal: MultiFernet
 
     def open(self, account_id: str, replacing: str | None) -> str:
         """A new session and the end of the one that the browser came with: an id that somebody planted there
@@ -27,14 +38,23 @@ class Sessions:
         pipe = self.redis.pipeline(transaction=True)
         if replacing:
             pipe.delete(_key(replacing))
-        pipe.set(_key(token), account_id, ex=self.ttl_s)
+        pipe.set(_key(token), self.seal.encrypt(f"{_key(token)} {account_id}".encode()), ex=self.ttl_s)
         pipe.execute()
         return token
 
     def account_id(self, token: str) -> str | None:
         """Whose session this is; None when it has ended or never was."""
         value = self.redis.get(_key(token))
-        return value.decode() if isinstance(value, bytes) else value
+        if value is None:
+            return None
+        try:
+            key, _, account_id = self.seal.decrypt(value, ttl=self.ttl_s).decode().partition(" ")
+        except InvalidToken:
+            key = account_id = ""
+        if key != _key(token):
+            log.warning("session not sealed by auth, refused")
+            return None
+        return account_id
 
     def close(self, token: str) -> None:
         self.redis.delete(_key(token))

@@ -1,0 +1,55 @@
+"""Browser sessions in a Redis that others write to as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cryptography.fernet import Fernet, MultiFernet
+from redis import Redis
+
+from services.auth.grants import digest
+from services.auth.sessions import Sessions
+from tests.support.servers import redis as redis_server
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Redis]:
+    with redis_server() as server:
+        yield Redis.from_url(server.url)
+
+
+def sessions(store: Redis, *keys: bytes) -> Sessions:
+    return Sessions(store, 60, MultiFernet([Fernet(key) for key in keys]))
+
+
+def name(token: str) -> str:
+    return f"auth:session:{digest(token)}"
+
+
+KEY, NEXT = Fernet.generate_key(), Fernet.generate_key()
+
+
+def test_session_opens_by_its_token_alone(store: Redis) -> None:
+    own = sessions(store, KEY)
+    assert own.account_id(own.open("ada", None)) == "ada"
+    assert own.account_id("x" * 43) is None
+
+
+@pytest.mark.parametrize("value", [b"admin", b"", Fernet(NEXT).encrypt(b"auth:session:x admin")])
+def test_session_that_another_service_wrote_is_none(store: Redis, value: bytes) -> None:
+    store.set(name("planted"), value, ex=60)
+    assert sessions(store, KEY).account_id("planted") is None
+
+
+def test_session_copied_to_another_token_is_none(store: Redis) -> None:
+    own = sessions(store, KEY)
+    token = own.open("admin", None)
+    store.copy(name(token), name("copied"))
+    assert own.account_id("copied") is None
+    assert own.account_id(token) == "admin"
+
+
+def test_session_outlives_a_change_of_the_key(store: Redis) -> None:
+    token = sessions(store, KEY).open("ada", None)
+    assert sessions(store, NEXT, KEY).account_id(token) == "ada"
