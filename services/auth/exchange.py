@@ -43,6 +43,9 @@ def _install_api_keys(app: ServiceApp, auth: Auth) -> None:
     def create_api_key(body: NewApiKey) -> Any:
         """A new key. Its text is in this answer, and nowhere else ever again."""
         caller = current()
+        if caller.by_key:
+            # A key that leaked would outlive its end, and its revocation, in the keys that it made.
+            raise Problem(403, detail="An API key makes no further keys: log in.")
         asked: list[str] = list(body.scopes or ["user"])
         scopes = narrow(asked, caller.scopes)
         if len(scopes) < len(set(asked)):

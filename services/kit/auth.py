@@ -38,11 +38,12 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a verified token says. `expires_at` is Unix time in seconds."""
+    """What a verified token says. `expires_at` is Unix time in seconds; `by_key`: it was made from an API key."""
 
     subject: str
     scopes: frozenset[str]
     expires_at: float
+    by_key: bool = False
 
 
 class TokenVerifier:
@@ -118,7 +119,7 @@ def _identity(claims: Mapping[str, Any], audience: str) -> Identity:
         raise InvalidToken("The token's expiry is not a number.")
     if claims["aud"] != audience or not isinstance(subject, str) or not subject or not isinstance(scope, str):
         raise InvalidToken("The token's claims are malformed.")
-    return Identity(subject, frozenset(scope.split()), float(expires_at))
+    return Identity(subject, frozenset(scope.split()), float(expires_at), "api_key" in claims)
 
 
 def _challenge(detail: str, error: str | None = None) -> Problem:
@@ -147,7 +148,7 @@ def authenticate() -> Identity:
         raise busy("Tokens cannot be checked at the moment.") from None
     outcomes.labels("valid").inc()
     caller = current()
-    caller.subject, caller.scopes = identity.subject, identity.scopes
+    caller.subject, caller.scopes, caller.by_key = identity.subject, identity.scopes, identity.by_key
     return identity
 
 

@@ -20,7 +20,7 @@ class Caller:
     """One request, as the kit knows it.
 
     `subject` is None until `require_scope` has verified a token. `deadline` is a point on `time.monotonic()`.
-    `traceparent` is this request's own span, to be passed on; `route` the matched template (for metrics and logs).
+    `by_key` tells that the token was made from an API key. `traceparent` is this request's own span, to be passed on; `route` the matched template (for metrics and logs).
     """
 
     request_id: str = ""
@@ -28,6 +28,7 @@ class Caller:
     deadline: float = field(default_factory=lambda: time.monotonic() + 30.0)
     subject: str | None = None
     scopes: frozenset[str] = NOBODY
+    by_key: bool = False
     route: str | None = None
 
     def remaining_s(self) -> float:

@@ -292,6 +292,17 @@ def test_an_api_key_is_shown_once_listed_by_prefix_exchanged_and_revoked(world: 
     problem(world.auth[1].call("POST", "/api/auth/token", json=grant), 401)
 
 
+def test_a_key_makes_no_further_keys(world: Identity) -> None:
+    person = world.person()
+    auth = world.auth[0]
+    made = auth.call(
+        "POST", "/api/auth/api-keys", json={"name": "ci", "expiresInDays": 1}, token=person.access
+    )
+    grant = {"grant_type": "api_key", "api_key": made.json()["data"]["key"]}
+    token = auth.call("POST", "/api/auth/token", json=grant).json()["access_token"]
+    problem(auth.call("POST", "/api/auth/api-keys", json={"name": "for ever"}, token=token), 403)
+
+
 def test_nobody_gets_a_key_with_more_than_he_has(world: Identity) -> None:
     person = world.person()
     body = {"name": "root", "scopes": ["user", "admin"]}
