@@ -290,6 +290,11 @@ class View:
             log.warning("catalog reads failed", error=str(error))
         self._failures += 1
         self._failing.add("reads")
+        # A read can be the first to reach a Consul that came back empty, before any watch has noticed. Twice in a row,
+        # because a connection that was closed while idle fails once.
+        if self._failures > 1 and self._ready.is_set():
+            with self._wake:
+                self._hold("unread")
         return backoff_s(self._failures, self._clock)
 
     def _look_first(self) -> set[str]:

@@ -236,6 +236,7 @@ def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> 
         view.start()
         try:
             eventually(lambda: len(view.snapshot().callable("kept")) == 2, 5)
+            assert view.ready(5)
             server.kill()
             eventually(lambda: not view.healthy, 5)
             time.sleep(1.5)
@@ -252,5 +253,6 @@ def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> 
 
                 eventually(read, 10)
                 assert "kept-2" in {instance.id for instance in view.snapshot().instances("kept")}
+                eventually(lambda: proxy.stumbles, 10)  # the list has been asked for, and was not answered
         finally:
             view.stop()

@@ -148,6 +148,9 @@ def test_verdicts_return_when_somebody_has_deleted_them() -> None:
         running.controller.kill()
         running.start_controller()
         eventually(lambda: running.verdict("base")["state"] == "accepted", 5)
-        keys = running.consul.call("GET", "/v1/kv/edge/status/edge/?keys")
-        assert isinstance(keys, list)
-        assert "edge/status/edge/stray" not in keys
+
+        def stray_gone() -> bool:
+            keys = running.consul.call("GET", "/v1/kv/edge/status/edge/?keys")
+            return isinstance(keys, list) and "edge/status/edge/stray" not in keys
+
+        eventually(stray_gone, 5)
