@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from discovery.contract import Policy, check_name, parse_placement, parse_route
 from discovery.errors import ContractError
-from discovery.model import Instance, Route
+from discovery.model import Instance, Placement, Route
 from haproxy.controller.model import Backend, EdgeState, Server, VerifyKey
 from haproxy.controller.owners import Claim, OwnerBook, Refusal
 
@@ -44,6 +44,10 @@ class Election:
     rejections: tuple[Rejection, ...] = ()
 
 
+# An instance, the route that it asks for, and where it may be reached (None where it asks for no route).
+Asked = tuple[Instance, Route | None, Placement | None]
+
+
 def elect(service: str, instances: Sequence[Instance], policy: Policy) -> Election:
     """What a service asks for, by the majority of its instances; a tie goes to the newest (highest create index).
 
@@ -51,7 +55,7 @@ def elect(service: str, instances: Sequence[Instance], policy: Policy) -> Electi
     served by the majority's, and told so; one that asks for none is not exposed.
     """
     rejections: list[Rejection] = []
-    asked: list[tuple[Instance, Route | None]] = []
+    asked: list[Asked] = []
     try:
         check_name(service)
     except ContractError as error:
@@ -59,52 +63,48 @@ def elect(service: str, instances: Sequence[Instance], policy: Policy) -> Electi
         return Election(service, valid=False, rejections=reasons)
     for instance in instances:
         try:
-            asked.append((instance, parse_route(service, instance.meta)))
+            # Whole before it votes: one that cannot serve has no say about the route.
+            route = parse_route(service, instance.meta)
+            asked.append((instance, route, parse_placement(instance, policy) if route else None))
         except ContractError as error:
             rejections.append(Rejection(instance.id, error.field, error.reason))
     route = _majority(asked)
     placed = []
     if route is not None:
-        placed = _place(route, asked, policy, rejections)
+        placed = _place(route, asked, rejections)
     named = _name(placed)
     return Election(
         service=service,
         route=route,
         valid=bool(asked) or not instances,
-        order=min((instance.create_index for instance, _ in asked), default=0),
+        order=min((instance.create_index for instance, *_ in asked), default=0),
         servers=tuple(sorted((s for i, s in named if _serves(i, route)), key=lambda s: s.name)),
         ordered_out=frozenset(server.name for instance, server in named if instance.maintenance),
         rejections=tuple(rejections),
     )
 
 
-def _majority(asked: Sequence[tuple[Instance, Route | None]]) -> Route | None:
+def _majority(asked: Sequence[Asked]) -> Route | None:
     if not asked:
         return None
-    votes = Counter(route for _, route in asked)
-    newest = {route: max(i.create_index for i, other in asked if other == route) for route in votes}
+    votes = Counter(route for _, route, _ in asked)
+    newest = {route: max(i.create_index for i, other, _ in asked if other == route) for route in votes}
     return max(votes, key=lambda route: (votes[route], newest[route]))
 
 
 def _place(
     route: Route,
-    asked: Iterable[tuple[Instance, Route | None]],
-    policy: Policy,
+    asked: Iterable[Asked],
     rejections: list[Rejection],
 ) -> list[tuple[Instance, Server]]:
     placed = []
-    for instance, other in asked:
-        if other is None:
+    for instance, other, placement in asked:
+        if other is None or placement is None:
             rejections.append(Rejection(instance.id, "edge-path", "asks for no route, unlike most instances"))
             continue
         if other != route:
             text = "asks for another route than most instances of the service, which decides"
             rejections.append(Rejection(instance.id, "edge-path", text, fatal=False))
-        try:
-            placement = parse_placement(instance, policy)
-        except ContractError as error:
-            rejections.append(Rejection(instance.id, error.field, error.reason))
-            continue
         server = Server(instance.id, placement.address, placement.port, placement.weight, placement.backup)
         placed.append((instance, server))
     return placed

@@ -85,6 +85,14 @@ def test_majority_decides_the_route_and_the_others_are_told() -> None:
     assert [(r.instance, r.fatal) for r in election.rejections] == [("c", False)]
 
 
+def test_instances_that_may_not_serve_have_no_vote() -> None:
+    strangers = [instance(f"../{n}", index=9, auth="public") for n in range(3)]
+    election = elected(instance("a"), *strangers)
+    assert election.route is not None
+    assert election.route.auth == "jwt"
+    assert {r.instance for r in election.rejections} == {s.id for s in strangers}
+
+
 def test_tie_goes_to_the_newest() -> None:
     election = elected(instance("new", index=9, auth="public"), instance("old", index=3))
     assert election.route is not None
