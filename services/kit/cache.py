@@ -119,40 +119,24 @@ class Cache:
                     self._pending.pop(next(iter(self._pending)))
 
     def get_or_load(self, key: str, ttl_s: float, load: Callable[[], Any]) -> Any:
-        """The value, from the cache or from `load` (its errors pass through). Threads that ask at once load once.
+        """The value, from the cache or from `load` (its errors pass through). Callers that ask at once load once.
 
-        `load` returns what JSON can hold; None is answered and not stored.
+        `load` returns what JSON can hold; None is answered and not stored. What comes back is never older than an
+        `invalidate` that was over before the call, whichever instance made it: a value is shared with those who asked
+        before it was stored, and only if it could be stored.
         """
-        if self._redis is None:
-            return load()
-        with self._lock:
-            flight = self._loads.get(key)
-            leader = flight is None
-            if flight is None:
-                flight = self._loads[key] = _Load()
-        if not leader:
-            if flight.done.wait(LEASE_S) and flight.ok:
-                self._count("shared")
-                return flight.value
-            return load()
-        try:
-            flight.value = self._lead(key, ttl_s, load)
-            flight.ok = True
-            return flight.value
-        finally:
-            with self._lock:
-                if self._loads.get(key) is flight:
-                    del self._loads[key]
-            flight.done.set()
-
-    def _lead(self, key: str, ttl_s: float, load: Callable[[], Any]) -> Any:
         token = secrets.token_hex(8)
+        until = self._monotonic() + WAIT_S
         try:
             data, owner = self._read(key, token)
-            waited = 0.0
-            while data is None and not owner and waited < WAIT_S:
-                self._sleep(POLL_S)
-                waited += POLL_S
+            while data is None and not owner and self._monotonic() < until:
+                with self._lock:
+                    flight = self._loads.get(key)
+                if flight is None:
+                    self._sleep(POLL_S)
+                elif flight.done.wait(LEASE_S) and flight.ok:
+                    self._count("shared")
+                    return flight.value
                 data, owner = self._read(key, token)
         except _Away:
             return load()
@@ -160,26 +144,37 @@ class Cache:
             self._count("hit")
             return from_json(data)
         self._count("miss")
-        if not owner:
-            return load()
-        return self._load_and_store(key, token, ttl_s, load)
+        return self._load_and_store(key, token, ttl_s, load) if owner else load()
 
     def _load_and_store(self, key: str, token: str, ttl_s: float, load: Callable[[], Any]) -> Any:
-        keys = (self._value_key(key), self._lease_key(key))
-        value = None
+        flight = _Load()
+        with self._lock:
+            self._loads[key] = flight
+        loaded = False
         try:
-            value = load()
+            flight.value = load()
+            loaded = True
+            return flight.value
         finally:
-            try:
-                if value is None:
-                    self._run("release", lambda r: r.eval(_RELEASE, 1, keys[1], token))
-                else:
-                    data = to_json(value)
-                    stored = self._run("store", lambda r: r.eval(_STORE, 2, *keys, token, data, _ms(ttl_s)))
-                    self._count("stored" if stored else "refused")
-            except _Away:
-                pass
-        return value
+            # Nobody joins from here on: who asks after the store may ask after a change that followed it.
+            with self._lock:
+                if self._loads.get(key) is flight:
+                    del self._loads[key]
+            flight.ok = self._store(key, token, ttl_s, flight.value) and loaded
+            flight.done.set()
+
+    def _store(self, key: str, token: str, ttl_s: float, value: Any) -> bool:
+        """Store a value, or give the lease back where there is none. False when the lease has been taken away."""
+        keys = (self._value_key(key), self._lease_key(key))
+        try:
+            if value is None:
+                return bool(self._run("release", lambda r: r.eval(_RELEASE, 1, keys[1], token)))
+            data = to_json(value)
+            stored = bool(self._run("store", lambda r: r.eval(_STORE, 2, *keys, token, data, _ms(ttl_s))))
+            self._count("stored" if stored else "refused")
+            return stored
+        except _Away:
+            return False
 
     def _read(self, key: str, token: str) -> tuple[bytes | None, bool]:
         keys = (self._value_key(key), self._lease_key(key))

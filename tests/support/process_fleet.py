@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from haproxy.controller.errors import Unreachable
 from haproxy.controller.runtime import Master
 from stack.api import Stack
 from stack.consul_agent import ConsulAcl
@@ -145,7 +146,17 @@ class ProcessFleet:
         return lines
 
     def reloads(self) -> int:
-        return Master(self.stack.settings.run_dir / "haproxy-master.sock").info().reloads
+        # The master starts itself anew for a reload, and is deaf for that moment.
+        master = Master(self.stack.settings.run_dir / "haproxy-master.sock")
+        found: list[int] = []
+
+        def answered() -> bool:
+            with contextlib.suppress(Unreachable):
+                found.append(master.info().reloads)
+            return bool(found)
+
+        eventually(answered, 5)
+        return found[-1]
 
     @contextlib.contextmanager
     def second_edge(self, **environment: str) -> Iterator[int]:

@@ -16,10 +16,27 @@ from tests.support.load import Load, Plan
 from tests.support.recorder import Answer, Upstream
 
 
-def master(running: Edge, command: str) -> str:
-    with socket.socket(socket.AF_UNIX) as connection:
+def connected(running: Edge) -> socket.socket:
+    """To the master, which is deaf for the moment in which it starts (itself anew, for a reload)."""
+    found: list[socket.socket] = []
+
+    def listening() -> bool:
+        connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(1)
-        connection.connect(str(running.server.master_socket))
+        try:
+            connection.connect(str(running.server.master_socket))
+        except OSError:
+            connection.close()
+            return False
+        found.append(connection)
+        return True
+
+    eventually(listening, 5)
+    return found[0]
+
+
+def master(running: Edge, command: str) -> str:
+    with connected(running) as connection:
         connection.sendall(command.encode() + b"\n")
         answer = b""
         try:
