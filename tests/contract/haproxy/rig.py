@@ -166,6 +166,8 @@ class Edge:
         eventually(lambda: self.answers(path) == who, within_s)
 
     def start_haproxy(self) -> None:
+        # The worker of a master that was killed may still be listening: it must not be taken for the new one.
+        eventually(lambda: not accepts(self.settings.edge_http_port), 10)
         self.haproxy.start()
         eventually(lambda: accepts(self.settings.edge_http_port), 10)
 
