@@ -199,7 +199,7 @@ def test_view_that_starts_without_consul_follows_it_once_it_is_there() -> None:
 def test_consul_restarted_empty_gives_keepers_time_to_register_again() -> None:
     with consul() as server:
         api = ConsulApi(server.address)
-        kept = Registration("kept", "127.0.0.1", 5, "kept-5", check=HttpCheck(interval_s=60))
+        kept = Registration("kept", "127.0.0.1", 5, "kept-5", check=HttpCheck(interval_s=3600))
         api.register(kept, "passing")
         api.register(Registration("lost", "127.0.0.1", 6, "lost-6", check=None))
         view = View(ConsulApi(server.address), wait_s=WAIT_S, grace_s=3.0)
@@ -228,7 +228,8 @@ def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> 
     with consul() as server, faulty_proxy(server.http_port) as proxy:
         api = ConsulApi(server.address)
         kept = [
-            Registration("kept", "127.0.0.1", n, f"kept-{n}", check=HttpCheck(interval_s=60)) for n in (1, 2)
+            Registration("kept", "127.0.0.1", n, f"kept-{n}", check=HttpCheck(interval_s=3600))
+            for n in (1, 2)
         ]
         for registration in kept:
             api.register(registration, "passing")
