@@ -307,6 +307,8 @@ def test_killed_supervisord_leaves_no_orphans_and_a_start_mends_it(stack: Stack)
     assert len(people) > 15
     os.kill(pid, signal.SIGKILL)
     assert processes.wait_gone(people, 30) == []
+    # A worker that was forked just after that look holds its port until it has noticed that its master is dead.
+    eventually(lambda: processes.of_stack(stack.settings.var) == [], 10)
     assert "not running" in command(stack, "status").stderr
     start(stack)
     assert {one.id: one.port for one in stack.instances()} == ports

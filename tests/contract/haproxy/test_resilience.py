@@ -111,8 +111,11 @@ def test_controller_started_without_consul_waits_and_haproxy_serves() -> None:
 def test_most_of_the_fleet_vanishing_at_once_is_held_for_the_grace_and_then_followed() -> None:
     with edge(EDGE_GUARD_GRACE_S="3") as running:
         names = fleet(running, 6)
+        # "At once" is what the controller sees: five one after the other, followed as they go, would be somebody stopping them in turn.
+        running.controller.signal(signal.SIGSTOP)
         for name in sorted(names)[:5]:
             running.deregister(name)
+        running.controller.signal(signal.SIGCONT)
         vanished = time.monotonic()
         eventually(lambda: running.metric("breakwater_controller_guard_active") == 1, 2)
         assert "guard holds" in running.log
