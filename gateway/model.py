@@ -1,0 +1,82 @@
+"""The nouns of the gateway: what came in, what goes out, and who answers for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from discovery.model import Domain
+from services.kit.auth import Identity
+
+Headers = list[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Incoming:
+    """One request as the gateway took it.
+
+    `path` is percent-encoded and `query` without its `?`, both as they came. `headers` have lower-case names, and no hop-by-hop
+    ones among them. `service` is whose route it is; `client` the address at the edge. `deadline` is a point on the monotonic
+    clock, `timeout_s` how long the route waits for the head of an answer. `body` can be read once; None when there is none.
+    `identify` verifies the bearer token at first use and remembers what it says: None without a token that proves something.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    service: str
+    domain: Domain
+    client: str
+    request_id: str
+    traceparent: str
+    deadline: float
+    timeout_s: float = 30.0
+    body: Iterable[bytes] | None = None
+    identify: Callable[[], Identity | None] = lambda: None
+
+    @property
+    def target(self) -> str:
+        """Path and query, as a request line has them."""
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+    @property
+    def reads(self) -> bool:
+        """Whether the method only reads (GET, HEAD): what a stored answer can stand in for."""
+        return self.method in ("GET", "HEAD")
+
+    @property
+    def openai(self) -> bool:
+        """Whether errors have to be OpenAI's: under /v1 and /chat."""
+        return any(self.path == each or self.path.startswith(f"{each}/") for each in ("/v1", "/chat"))
+
+
+@dataclass(slots=True)
+class Answer:
+    """What goes back. `body` is whole (bytes), or an iterator that is read to its end or closed.
+
+    `source` says where it came from: an instance id, `cache`, `snapshot` or `gateway`. `attempts` counts tries at an upstream.
+    """
+
+    status: int
+    headers: Headers = field(default_factory=list)
+    body: bytes | Iterable[bytes] = b""
+    source: str = "gateway"
+    attempts: int = 0
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header; `name` in lower case."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+    def with_headers(self, *added: tuple[str, str]) -> Self:
+        """The same answer with these headers in place of any of their names."""
+        names = {name.lower() for name, _ in added}
+        kept = [pair for pair in self.headers if pair[0].lower() not in names]
+        return replace(self, headers=[*kept, *added])
+
+    def close(self) -> None:
+        """Leave what is unread of the body."""
+        close = getattr(self.body, "close", None)
+        if close is not None:
+            close()
