@@ -31,3 +31,19 @@ class LimitExceeded(GatewayError):
 
 class RouteUnknown(GatewayError):
     """No service of this gateway's domain holds the path."""
+
+
+class Refused(GatewayError):
+    """The request cannot be passed on as it came. `status` is the answer's: 400, 408, 413 or 504."""
+
+    def __init__(self, status: int, detail: str, *, service: str = "") -> None:
+        self.status = status
+        super().__init__(service, detail)
+
+
+class ClientGone(BaseException):
+    """Whoever asked has closed the connection: nobody waits for an answer any more.
+
+    Raised where the request waits for an upstream. No Exception, so that nothing between there and the pipeline takes it
+    for a failure, of the upstream's least of all.
+    """

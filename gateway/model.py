@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from discovery.model import Domain
+from discovery.model import Domain, Route
 from services.kit.auth import Identity
 
 Headers = list[tuple[str, str]]
@@ -18,8 +18,9 @@ class Incoming:
 
     `path` is percent-encoded and `query` without its `?`, both as they came. `headers` have lower-case names, and no hop-by-hop
     ones among them. `service` is whose route it is; `client` the address at the edge. `deadline` is a point on the monotonic
-    clock, `timeout_s` how long the route waits for the head of an answer. `body` can be read once; None when there is none.
+    clock, `timeout_s` how long the route waits for the head of an answer. `body` is whole (bytes) or can be read once; None when there is none.
     `identify` verifies the bearer token at first use and remembers what it says: None without a token that proves something.
+    `route` is None for what the gateway answers by itself (compositions).
     """
 
     method: str
@@ -33,8 +34,9 @@ class Incoming:
     traceparent: str
     deadline: float
     timeout_s: float = 30.0
-    body: Iterable[bytes] | None = None
+    body: bytes | Iterable[bytes] | None = None
     identify: Callable[[], Identity | None] = lambda: None
+    route: Route | None = None
 
     @property
     def target(self) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
+from discovery.contract import Policy, check_port, parse_networks
+from discovery.errors import ContractError
 from discovery.model import Domain
 from services.kit.settings import ServiceSettings
 
@@ -13,5 +17,29 @@ class GatewaySettings(ServiceSettings):
 
     gateway_domain: Domain = "business"
 
+    worker_class: Literal["gthread", "gevent"] = "gevent"
     # Bodies are passed on as they come: the limit is one of good sense, services have their own.
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=0)
+    # What is not longer is held while it is sent, so that it can be sent again.
+    replay_body_bytes: int = Field(default=256 * 1024, ge=0)
+    # Each route has its own patience, `edge-timeout`; this is the most of them.
+    deadline_s: float = Field(default=3600.0, gt=0, le=3600)
+
+    own_deadline_s: float = Field(default=10.0, gt=0, le=600)
+    # What the edge waits for the gateway: more than any route that it answers for.
+    edge_timeout_s: int = Field(default=310, ge=1, le=3600)
+    # A gateway without a first view of Consul would answer 404 to everything.
+    view_wait_s: float = Field(default=5.0, ge=0, le=60)
+
+    # Where instances may live, as at the edge.
+    edge_allowed_networks: str = "127.0.0.0/8,::1/128"
+    edge_control_ports: str = ""
+
+    def policy(self) -> Policy:
+        """Where instances may live. Raises ContractError for a bad network or port."""
+        ports = set()
+        for part in filter(None, (text.strip() for text in self.edge_control_ports.split(","))):
+            if not (part.isascii() and part.isdigit()):
+                raise ContractError("EDGE_CONTROL_PORTS", part, "must be integers from 1 to 65535")
+            ports.add(check_port(int(part)))
+        return Policy(parse_networks(self.edge_allowed_networks), frozenset(ports))

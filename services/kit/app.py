@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from flask import Response, jsonify, request
 from sqlalchemy import MetaData
@@ -18,7 +18,7 @@ from services.kit import errors, logs, metrics
 from services.kit.api import ServiceApp
 from services.kit.context import current
 from services.kit.kit import Kit
-from services.kit.observe import REFUSED, Observer
+from services.kit.observe import REFUSED, Front, Observer
 from services.kit.settings import ServiceSettings
 
 
@@ -136,6 +136,11 @@ def _install_own_routes(app: ServiceApp, kit: Kit) -> None:
     }
     for path, view in views.items():
         app.add_url_rule(path, endpoint=f"kit:{path}", view_func=view)
+
+
+def put_in_front(app: ServiceApp, front: Front) -> None:
+    """Have `front` asked before Flask, for every request from now on."""
+    cast(Observer, app.wsgi_app).front = front
 
 
 def needs_tokens(app: ServiceApp) -> bool:

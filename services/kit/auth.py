@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 # One token, three base64url parts. Two Authorization headers arrive joined by a comma and do not match.
-_BEARER = re.compile(r"[Bb]earer ([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)", re.ASCII)
+BEARER = re.compile(r"[Bb]earer ([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)", re.ASCII)
 MAX_TOKEN_LENGTH = 8192
 REMEMBERED = 2048
 _MARK = "__kit_scopes__"
@@ -134,7 +134,7 @@ def authenticate() -> Identity:
     if not given:
         outcomes.labels("missing").inc()
         raise _challenge("A bearer token is needed.")
-    match = _BEARER.fullmatch(given)
+    match = BEARER.fullmatch(given)
     if match is None:
         outcomes.labels("malformed").inc()
         raise _challenge("The Authorization header does not hold one bearer token.", "invalid_request")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -29,8 +29,22 @@ MAX_LOGGED_PATH = 200
 StartResponse = Callable[..., Any]
 
 
+class Front(Protocol):
+    """Plain WSGI in front of Flask, for what passes requests on: it gets their bodies unread and without a limit, and
+    answers for both. It finds the request in `current()`, and may name its route there. Must not raise.
+    """
+
+    def takes(self, environ: dict[str, Any]) -> bool:
+        """Whether the request is for it; the others go to Flask."""
+        ...
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]: ...
+
+
 class Observer:
-    """WSGI middleware of one service."""
+    """WSGI middleware of one service. What a service sets as `front` is asked before Flask."""
+
+    front: Front | None = None
 
     def __init__(self, inner: Callable[..., Iterable[bytes]], app: ServiceApp, kit: Kit) -> None:
         self._inner = inner
@@ -52,7 +66,10 @@ class Observer:
         )
         set_current(caller)
         answer = _Answer(self, caller, environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""), started)
-        if caller.deadline <= time.monotonic():
+        inner = self._inner
+        if self.front is not None and self.front.takes(environ):
+            inner = self.front
+        elif caller.deadline <= time.monotonic():
             environ[REFUSED] = 504
         elif not body.limit(environ, self._app.config["MAX_BODY_BYTES"]):
             environ[REFUSED] = 413
@@ -66,7 +83,7 @@ class Observer:
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
         try:
-            answer.body = self._inner(environ, respond)
+            answer.body = inner(environ, respond)
         except BaseException:
             answer.close()
             raise

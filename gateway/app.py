@@ -1,0 +1,96 @@
+"""One gateway put together: the only place where its parts meet."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import discovery
+from gateway.calls import Calls
+from gateway.fallbacks import Fallbacks
+from gateway.forward import Forward
+from gateway.incoming import Reader
+from gateway.metrics import GatewayMetrics
+from gateway.pipeline import Pipeline
+from gateway.problems import Problems
+from gateway.routes import Exposed, Routes
+from gateway.settings import GatewaySettings
+from services.kit import ServiceApp, create_service
+from services.kit.app import put_in_front
+from services.kit.kit import Kit
+from services.kit.upstream import CallObserver
+
+# Everything under them is Flask's, whatever services hold.
+OWN_PREFIXES = ("/edge/",)
+
+
+def create(settings: GatewaySettings | None = None) -> ServiceApp:
+    """The application of one instance of the group that GATEWAY_DOMAIN names."""
+    settings = settings or GatewaySettings.from_environment()
+    domain = settings.gateway_domain
+    own = f"/api/gateway/{domain}"
+    app = create_service(
+        f"gateway-{domain}",
+        paths=[own, "/api"] if domain == "business" else [own],
+        auth="public",
+        domain=domain,
+        timeout_s=settings.edge_timeout_s,
+        settings=settings,
+    )
+    kit = cast(Kit, app.extensions["kit"])
+    Parts(app, kit, settings, own)
+    return app
+
+
+class Parts:
+    """What a gateway is made of. Nothing here connects or starts a thread before the worker runs (`kit.on_start`)."""
+
+    def __init__(self, app: ServiceApp, kit: Kit, settings: GatewaySettings, own: str) -> None:
+        self.kit = kit
+        self.settings = settings
+        kit.on_start(self._start)
+        self._app = app
+
+        @app.get(own)
+        def group() -> dict[str, str]:
+            """Health of this group, for whoever asks from outside."""
+            return {
+                "status": "draining" if kit.state.draining else "healthy",
+                "gateway": settings.gateway_domain,
+            }
+
+    def _start(self) -> None:
+        """In the worker: the parts that hold connections, locks and threads."""
+        kit, settings = self.kit, self.settings
+        view = Exposed(kit.view, settings.policy())
+        routes = Routes(view)
+        client = discovery.ServiceClient(
+            view,
+            settings=discovery.ClientSettings(attempt_timeout_s=settings.deadline_s),
+            observer=CallObserver(kit.metrics),
+        )
+        calls = Calls(client)
+        problems = Problems(kit.name, calls.breaker)
+        pipeline = Pipeline(
+            reader=Reader(kit, settings, routes),
+            forward=Forward(calls),
+            fallbacks=Fallbacks(problems),
+            problems=problems,
+            metrics=GatewayMetrics(kit.metrics.registry),
+            own=self._own(),
+        )
+        put_in_front(self._app, pipeline)
+        kit.view.ready(settings.view_wait_s)
+
+    def _own(self) -> Owned:
+        rules = [rule.rule for rule in self._app.url_map.iter_rules()]
+        return Owned(frozenset(rule for rule in rules if "<" not in rule))
+
+
+class Owned:
+    """Which paths are answered by Flask: those that have a rule of their own, and those under `OWN_PREFIXES`."""
+
+    def __init__(self, exact: frozenset[str]) -> None:
+        self._exact = exact
+
+    def __call__(self, path: str) -> bool:
+        return path in self._exact or path.startswith(OWN_PREFIXES)

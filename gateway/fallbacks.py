@@ -1,0 +1,47 @@
+"""What is answered when the service cannot be: by a policy that belongs to the domain.
+
+identity: the last good answer, to its own subject only. business: the last good public answer, else a degraded 503 that says what
+is known. ai: OpenAI's error object. A write is never answered as if it had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gateway.model import Answer, Incoming
+from gateway.problems import Problems
+
+LastGood = Callable[[Incoming], Answer | None]
+
+
+class Fallbacks:
+    """`last_good` finds the last good answer to a request: its own caller's, or a public one."""
+
+    def __init__(self, problems: Problems, last_good: LastGood | None = None) -> None:
+        self._problems = problems
+        self._last_good = last_good
+
+    def of_error(self, incoming: Incoming, error: Exception) -> Answer:
+        """The answer to a request whose call failed."""
+        return self._stale(incoming) or self._problems.of(incoming, error, self._degraded(incoming))
+
+    def of_answer(self, incoming: Incoming, answer: Answer) -> Answer:
+        """The answer to a request that the service answered with a failure of its own: something better, or that."""
+        stale = self._stale(incoming)
+        if stale is None:
+            return answer
+        answer.close()
+        return stale
+
+    def _stale(self, incoming: Incoming) -> Answer | None:
+        if not incoming.reads or self._last_good is None or incoming.domain == "ai":
+            return None
+        answer = self._last_good(incoming)
+        return answer.with_headers(("Cache-Control", "no-store")) if answer is not None else None
+
+    def _degraded(self, incoming: Incoming) -> dict[str, Any] | None:
+        if incoming.domain != "business":
+            return None
+        known = {"stored_answer": False} if incoming.reads else {"done": False}
+        return {"degraded": True, "known": known}

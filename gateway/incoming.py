@@ -1,0 +1,188 @@
+"""From a WSGI environment to an `Incoming`: headers, path, deadline, body, and who asks."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from discovery.model import Route
+from gateway.errors import Refused, RouteUnknown
+from gateway.model import Incoming
+from gateway.routes import Routes, is_gateway
+from gateway.settings import GatewaySettings
+from services.kit import body as limits
+from services.kit.auth import BEARER, Identity, InvalidToken
+from services.kit.context import Caller
+from services.kit.jwks import KeysUnavailable
+from services.kit.kit import Kit
+
+CHUNK_BYTES = 64 * 1024
+# The same that the edge denies: what an instance might read as another path than we do.
+_TRICK = re.compile(
+    r"//|/\.\.?(?:/|$)|[\\;#]|[^!-~]|%(?:00|0a|0d|2e|2f|5c|25|(?![0-9a-f]{2}))", re.IGNORECASE
+)
+# RFC 9110, section 7.6.1; and what is ours to say: the length and coding of what we send, and to whom.
+_DROPPED = frozenset(
+    {
+        "HTTP_CONNECTION",
+        "HTTP_EXPECT",
+        "HTTP_HOST",
+        "HTTP_KEEP_ALIVE",
+        "HTTP_PROXY_AUTHENTICATE",
+        "HTTP_PROXY_AUTHORIZATION",
+        "HTTP_PROXY_CONNECTION",
+        "HTTP_TE",
+        "HTTP_TRAILER",
+        "HTTP_TRANSFER_ENCODING",
+        "HTTP_UPGRADE",
+        "HTTP_X_DEADLINE_MS",
+    }
+)
+# Header names are looked up more often than spelled; a stranger's inventions must not fill the memory.
+_NAMES: dict[str, str] = {}
+_MAX_NAMES = 1024
+
+
+class Reader:
+    """Makes `Incoming`s for one group."""
+
+    def __init__(self, kit: Kit, settings: GatewaySettings, routes: Routes) -> None:
+        self._kit = kit
+        self._settings = settings
+        self._routes = routes
+
+    def read(self, environ: dict[str, Any], caller: Caller) -> Incoming:
+        """The request. Raises Refused, RouteUnknown."""
+        path, _, query = environ["RAW_URI"].partition("?")
+        if path[:1] != "/":
+            path = _after_authority(path)
+        if _TRICK.search(path):
+            raise Refused(400, "The path holds what could be read in two ways.")
+        route = self._route(path, environ.get("HTTP_X_EDGE_ROUTE"))
+        now = time.monotonic()
+        if caller.deadline <= now:
+            raise Refused(504, "The time for this request is over.", service=route.service if route else "")
+        timeout_s = float(route.timeout_s) if route is not None else self._settings.own_deadline_s
+        return Incoming(
+            method=environ["REQUEST_METHOD"],
+            path=path,
+            query=query,
+            headers=_headers(environ, caller),
+            service=route.service if route is not None else self._kit.name,
+            domain=self._settings.gateway_domain,
+            client=environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+            or environ["REMOTE_ADDR"],
+            request_id=caller.request_id,
+            traceparent=caller.traceparent,
+            deadline=min(caller.deadline, now + timeout_s),
+            timeout_s=timeout_s,
+            body=self._body(environ),
+            identify=Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION")),
+            route=route,
+        )
+
+    def _route(self, path: str, named: str | None) -> Route | None:
+        """The route to forward on, None where the gateway has to answer by itself."""
+        route = self._routes.find(path, named)
+        if route is None or is_gateway(route.service):
+            return None
+        if route.domain != self._settings.gateway_domain:
+            raise RouteUnknown(route.service, "Another gateway answers for this path.")
+        return route
+
+    def _body(self, environ: dict[str, Any]) -> bytes | Iterable[bytes] | None:
+        """Short bodies whole, so that they can be sent again; others as they come."""
+        length = limits.declared_length(environ)
+        if not length and not environ.get("HTTP_TRANSFER_ENCODING"):
+            return None
+        if not limits.limit(environ, self._settings.max_body_bytes):
+            raise Refused(413, "The body is larger than the gateway passes on.")
+        first = _read(environ["wsgi.input"], self._settings.replay_body_bytes)
+        if len(first) < self._settings.replay_body_bytes or len(first) == length:
+            if length is not None and len(first) < length:
+                raise Refused(400, "The body is not whole.")
+            return first
+        return _rest(environ["wsgi.input"], first, length)
+
+
+class Asker:
+    """Who sent a request, verified at first use."""
+
+    __slots__ = ("_caller", "_given", "_identity", "_kit")
+
+    def __init__(self, kit: Kit, caller: Caller, given: str | None) -> None:
+        self._kit = kit
+        self._caller = caller
+        self._given = given
+        self._identity: Identity | None = None
+
+    def __call__(self) -> Identity | None:
+        """None without a token that proves something now."""
+        given, self._given = self._given, None
+        match = BEARER.fullmatch(given) if given else None
+        if match is not None:
+            try:
+                self._identity = self._kit.tokens.verify(match[1])
+            except (InvalidToken, KeysUnavailable):
+                return None
+            self._caller.subject, self._caller.scopes = self._identity.subject, self._identity.scopes
+        return self._identity
+
+
+def _after_authority(uri: str) -> str:
+    """The path of an absolute URI. Raises Refused."""
+    _, scheme, rest = uri.partition("://")
+    if not scheme:
+        raise Refused(400, "The request names no path.")
+    return "/" + rest.partition("/")[2]
+
+
+def _headers(environ: dict[str, Any], caller: Caller) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for key, value in environ.items():
+        if key[:5] == "HTTP_" and key not in _DROPPED:
+            name = _NAMES.get(key)
+            headers[name if name is not None else _name(key)] = value
+    for key, name in (("CONTENT_TYPE", "content-type"), ("CONTENT_LENGTH", "content-length")):
+        value = environ.get(key)
+        if value:
+            headers[name] = value
+    connection = environ.get("HTTP_CONNECTION")
+    if connection and connection.lower() not in ("keep-alive", "close"):
+        for each in connection.split(","):
+            headers.pop(each.strip().lower(), None)
+    headers["x-request-id"] = caller.request_id
+    headers["traceparent"] = caller.traceparent
+    return headers
+
+
+def _name(key: str) -> str:
+    name = key[5:].replace("_", "-").lower()
+    if len(_NAMES) < _MAX_NAMES:
+        _NAMES[key] = name
+    return name
+
+
+def _read(stream: Any, size: int) -> bytes:
+    """Raises Refused."""
+    try:
+        data: bytes = stream.read(size)
+    except RequestEntityTooLarge:
+        raise Refused(413, "The body is larger than the gateway passes on.") from None
+    except Exception as error:  # gunicorn's own, for framing that is broken or ends too soon
+        raise Refused(400, "The body is not whole.") from error
+    return data
+
+
+def _rest(stream: Any, first: bytes, length: int | None) -> Iterator[bytes]:
+    seen = len(first)
+    yield first
+    while data := _read(stream, CHUNK_BYTES):
+        seen += len(data)
+        yield data
+    if length is not None and seen < length:
+        raise Refused(400, "The body is not whole.")

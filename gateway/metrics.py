@@ -1,0 +1,17 @@
+"""The metrics of the gateways, beside the kit's: all declared here, prefix `gateway_`."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter
+
+
+class GatewayMetrics:
+    """Labels come from small fixed sets, and services of the catalog."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.answers = Counter(
+            "gateway_answers", "Answers, by where they came from.", ("source",), registry=registry
+        )
+        self.clients_gone = Counter(
+            "gateway_clients_gone", "Requests whose sender left before the answer.", registry=registry
+        )

@@ -1,0 +1,195 @@
+"""Errors as answers: problem+json, or OpenAI's error object under /v1 and /chat. The one place where that is decided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from pydantic_core import to_json
+
+from discovery.errors import (
+    BreakerOpen,
+    BudgetExhausted,
+    CallError,
+    DeadlineExceeded,
+    NoInstance,
+    NotSent,
+    ResponseTimeout,
+)
+from discovery.transport import BodyFailed
+from gateway.errors import GatewayError, LimitExceeded, Overloaded, Refused, RouteUnknown
+from gateway.model import Answer, Headers, Incoming
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What an error means to who asked. `failed` is the layer that failed: `gateway` or `service`."""
+
+    status: int
+    detail: str
+    failed: str
+    code: str
+    retry_after_s: float | None = None
+    attempts: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Problems:
+    """Turns errors into answers. `breaker` tells the state of a service's breaker."""
+
+    def __init__(self, gateway: str, breaker: Callable[[str], str]) -> None:
+        self._gateway = gateway
+        self._breaker = breaker
+
+    def answer(
+        self,
+        error: Exception,
+        *,
+        path: str,
+        request_id: str,
+        service: str = "",
+        openai: bool = False,
+        members: dict[str, Any] | None = None,
+    ) -> Answer:
+        """The answer to an error. `service` is the upstream concerned; `members` are added to the problem object."""
+        fault = fault_of(error)
+        if fault.status >= 500 and not isinstance(error, GatewayError | CallError | ValueError):
+            log.error("request failed", upstream=service, error=type(error).__name__, exc_info=error)
+        headers: Headers = [
+            ("Content-Type", "application/json" if openai else MEDIA_TYPE),
+            ("Cache-Control", "no-store"),
+            *fault.headers,
+        ]
+        if fault.retry_after_s is not None:
+            headers.append(("Retry-After", str(max(1, math.ceil(fault.retry_after_s)))))
+        body: dict[str, Any]
+        if openai:
+            body = {"error": openai_error(fault.status, fault.detail, fault.code)}
+        else:
+            body = {
+                **(members or {}),
+                "type": "about:blank",
+                "title": phrase(fault.status),
+                "status": fault.status,
+                "detail": fault.detail,
+                "instance": path,
+                "request_id": request_id,
+                "layer": "gateway",
+                "service": service or self._gateway,
+                "failed": fault.failed,
+                "source": "gateway",
+                "attempts": fault.attempts,
+            }
+            if service:
+                body["breaker"] = self._breaker(service)
+        data = to_json(body)
+        headers.append(("Content-Length", str(len(data))))
+        return Answer(fault.status, headers, data, attempts=fault.attempts)
+
+    def of(self, incoming: Incoming, error: Exception, members: dict[str, Any] | None = None) -> Answer:
+        """The answer to an error of a request that got as far as being one."""
+        return self.answer(
+            error,
+            path=incoming.path,
+            request_id=incoming.request_id,
+            service=incoming.service if incoming.route is not None else "",
+            openai=incoming.openai,
+            members=members,
+        )
+
+
+def fault_of(error: Exception) -> Fault:
+    """What is to be said about an error."""
+    if isinstance(error, CallError):
+        return _call_fault(error)
+    if isinstance(error, LimitExceeded):
+        return Fault(
+            429,
+            "You have asked too often.",
+            "gateway",
+            "rate_limit_exceeded",
+            error.retry_after_s,
+            headers=tuple(error.headers),
+        )
+    if isinstance(error, Overloaded):
+        detail = (
+            "The gateway has too much to do." if error.scope == "group" else "The service has too much to do."
+        )
+        return Fault(503, detail, "gateway", "overloaded", error.retry_after_s)
+    if isinstance(error, RouteUnknown):
+        return Fault(404, error.detail, "gateway", "not_found")
+    if isinstance(error, Refused):
+        return Fault(error.status, error.detail, "gateway", "invalid_request")
+    if isinstance(error, GatewayError):
+        return Fault(503, error.detail, "gateway", "service_unavailable", error.retry_after_s)
+    if isinstance(error, BodyFailed):
+        cause = error.__cause__
+        if isinstance(cause, Refused):
+            return fault_of(cause)
+        return Fault(400, "The body is not whole.", "gateway", "invalid_request")
+    if isinstance(error, ValueError):
+        return Fault(400, "The request cannot be passed on as it is.", "gateway", "invalid_request")
+    return Fault(500, "The gateway failed to process the request.", "gateway", "internal_error")
+
+
+def _call_fault(error: CallError) -> Fault:
+    name, attempts = error.service, error.attempts
+    if isinstance(error, BreakerOpen):
+        detail = f"{name} fails too often: it is left alone for a while."
+        return Fault(503, detail, "service", "service_unavailable", error.retry_after_s, attempts)
+    if isinstance(error, NoInstance):
+        return Fault(
+            503, f"{name} has no live instance.", "service", "service_unavailable", RETRY_AFTER_S, attempts
+        )
+    if isinstance(error, BudgetExhausted):
+        detail = f"{name} cannot be reached, and too much has been tried again already."
+        return Fault(503, detail, "service", "service_unavailable", RETRY_AFTER_S, attempts)
+    if isinstance(error, NotSent):
+        return Fault(
+            503, f"{name} cannot be reached.", "service", "service_unavailable", RETRY_AFTER_S, attempts
+        )
+    if isinstance(error, ResponseTimeout) or (isinstance(error, DeadlineExceeded) and error.sent):
+        detail = f"{name} did not answer in time; the request may have run."
+        return Fault(504, detail, "service", "gateway_timeout", attempts=attempts)
+    if isinstance(error, DeadlineExceeded):
+        return Fault(
+            504, f"There was no time left to ask {name}.", "gateway", "gateway_timeout", attempts=attempts
+        )
+    return Fault(
+        502,
+        f"{name} gave no whole answer; the request may have run.",
+        "service",
+        "bad_gateway",
+        attempts=attempts,
+    )
+
+
+def openai_error(status: int, message: str, code: str) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kinds = {
+        400: "invalid_request_error",
+        401: "authentication_error",
+        403: "permission_error",
+        404: "invalid_request_error",
+    }
+    kind = kinds.get(status) or (
+        "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    )
+    return {"message": message, "type": kind, "param": None, "code": code}
+
+
+def phrase(status: int) -> str:
+    """The reason phrase of a status; `Error` for one that nobody has named."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"

@@ -1,0 +1,155 @@
+"""Whose path it is: the routes of the view, those that it had, and what the edge says."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+from discovery.contract import Policy, check_name, parse_placement, parse_route
+from discovery.errors import ContractError
+from discovery.model import Instance, Route, Snapshot
+from discovery.static_view import Reading
+
+GATEWAY = "gateway-"
+# Routes of services that are gone are kept for their fallbacks; the oldest go first.
+MAX_REMEMBERED = 4096
+
+
+def is_gateway(service: str) -> bool:
+    """Whether the service is a gateway: never forwarded to, or requests could go in circles."""
+    return service.startswith(GATEWAY)
+
+
+class Exposed:
+    """The view as the edge would take it: without the instances whose metadata, address or port the contract refuses.
+
+    Metadata is hostile input, and what is registered at the address of a control port would be reached through us.
+    Thread-safe. Promises of `Reading`.
+    """
+
+    def __init__(self, view: Reading, policy: Policy) -> None:
+        self._view = view
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._seen = Snapshot()
+        self._snapshot = Snapshot(version=-1)
+
+    def snapshot(self) -> Snapshot:
+        seen = self._view.snapshot()
+        if seen is self._seen:
+            return self._snapshot
+        with self._lock:
+            if seen is not self._seen:
+                before, filtered = self._seen.services, self._snapshot.services
+                services = {
+                    name: filtered[name]
+                    if before.get(name) is instances and name in filtered
+                    else tuple(each for each in instances if self._takes(each))
+                    for name, instances in seen.services.items()
+                }
+                self._snapshot = Snapshot(services, seen.version)
+                self._seen = seen
+            return self._snapshot
+
+    def age_s(self) -> float:
+        return self._view.age_s()
+
+    @property
+    def healthy(self) -> bool:
+        return self._view.healthy
+
+    def _takes(self, instance: Instance) -> bool:
+        try:
+            check_name(instance.service)
+            parse_route(instance.service, instance.meta)
+            parse_placement(instance, self._policy)
+        except ContractError:
+            return False
+        return True
+
+
+class Routes:
+    """Finds the route of a path. Thread-safe; `view` is an `Exposed` one, whose metadata can be parsed."""
+
+    def __init__(self, view: Reading) -> None:
+        self._view = view
+        self._lock = threading.Lock()
+        self._seen = Snapshot(version=-1)
+        self._routes: dict[str, Route] = {}
+        self._prefixes: dict[str, str] = {}
+        self._remembered: dict[str, Route] = {}
+        self._gone: dict[str, str] = {}
+        self._depth = 0
+
+    def find(self, path: str, named: str | None = None) -> Route | None:
+        """The route that `path` (percent-encoded, without query) belongs to, or None.
+
+        `named` is the service that the edge says it is. It knows who owns a prefix that several ask for: believed if the service
+        has or had a prefix of this path, and for a service that nobody here remembers.
+        """
+        self._follow()
+        if named is not None:
+            route = self._routes.get(named) or self._remembered.get(named)
+            if route is not None and any(holds(prefix, path) for prefix in route.paths):
+                return route
+        parts = path.split("/", self._depth + 1)[: self._depth + 1]
+        for prefixes, routes in ((self._prefixes, self._routes), (self._gone, self._remembered)):
+            for size in range(len(parts), 1, -1):
+                service = prefixes.get("/".join(parts[:size]))
+                if service is not None:
+                    return routes[service]
+        return None
+
+    def services(self) -> dict[str, Route]:
+        """The routes that the view has now, by service."""
+        self._follow()
+        return self._routes
+
+    def _follow(self) -> None:
+        snapshot = self._view.snapshot()
+        if snapshot is self._seen:
+            return
+        with self._lock:
+            if snapshot is self._seen:
+                return
+            before = self._seen.services
+            routes = {}
+            for service, instances in snapshot.services.items():
+                known = before.get(service) is instances
+                route = self._routes.get(service) if known else elect(instances)
+                if route is not None:
+                    routes[service] = route
+            self._remember(routes)
+            first = {name: min(i.create_index for i in snapshot.services[name]) for name in routes}
+            # Who came first holds a prefix: written last.
+            self._prefixes = {
+                prefix: name
+                for name in sorted(routes, key=lambda name: (first[name], name), reverse=True)
+                for prefix in routes[name].paths
+            }
+            self._gone = {prefix: name for name, route in self._remembered.items() for prefix in route.paths}
+            self._depth = max((p.count("/") for p in (*self._prefixes, *self._gone)), default=0)
+            self._routes, self._seen = routes, snapshot
+
+    def _remember(self, routes: dict[str, Route]) -> None:
+        for service, route in self._routes.items():
+            if service not in routes:
+                self._remembered[service] = route
+        for service in routes:
+            self._remembered.pop(service, None)
+        while len(self._remembered) > MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+
+
+def elect(instances: Sequence[Instance]) -> Route | None:
+    """What a service asks for, by the majority of its instances; a tie goes to the newest. As the edge does it."""
+    asked = [(parse_route(each.service, each.meta), each.create_index) for each in instances]
+    votes = Counter(route for route, _ in asked)
+    newest = {route: max(index for other, index in asked if other == route) for route in votes}
+    return max(votes, key=lambda route: (votes[route], newest[route]), default=None)
+
+
+def holds(prefix: str, path: str) -> bool:
+    """Whether the path is the prefix or lies under it."""
+    return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/")
