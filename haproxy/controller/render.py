@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import jinja2
@@ -99,7 +100,7 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         pages=[_page(settings, page.status, page.file_name, page.retry_after_s) for page in pages()],
         health_headers=_OWN_HEADERS,
         openai_map=settings.errors_dir / OPENAI_MAP,
-        acls=_routes(state) if _fit_acls(state) else None,
+        acls=_in_order(_routes(state)),
         backends=[_backend(backend, pace(state)) for backend in state.backends],
     )
 
@@ -169,16 +170,23 @@ def _is_gateway(route: Route) -> bool:
     return route.service.startswith("gateway-")
 
 
-def _fit_acls(state: EdgeState) -> bool:
-    """Whether every route can be an ACL: few enough, and none inside another's prefix, so that their order says nothing."""
-    if len(state.backends) > ACL_ROUTES:
-        return False
-    owner = {prefix: backend.name for backend in state.backends for prefix in backend.route.paths}
-    for prefix, name in owner.items():
-        while prefix := prefix.rpartition("/")[0]:
-            if owner.get(prefix, name) != name:
-                return False
-    return True
+def _in_order(routes: list[_Route]) -> list[_Route] | None:
+    """The routes in an order in which the first ACL that fits is the one of the longest prefix: who lies inside another's
+    prefix comes before him. None when there are too many, or when two lie inside each other's, so that no order would do."""
+    if len(routes) > ACL_ROUTES:
+        return None
+    owners = {prefix: route.service for route in routes for prefix in route.prefixes}
+    inside: dict[str, set[str]] = {route.service: set() for route in routes}
+    for prefix, service in owners.items():
+        above = prefix
+        while above := above.rpartition("/")[0]:
+            if owners.get(above, service) != service:
+                inside[owners[above]].add(service)
+    by_name = {route.service: route for route in routes}
+    try:
+        return [by_name[service] for service in TopologicalSorter(inside).static_order()]
+    except CycleError:
+        return None
 
 
 def _map_text(state: EdgeState) -> str:
