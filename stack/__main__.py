@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from stack import consul_agent, report
+from stack import consul_agent, redis_servers, report
 from stack.api import INFRASTRUCTURE, Stack
 from stack.errors import BadRequest, StackError
 from stack.settings import StackSettings
@@ -28,7 +28,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-RESERVED = {"master", *consul_agent.SHARED_POLICIES}
+# `default` is Redis' own; the others begin the names of keys that belong to no service of that name.
+RESERVED = {"master", *consul_agent.SHARED_POLICIES, *consul_agent.RETIRED, "default", "gateway", "snapshot"}
 
 Service = Annotated[str, typer.Option("--service", "-s", help="a service, for example users")]
 Number = Annotated[int | None, typer.Option("--number", "-n", help="how many, or which")]
@@ -166,7 +167,6 @@ def run(file: Path, service: Service) -> None:
     _give_token(stack, service)
     if not file.is_file():
         raise BadRequest(f"there is no file {file}")
-    stack.vault.write_clients([*stack.fleet, service])
     ours = stack.environment(service)
     # A secret that the shell holds must not outrank the file that is meant.
     kept = {name: value for name, value in os.environ.items() if f"{name}_FILE" not in ours}
@@ -184,14 +184,13 @@ def keep_tokens() -> None:
 
 
 def _give_token(stack: Stack, name: str) -> Path:
-    if not NAME.fullmatch(name) or name in RESERVED:
+    reserved = name in RESERVED or (name.startswith(redis_servers.GATEWAY) and name not in stack.fleet)
+    if reserved or not NAME.fullmatch(name):
         raise BadRequest(
             f"{name!r} cannot be a service's name",
             "a-z, 0-9 and -, at most 63, and no name of the stack's own",
         )
-    stack.need_running()
-    acl = consul_agent.ConsulAcl(stack.settings.consul_address, stack.vault)
-    acl.apply([name], stack.settings.consul_production)
+    stack.admit(name)
     return stack.vault.consul_token_file(name)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack import processes
+from stack import consul_agent, processes, redis_servers
 from stack.errors import BadRequest, NotRunning, StackError
 from stack.fleet import FLEET, MAX_INSTANCES, ServiceSpec
 from stack.programs import DRAIN_WAIT_S, Catalogue, Program
@@ -21,7 +21,7 @@ from stack.state import Slot, State
 from stack.supervisor import Supervisor
 from stack.vault import Vault
 
-INFRASTRUCTURE = ("consul", "consul-tokens", "redis-cache", "redis-state", "haproxy", "controller")
+INFRASTRUCTURE = ("consul", "consul-tokens", *redis_servers.SERVERS, "haproxy", "controller")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +156,17 @@ class Stack:
         processes.send(signal.SIGKILL, processes.tree(pid))
         return pid
 
-    def crash(self, name: str) -> int:
-        """As `kill`, but it stays away until `start`."""
-        pid = self._live(name)
-        people = processes.tree(pid)
+    def crash(self, *names: str) -> list[int]:
+        """As `kill`, all of these at once, but they stay away until `start`. Returns the pids that they had."""
+        pids = [self._live(name) for name in names]
+        people = [one for pid in pids for one in processes.tree(pid)]
+        # Stopped first: so SIGTERM, by which supervisord notes that they are meant to be away, cannot begin a drain.
         processes.send(signal.SIGSTOP, people)
-        self.supervisor.stop_program(name)
+        for name in names:
+            self.supervisor.stop_program(name)
         processes.send(signal.SIGKILL, people)
-        self.supervisor.wait([name], {"STOPPED", "EXITED"}, 10)
-        return pid
+        self.supervisor.wait(names, {"STOPPED", "EXITED"}, 10)
+        return pids
 
     def pause(self, name: str) -> None:
         """SIGSTOP to all processes of an instance or server: it hangs."""
@@ -253,6 +255,21 @@ class Stack:
     def environment(self, service: str) -> dict[str, str]:
         """For a program outside supervisord that registers as `service`."""
         return {**self.catalogue.base_environment(), **self.catalogue.service_environment(service)}
+
+    def admit(self, service: str) -> None:
+        """Give a service that the fleet does not know all that `environment` tells it of: tokens, passwords, and who knows them.
+
+        Raises NotRunning, StackError; OSError when Consul does not answer.
+        """
+        self.need_running()
+        consul_agent.ConsulAcl(self.settings.consul_address, self.vault).apply(
+            [service], self.settings.consul_production
+        )
+        self.vault.redis_password_file(service)
+        for name in redis_servers.SERVERS:
+            redis_servers.configure(self.settings, self.vault, name)
+        redis_servers.admit(self.settings, self.vault, service)
+        self.vault.write_clients([*self.fleet, service])
 
     def edge_environment(self) -> dict[str, str]:
         """For the controller's own commands."""

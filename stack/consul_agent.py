@@ -19,7 +19,9 @@ log = structlog.get_logger(__name__)
 
 CONFIG = REPO / "consul"
 ANONYMOUS = "00000000-0000-0000-0000-000000000002"  # accessor id, fixed by Consul
-SHARED_POLICIES = ("agent", "anonymous", "controller", "gateway", "operator")
+SHARED_POLICIES = ("agent", "anonymous", "controller", "operator")
+RETIRED = ("gateway",)
+"""Policies with a token each that earlier versions made: taken away where they are found."""
 NODE_NAME = "breakwater-1"
 
 
@@ -98,14 +100,18 @@ class ConsulAcl:
         policies = {entry["Name"]: entry for entry in self._must("GET", "/v1/acl/policies")}
         for name in SHARED_POLICIES:
             self._policy(policies, name, (CONFIG / "policies" / f"{name}.hcl").read_text())
-        named = sorted(set(services) | set(self.vault.consul_names()) - {"master", *SHARED_POLICIES})
-        template = (CONFIG / "policies" / "service.hcl").read_text()
+        named = sorted(
+            set(services) | set(self.vault.consul_names()) - {"master", *SHARED_POLICIES, *RETIRED}
+        )
         for name in named:
+            kind = "gateway" if name.startswith("gateway-") else "service"
+            template = (CONFIG / "policies" / f"{kind}.hcl").read_text()
             self._policy(policies, f"service-{name}", template.replace("@NAME@", name))
             self._token(name, f"service-{name}")
         self._anonymous(["anonymous"] if not production else [])
-        for name in ("agent", "gateway", "operator", "controller"):
+        for name in ("agent", "operator", "controller"):
             self._token(name, name)
+        self._retire(policies)
         log.info("consul tokens applied", services=named, production=production)
 
     def _policy(self, known: dict[str, Any], name: str, rules: str) -> None:
@@ -122,6 +128,15 @@ class ConsulAcl:
             secret = self.vault.consul_token(name)
             body = {"SecretID": secret, "Description": f"breakwater {name}", "Policies": [{"Name": policy}]}
             self._must("PUT", "/v1/acl/token", body)
+
+    def _retire(self, known: dict[str, Any]) -> None:
+        for name in RETIRED:
+            if name in known:
+                # Its token goes first: without a policy it would still be one.
+                for token in self._must("GET", f"/v1/acl/tokens?policy={known[name]['ID']}"):
+                    self._must("DELETE", f"/v1/acl/token/{token['AccessorID']}")
+                self._must("DELETE", f"/v1/acl/policy/{known[name]['ID']}")
+            self.vault.forget_consul_token(name)
 
     def _anonymous(self, wanted: list[str]) -> None:
         token = self._must("GET", f"/v1/acl/token/{ANONYMOUS}")

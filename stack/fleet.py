@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """One service: run as `python -m <module>`; `probe` is a path of it that the edge serves (any answer of an instance counts)."""
+    """One service: run as `python -m <module>`; `probe` is a path of it that the edge serves (any answer of an instance counts).
+
+    `environment` is given to its instances beside what all get.
+    """
 
     name: str
     module: str
     instances: int
     probe: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def _gateway(domain: str) -> ServiceSpec:
+    environment = {"GATEWAY_DOMAIN": domain, "WORKER_CLASS": "gevent"}
+    return ServiceSpec(f"gateway-{domain}", "gateway", 2, f"/api/gateway/{domain}", environment)
 
 
 FLEET: tuple[ServiceSpec, ...] = (

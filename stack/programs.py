@@ -7,18 +7,18 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from stack import consul_agent
+from stack import consul_agent, redis_servers
 from stack.errors import StackError
 from stack.fleet import ServiceSpec
 from stack.settings import REPO, StackSettings
-from stack.vault import Vault, write_private
+from stack.vault import Vault
 
 SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 PASSED_PREFIXES = (
     "EDGE_",
     "AUTH_",
+    "GATEWAY_",
     "LOG_",
     "DRAIN_",
     "DATABASE_",
@@ -108,6 +108,7 @@ class Catalogue:
     def instance(self, spec: ServiceSpec, number: int, port: int) -> Program:
         name = f"{spec.name}-{number}"
         environment = {
+            **spec.environment,
             **self.service_environment(spec.name),
             "INSTANCE_ID": name,
             "HOST": "127.0.0.1",
@@ -124,7 +125,8 @@ class Catalogue:
             "SERVICE_CLIENT_SECRET_FILE": str(vault.service_secret_file(service)),
             "REDIS_CACHE_URL": f"redis://127.0.0.1:{settings.redis_cache_port}/0",
             "REDIS_STATE_URL": f"redis://127.0.0.1:{settings.redis_state_port}/0",
-            "REDIS_PASSWORD_FILE": str(vault.redis_password_file()),
+            "REDIS_USERNAME": service,
+            "REDIS_PASSWORD_FILE": str(vault.redis_password_file(service)),
         }
         if service == "auth":
             environment["AUTH_CLIENTS_FILE"] = str(vault.root / "auth-clients.json")
@@ -160,36 +162,10 @@ class Catalogue:
 
     def _redis(self) -> list[Program]:
         binary = find_binary("redis-server")
-        settings = self.settings
-        cache = ["maxmemory 64mb", "maxmemory-policy allkeys-lru", "appendonly no"]
-        state = ["maxmemory 256mb", "maxmemory-policy noeviction", "appendonly yes", "appendfsync everysec"]
-        wanted = {
-            "redis-cache": (settings.redis_cache_port, cache),
-            "redis-state": (settings.redis_state_port, state),
+        files = {
+            name: redis_servers.configure(self.settings, self.vault, name) for name in redis_servers.SERVERS
         }
-        found = []
-        for name, (port, lines) in wanted.items():
-            config = self._redis_config(name, port, lines)
-            found.append(Program(name, (binary, str(config))))
-        return found
-
-    def _redis_config(self, name: str, port: int, lines: list[str]) -> Path:
-        folder = self.settings.var / name
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        common = [
-            "bind 127.0.0.1",
-            "protected-mode yes",
-            f"port {port}",
-            "daemonize no",
-            f'dir "{folder}"',
-            'save ""',
-            # A changed title would overwrite the environment by which the stack knows its processes.
-            "set-proc-title no",
-            f"requirepass {self.vault.redis_password_file().read_text().strip()}",
-        ]
-        path = folder / "redis.conf"
-        write_private(path, "\n".join([*common, *lines]) + "\n")
-        return path
+        return [Program(name, (binary, str(file))) for name, file in files.items()]
 
     def _haproxy(self) -> Program:
         settings = self.settings

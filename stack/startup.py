@@ -75,6 +75,8 @@ class Startup:
             folder.chmod(0o700)
         stack.vault.open()
         stack.vault.write_clients([*stack.fleet, PROBE_CLIENT])
+        for name in stack.fleet:
+            stack.vault.redis_password_file(name)
         stack.state.settings = settings.model_dump(mode="json")
         stack.state.slots = []
         stack.assign([(name, n) for name in stack.fleet for n in range(1, stack.counts[name] + 1)])

@@ -12,6 +12,9 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+REDIS_OPERATOR = "operator"
+"""The user of Redis that makes the others. The stack alone has its password."""
+
 
 def write_private(path: Path, text: str) -> None:
     """Replace the file atomically; nobody but the owner can read it at any moment."""
@@ -36,13 +39,19 @@ class Vault:
         """Make the folder, or take back what group and others may do in it."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
+        # Of an earlier version: one password for all services.
+        (self.root / "redis.password").unlink(missing_ok=True)
 
     def consul_token_file(self, name: str) -> Path:
-        """The Consul token of a service, or of `master`, `agent`, `controller`, `gateway`, `operator`: a UUID."""
+        """The Consul token of a service, or of `master`, `agent`, `controller`, `operator`: a UUID."""
         return self._made(self.root / "consul" / f"{name}.token", lambda: str(uuid.uuid4()))
 
     def consul_token(self, name: str) -> str:
         return self.consul_token_file(name).read_text().strip()
+
+    def forget_consul_token(self, name: str) -> None:
+        """Throw the token away; none there is well as well."""
+        (self.root / "consul" / f"{name}.token").unlink(missing_ok=True)
 
     def consul_names(self) -> list[str]:
         """Every name that has a Consul token, sorted."""
@@ -55,8 +64,17 @@ class Vault:
         )
         return made.read_text().strip()
 
-    def redis_password_file(self) -> Path:
-        return self._made(self.root / "redis.password", lambda: secrets.token_urlsafe(32))
+    def redis_password_file(self, name: str) -> Path:
+        """The password of a service, or of `REDIS_OPERATOR`, for both Redis servers."""
+        return self._made(self.root / "redis" / f"{name}.password", lambda: secrets.token_urlsafe(32))
+
+    def redis_password(self, name: str) -> str:
+        return self.redis_password_file(name).read_text().strip()
+
+    def redis_names(self) -> list[str]:
+        """Every service that has a Redis password, sorted."""
+        names = {path.stem for path in (self.root / "redis").glob("*.password")}
+        return sorted(names - {REDIS_OPERATOR})
 
     def key_encryption_file(self) -> Path:
         """What auth encrypts its signing keys with: a Fernet key."""

@@ -1,4 +1,8 @@
-# The gateways: they call services, and register nothing with this token.
+# The token of one group of gateways: it registers its own name and no other, and finds everybody.
+service "@NAME@" {
+  policy = "write"
+}
+
 service_prefix "" {
   policy = "read"
 }

@@ -139,6 +139,7 @@ class Kit:
         return connect(
             url,
             secret(self.settings.redis_password),
+            username=self.settings.redis_username,
             timeout_s=timeout_s,
             connections=self.settings.worker_threads * 2,
         )

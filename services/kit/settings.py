@@ -67,6 +67,7 @@ class ServiceSettings(BaseSettings):
 
     redis_cache_url: str | None = None
     redis_state_url: str | None = None
+    redis_username: str | None = None
     redis_password: SecretStr | None = None
     redis_cache_timeout_s: float = Field(default=0.1, gt=0, le=5)
     redis_state_timeout_s: float = Field(default=0.5, gt=0, le=10)

@@ -21,6 +21,8 @@ from stack.vault import Vault, write_private
 from tests.support.eventually import eventually
 from tests.support.servers import Process
 
+GATEWAY = "gateway-business"
+
 
 @dataclass
 class Agent:
@@ -75,7 +77,7 @@ def agent(
 def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     with agent(tmp_path_factory.mktemp("consul"), "common.hcl", "server.hcl") as one:
         one.acl.wait_ready(30)
-        one.acl.apply(["users", "posts"], production=False)
+        one.acl.apply(["users", "posts", GATEWAY], production=False)
         yield one
 
 
@@ -106,7 +108,7 @@ def test_service_finds_everybody(consul: Agent) -> None:
     assert "users" in eventually(lambda: consul.answer("posts", "GET", "/v1/catalog/services").json(), 10)
 
 
-@pytest.mark.parametrize("name", ["users", "gateway", "operator", None])
+@pytest.mark.parametrize("name", ["users", GATEWAY, "operator", None])
 def test_verdicts_are_written_by_the_controller_only(consul: Agent, name: str | None) -> None:
     path = "/v1/kv/edge/status/edge/users"
     assert consul.status(name, "PUT", path, "{}") == 403
@@ -116,24 +118,54 @@ def test_verdicts_are_written_by_the_controller_only(consul: Agent, name: str | 
 
 def test_policy_of_paths_is_written_by_the_operator_only(consul: Agent) -> None:
     path = "/v1/kv/edge/policy/owners"
-    for name in ("users", "controller", "gateway", None):
+    for name in ("users", "controller", GATEWAY, None):
         assert consul.status(name, "PUT", path, {}) == 403
     assert consul.status("operator", "PUT", path, {}) == 200
     assert consul.status("controller", "GET", path) == 200
 
 
-@pytest.mark.parametrize("name", ["users", "controller", "gateway", "operator", "agent", None])
+@pytest.mark.parametrize("name", ["users", "controller", GATEWAY, "operator", "agent", None])
 def test_only_the_management_token_sees_tokens(consul: Agent, name: str | None) -> None:
     assert consul.status(name, "GET", "/v1/acl/tokens") == 403
     assert consul.status("master", "GET", "/v1/acl/tokens") == 200
 
 
-@pytest.mark.parametrize("name", ["controller", "gateway", "operator", None])
+@pytest.mark.parametrize("name", ["controller", "operator", None])
 def test_readers_register_nothing(consul: Agent, name: str | None) -> None:
     assert consul.register(name, "users") == 403
 
 
-@pytest.mark.parametrize("name", ["users", "controller", "gateway", None])
+def test_gateway_registers_itself_and_finds_everybody(consul: Agent) -> None:
+    assert consul.register(GATEWAY, GATEWAY) == 200
+    assert consul.register("users", "users") == 200
+    for path in ("/v1/health/state/any", "/v1/health/service/users", "/v1/catalog/nodes"):
+        assert consul.answer(GATEWAY, "GET", path).json(), path
+    assert {consul.register(GATEWAY, name) for name in ("users", "gateway-ai", "gateway")} == {403}
+    assert consul.status(GATEWAY, "PUT", "/v1/agent/service/deregister/users-1") == 403
+    for path in ("/v1/kv/edge/status/edge/users", "/v1/kv/edge/policy/owners"):
+        assert consul.status("operator", "GET", path) in {200, 404}
+        assert consul.status(GATEWAY, "GET", path) == 403
+    assert consul.status(GATEWAY, "PUT", "/v1/agent/service/deregister/gateway-business-1") == 200
+
+
+def test_shared_token_of_an_earlier_version_is_taken_away(consul: Agent) -> None:
+    old = {"Name": "gateway", "Rules": 'service_prefix "" { policy = "read" }'}
+    assert consul.status("master", "PUT", "/v1/acl/policy", old) == 200
+    secret = consul.vault.consul_token("gateway")
+    token = {"SecretID": secret, "Policies": [{"Name": "gateway"}]}
+    assert consul.status("master", "PUT", "/v1/acl/token", token) == 200
+    headers = {"X-Consul-Token": secret}
+    self_path = "/v1/acl/token/self"
+    assert rest.call(consul.settings.consul_address, "GET", self_path, headers=headers).status == 200
+    consul.acl.apply([], production=False)
+    assert rest.call(consul.settings.consul_address, "GET", self_path, headers=headers).status == 403
+    names = {entry["Name"] for entry in consul.answer("master", "GET", "/v1/acl/policies").json()}
+    assert "gateway" not in names
+    assert "gateway" not in consul.vault.consul_names()
+    consul.acl.apply([], production=False)
+
+
+@pytest.mark.parametrize("name", ["users", "controller", GATEWAY, None])
 def test_agents_configuration_is_nobodys_business(consul: Agent, name: str | None) -> None:
     assert consul.status(name, "GET", "/v1/agent/self") == 403
     assert consul.status("operator", "GET", "/v1/agent/self") == 200
@@ -175,7 +207,7 @@ def test_ui_shows_services_without_login_until_production(consul: Agent) -> None
 
 def test_applying_again_makes_nothing_new(consul: Agent) -> None:
     before = {entry["AccessorID"] for entry in consul.answer("master", "GET", "/v1/acl/tokens").json()}
-    consul.acl.apply(["users", "posts"], production=False)
+    consul.acl.apply(["users", "posts", GATEWAY], production=False)
     assert {
         entry["AccessorID"] for entry in consul.answer("master", "GET", "/v1/acl/tokens").json()
     } == before

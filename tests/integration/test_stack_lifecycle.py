@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis.exceptions import NoPermissionError
 from rich.console import Console
 
 from stack import processes, report, rest, views
@@ -254,6 +256,8 @@ def test_plan_of_a_settled_stack(stack: Stack) -> None:
         (("scale", "--service", "users", "--number", "100000"), "cannot run that many"),
         (("token", "controller"), "cannot be a service's name"),
         (("token", "../x"), "cannot be a service's name"),
+        (("token", "snapshot"), "cannot be a service's name"),
+        (("token", "gateway-shop"), "cannot be a service's name"),
         (("run", "missing.py", "--service", "hello"), "there is no file missing.py"),
     ],
 )
@@ -276,6 +280,13 @@ def test_token_for_a_service_of_your_own(stack: Stack) -> None:
     assert rest.call(address, "PUT", path, body={**body, "Name": "users"}, headers=headers).status == 403
     assert rest.call(address, "PUT", path, body=body, headers=headers).status == 200
     assert rest.call(address, "PUT", "/v1/agent/service/deregister/hello-1", headers=headers).status == 200
+    environment = stack.environment("hello")
+    for url in (environment["REDIS_CACHE_URL"], environment["REDIS_STATE_URL"]):
+        password = Path(environment["REDIS_PASSWORD_FILE"]).read_text().strip()
+        with Redis.from_url(url, username=environment["REDIS_USERNAME"], password=password) as redis:
+            redis.set("hello:a", 1)
+            with pytest.raises(NoPermissionError):
+                redis.set("users:a", 1)
 
 
 def test_seed_twice_adds_once(stack: Stack) -> None:

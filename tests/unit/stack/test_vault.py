@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.vault import Vault, write_private
+from stack.vault import REDIS_OPERATOR, Vault, write_private
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def vault(tmp_path: Path) -> Vault:
 def test_every_secret_is_private(vault: Vault) -> None:
     vault.consul_token_file("users")
     vault.gossip_key()
-    vault.redis_password_file()
+    vault.redis_password_file("users")
     vault.key_encryption_file()
     vault.write_clients(["users"])
     files = [path for path in vault.root.rglob("*") if path.is_file()]
@@ -44,6 +44,20 @@ def test_secret_is_made_once(vault: Vault) -> None:
     assert vault.consul_token("users") == token
     assert vault.consul_token("posts") != token
     assert vault.consul_names() == ["posts", "users"]
+
+
+def test_each_service_has_a_redis_password_of_its_own(vault: Vault) -> None:
+    assert vault.redis_password("users") != vault.redis_password("posts")
+    assert vault.redis_password("users") == vault.redis_password("users")
+    vault.redis_password(REDIS_OPERATOR)
+    assert vault.redis_names() == ["posts", "users"]
+
+
+def test_password_that_all_shared_is_thrown_away(vault: Vault) -> None:
+    shared = vault.root / "redis.password"
+    shared.write_text("old\n")
+    vault.open()
+    assert not shared.exists()
 
 
 def test_lost_secret_is_made_again(vault: Vault) -> None:

@@ -1,0 +1,133 @@
+"""The two Redis servers: their configuration, and which keys each service may touch in them.
+
+Every service is a user of its own; the configuration holds digests of the passwords, the vault the passwords. `default`, as
+whom every client begins, is off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from stack.errors import StackError
+from stack.settings import StackSettings
+from stack.vault import REDIS_OPERATOR, Vault, write_private
+
+log = structlog.get_logger(__name__)
+
+SERVERS: Mapping[str, tuple[str, ...]] = {
+    "redis-cache": ("maxmemory 64mb", "maxmemory-policy allkeys-lru", "appendonly no"),
+    "redis-state": (
+        "maxmemory 256mb",
+        "maxmemory-policy noeviction",
+        "appendonly yes",
+        "appendfsync everysec",
+    ),
+}
+"""Program → the lines in which it differs. What is in the cache may be lost, what is in the state may not."""
+
+GATEWAY = "gateway-"
+"""Begins the names of the gateways, which share one namespace, and read what the services' last good answers were."""
+
+# All that works on data, for the keys bound it. Not what names the keys of others (SCAN, RANDOMKEY, CLIENT TRACKING,
+# PUBSUB CHANNELS), what they hang from (SCRIPT KILL and FLUSH, FUNCTION), and what rules the server.
+COMMANDS = (
+    "-@all +@read +@write +@connection +@transaction +@scripting +@pubsub -@dangerous -@admin"
+    " -scan -randomkey -dbsize -client|tracking -client|caching -pubsub -function -script +script|load +script|exists"
+)
+
+_TIMEOUT_S = 2.0
+
+
+def rules(service: str) -> str:
+    """What a service may: in the words of Redis' ACL, without its password."""
+    if service.startswith(GATEWAY):
+        domain = service.removeprefix(GATEWAY)
+        shared = " ".join(f"~{name}:* &{name}:*" for name in (f"gateway:{domain}", "gateway:shared"))
+        # A last good answer is read, and thrown away when the service says that it holds no more.
+        return f"{COMMANDS} ~{service}:* {shared} ~snapshot:*"
+    return f"{COMMANDS} ~{service}:* &{service}:* %W~snapshot:{service}:*"
+
+
+def configure(settings: StackSettings, vault: Vault, name: str) -> Path:
+    """Write the server's configuration and its users: all services that have a password. Returns the first one's path."""
+    folder = settings.var / name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    users = folder / "users.acl"
+    write_private(users, "\n".join(_users(vault)) + "\n")
+    lines = [
+        "bind 127.0.0.1",
+        "protected-mode yes",
+        f"port {_port(settings, name)}",
+        "daemonize no",
+        f'dir "{folder}"',
+        'save ""',
+        # A changed title would overwrite the environment by which the stack knows its processes.
+        "set-proc-title no",
+        f'aclfile "{users}"',
+        *SERVERS[name],
+    ]
+    path = folder / "redis.conf"
+    write_private(path, "\n".join(lines) + "\n")
+    return path
+
+
+def admit(settings: StackSettings, vault: Vault, service: str) -> None:
+    """Make a service known to the servers that run now; one that does not will read it from its file.
+
+    Raises StackError where a server hangs or does not know the stack.
+    """
+    # Not for every command of the Makefile: it takes 0.1 s.
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.exceptions import AuthenticationError, ConnectionError, ResponseError, TimeoutError
+    from redis.retry import Retry
+
+    words = ["reset", *_rules_with_password(vault, service).split()]
+    for name in SERVERS:
+        # Not ACL LOAD: before Redis 7.2 it cuts the connections of everybody.
+        client = Redis(
+            port=_port(settings, name),
+            username=REDIS_OPERATOR,
+            password=vault.redis_password(REDIS_OPERATOR),
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+        try:
+            client.execute_command("ACL SETUSER", service, *words)
+        except (AuthenticationError, ResponseError) as error:
+            raise StackError(
+                f"{name} does not let the stack in ({error})",
+                "an earlier version may have started it: make down, make up",
+            ) from error
+        except TimeoutError as error:
+            raise StackError(f"{name} does not answer", f"see: make logs SERVICE={name}") from error
+        except ConnectionError as error:
+            log.info(
+                "redis user waits for the server's start", server=name, service=service, error=str(error)
+            )
+        finally:
+            client.close()
+
+
+def _users(vault: Vault) -> list[str]:
+    everything = "~* &* +@all"
+    operator = f"user {REDIS_OPERATOR} on {everything} #{_digest(vault, REDIS_OPERATOR)}"
+    services = [f"user {name} {_rules_with_password(vault, name)}" for name in vault.redis_names()]
+    return ["user default reset", operator, *services]
+
+
+def _rules_with_password(vault: Vault, service: str) -> str:
+    return f"on {rules(service)} #{_digest(vault, service)}"
+
+
+def _digest(vault: Vault, name: str) -> str:
+    return hashlib.sha256(vault.redis_password(name).encode()).hexdigest()
+
+
+def _port(settings: StackSettings, name: str) -> int:
+    return settings.fixed_ports[f"{name.upper().replace('-', '_')}_PORT"]
