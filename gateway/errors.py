@@ -34,11 +34,29 @@ class RouteUnknown(GatewayError):
 
 
 class Refused(GatewayError):
-    """The request cannot be passed on as it came. `status` is the answer's: 400, 408, 413 or 504."""
+    """The request cannot be passed on as it came, or its answer not be made. `status` is the answer's.
 
-    def __init__(self, status: int, detail: str, *, service: str = "") -> None:
+    `headers` go out with it, `members` into the problem object. Below 500 it is the caller's to mend.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        service: str = "",
+        headers: list[tuple[str, str]] | None = None,
+        members: dict[str, object] | None = None,
+        retry_after_s: float = 1.0,
+    ) -> None:
         self.status = status
-        super().__init__(service, detail)
+        self.headers = headers or []
+        self.members = members or {}
+        super().__init__(service, detail, retry_after_s=retry_after_s)
+
+
+class PartFailed(Refused):
+    """A composed answer without a part that it needs: `members` has `part` (its name) and `parts` (how each of them went)."""
 
 
 class ClientGone(BaseException):

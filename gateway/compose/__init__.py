@@ -1,0 +1,70 @@
+"""Composed answers: several services' answers as one, as a domain's file declares them.
+
+    <domain>.toml → declaration (checked) → Compositions.find → Composition.answer → fetch (each part) → assemble
+
+`Compositions` is what the pipeline needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.model import Domain
+from discovery.static_view import Reading
+from gateway.compose.composition import Composition
+from gateway.compose.declaration import FOLDER, Declaration, DeclarationError, load
+from gateway.compose.fetch import Fetcher, PartCache, Sending
+from gateway.health import FleetHealth
+from gateway.model import Incoming
+
+__all__ = ["Composition", "Compositions", "Declaration", "DeclarationError"]
+
+
+class Compositions:
+    """What a domain's gateway answers out of several services. Thread-safe."""
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        *,
+        calls: Sending,
+        view: Reading,
+        cache: PartCache | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        fetcher = Fetcher(calls, view, cache, clock)
+        self._fixed: dict[str, Composition | FleetHealth] = {}
+        self._templates: list[Composition] = []
+        for route in declaration.route:
+            composition = Composition(route, fetcher, clock)
+            if route.template.names:
+                self._templates.append(composition)
+            else:
+                self._fixed[route.path] = composition
+        if declaration.health is not None:
+            self._fixed[declaration.health.path] = FleetHealth(declaration.health, view, clock)
+
+    @classmethod
+    def load(
+        cls,
+        domain: Domain,
+        *,
+        calls: Sending,
+        view: Reading,
+        cache: PartCache | None = None,
+        folder: Path = FOLDER,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> Self:
+        """What `<folder>/<domain>.toml` declares. Raises DeclarationError."""
+        return cls(load(domain, folder), calls=calls, view=view, cache=cache, clock=clock)
+
+    def find(self, incoming: Incoming) -> Composition | FleetHealth | None:
+        """Who answers this path, whatever the method; None when nothing here does."""
+        fixed = self._fixed.get(incoming.path)
+        if fixed is not None:
+            return fixed
+        return next(
+            (each for each in self._templates if each.route.template.match(incoming.path) is not None), None
+        )

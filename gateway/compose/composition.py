@@ -1,0 +1,95 @@
+"""One composed route at work: its parts fetched at once under one deadline, then put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import gevent
+from gevent.event import Event
+
+from discovery.clock import SYSTEM_CLOCK, Clock
+from gateway.compose.assemble import problem, whole
+from gateway.compose.declaration import SUBJECT, Part, Route
+from gateway.compose.fetch import Fetcher
+from gateway.compose.result import Result
+from gateway.errors import Refused
+from gateway.model import Answer, Incoming
+
+
+class Composition:
+    """Answers one declared route."""
+
+    def __init__(self, route: Route, fetcher: Fetcher, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.route = route
+        self._fetcher = fetcher
+        self._clock = clock
+        self._vary = sorted({header for part in route.parts.values() for header in part.headers})
+
+    def answer(self, incoming: Incoming) -> Answer:
+        """The whole. Raises Refused: another method, no token where there must be one; PartFailed for a part that is needed."""
+        route = self.route
+        if incoming.method not in route.methods:
+            allowed = ", ".join(route.methods)
+            raise Refused(405, f"This path takes {allowed}.", headers=[("Allow", allowed)])
+        values = route.template.match(incoming.path) or {}
+        if route.auth == "token":
+            identity = incoming.identify()
+            if identity is None:
+                raise _challenge(incoming)
+            values[SUBJECT] = identity.subject
+        results = self._gather(incoming, values)
+        needed = [each for each in results if route.parts[each.name].required and not each.usable]
+        if needed:
+            # What is to be done first, where several are missing: say who you are, then ask for what you may have.
+            raise problem(min(needed, key=lambda each: each.answer_status), results)
+        answer = whole(incoming, results, personal=route.auth == "token", vary=self._vary)
+        if incoming.method == "HEAD" and isinstance(answer.body, bytes):
+            answer.headers.append(("Content-Length", str(len(answer.body))))
+            answer.body = b""
+        return answer
+
+    def _gather(self, incoming: Incoming, values: Mapping[str, str]) -> list[Result]:
+        """How each part went, in the order of their declaration; those that are not there in time are told as late."""
+        timeout_s = min(incoming.deadline - self._clock.monotonic(), self.route.timeout_s)
+        board = _Board(self.route.parts)
+        greenlets = []
+        try:
+            for name, part in self.route.parts.items():
+                work = partial(self._fetcher.fetch, name, part, incoming, values, timeout_s * part.share)
+                greenlets.append(gevent.spawn(board.run, part, work))
+            board.decided.wait(max(0.0, timeout_s))
+        finally:
+            gevent.killall([each for each in greenlets if not each.dead], block=False)
+        return [board.results.get(name) or board.missing(name) for name in self.route.parts]
+
+
+class _Board:
+    """What has come in so far. `decided` once all is there, or once a part that is needed has failed."""
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self.decided = Event()
+        self.results: dict[str, Result] = {}
+        self._parts = parts
+
+    def run(self, part: Part, work: partial[Result]) -> None:
+        result = work()
+        self.results[result.name] = result
+        if len(self.results) == len(self._parts) or (part.required and not result.usable):
+            self.decided.set()
+
+    def missing(self, name: str) -> Result:
+        """A part that was cut off: the time was over, or the answer decided without it."""
+        service = self._parts[name].service
+        if self.decided.is_set():
+            return Result(
+                name, service, "cancelled", reason="not waited for: another part failed that is needed"
+            )
+        return Result(name, service, "timeout", reason="no answer in time")
+
+
+def _challenge(incoming: Incoming) -> Refused:
+    given = "authorization" in incoming.headers
+    value = 'Bearer realm="breakwater"' + (', error="invalid_token"' if given else "")
+    detail = "The token is not valid." if given else "A bearer token is needed."
+    return Refused(401, detail, headers=[("WWW-Authenticate", value)])

@@ -1,0 +1,98 @@
+"""How one part of a composed answer went, and what that means for the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from discovery.errors import BreakerOpen, CallError, DeadlineExceeded, NoInstance, NotSent, ResponseTimeout
+from gateway.errors import GatewayError
+from gateway.model import Headers
+
+# absent: nobody of that name is there. unavailable: nothing was sent, or nobody could be reached. refused: a 4xx.
+# failed: a 5xx, or an answer that broke off. invalid: an answer that cannot be used. cancelled: not waited for.
+State = Literal[
+    "ok", "stale", "fallback", "absent", "unavailable", "timeout", "refused", "failed", "invalid", "cancelled"
+]
+
+# What a service says about the request itself passes on from a part that is required.
+PASSED_ON = frozenset({401, 403, 404, 410, 429, 503, 504})
+_STATUS_OF: dict[State, int] = {"absent": 503, "unavailable": 503, "timeout": 504}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One part. `data` is its JSON text, None when there is none; `upstream_status` what its service answered, if it did.
+
+    `source` is an instance id, `cache`, `snapshot`, `declaration` or None; `headers` those of the service's answer.
+    """
+
+    name: str
+    service: str
+    state: State
+    data: bytes | None = None
+    source: str | None = None
+    age_s: int = 0
+    attempts: int = 0
+    reason: str | None = None
+    upstream_status: int | None = None
+    headers: Headers = field(default_factory=list)
+    cached: str | None = None
+    retry_after_s: float = 1.0
+
+    @property
+    def usable(self) -> bool:
+        return self.data is not None
+
+    @property
+    def fresh(self) -> bool:
+        return self.state == "ok"
+
+    @property
+    def answer_status(self) -> int:
+        """The status of an answer that is missing this part and needs it."""
+        if self.upstream_status in PASSED_ON:
+            return self.upstream_status or 502
+        return _STATUS_OF.get(self.state, 502)
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header of the service's answer; `name` in lower case."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+    def told(self) -> dict[str, Any]:
+        """What the client is told about the part."""
+        told: dict[str, Any] = {
+            "status": self.state,
+            "source": self.source,
+            "age": self.age_s,
+            "attempts": self.attempts,
+        }
+        if self.upstream_status not in (None, 200):
+            told["upstream_status"] = self.upstream_status
+        if self.reason is not None:
+            told["reason"] = self.reason
+        return told
+
+
+def failed(name: str, service: str, error: CallError | GatewayError, *, absent: bool) -> Result:
+    """A call that brought no answer. The error's own text stays here: it may name addresses. `absent`: nobody is there."""
+    attempts = error.attempts if isinstance(error, CallError) else 0
+    state: State
+    retry_after_s = getattr(error, "retry_after_s", 1.0)
+    if isinstance(error, NoInstance):
+        state, reason = (
+            ("absent", "no instance of the service is there")
+            if absent
+            else ("unavailable", "no instance is able to answer")
+        )
+    elif isinstance(error, BreakerOpen):
+        state, reason = "unavailable", "the service's breaker is open"
+    elif isinstance(error, NotSent):
+        state, reason = "unavailable", "no instance could be reached"
+    elif isinstance(error, DeadlineExceeded | ResponseTimeout):
+        state, reason = "timeout", "no answer in time"
+    elif isinstance(error, CallError):
+        state, reason = "failed", "the answer broke off"
+    else:
+        state, reason = "unavailable", error.detail
+    return Result(name, service, state, attempts=attempts, reason=reason, retry_after_s=retry_after_s)
