@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stack.ports import free_ports as free_ports
 from tests.support.eventually import eventually
 
 # Without a proxy handler: a proxy in the environment must not carry loopback calls away.
@@ -22,17 +23,8 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def free_port() -> int:
-    """A loopback TCP port that was free a moment ago."""
+    """A TCP port that was free a moment ago, and that no outgoing connection takes by chance meanwhile."""
     return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """`count` different loopback TCP ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @dataclass
