@@ -1,6 +1,6 @@
 """Discovery: register instances in Consul, follow the catalog, and call services through it."""
 
-from discovery.breaker import BreakerSettings, BreakerSnapshot
+from discovery.breaker import Breaker, BreakerSettings, BreakerSnapshot, Transition, Who
 from discovery.client import ClientSettings, ServiceClient
 from discovery.clock import SYSTEM_CLOCK, Clock, SystemClock
 from discovery.consul_api import ConsulApi
@@ -29,6 +29,7 @@ from discovery.view import View
 
 __all__ = [
     "SYSTEM_CLOCK",
+    "Breaker",
     "BreakerOpen",
     "BreakerSettings",
     "BreakerSnapshot",
@@ -61,5 +62,7 @@ __all__ = [
     "Snapshot",
     "StaticView",
     "SystemClock",
+    "Transition",
     "View",
+    "Who",
 ]

@@ -63,7 +63,7 @@ class _Upstream:
         self.balancer = Balancer(clock)
         self.outliers = Outliers(settings.outlier, clock)
         self.budget = RetryBudget(settings.retry, clock)
-        self.breaker = Breaker(service, settings.breaker, clock, observer.on_breaker)
+        self.breaker = Breaker(service, settings.breaker, clock, observer.on_transition)
 
 
 class ServiceClient:
@@ -100,6 +100,10 @@ class ServiceClient:
         """The breaker of every service called so far."""
         return {service: upstream.breaker.snapshot() for service, upstream in list(self._upstreams.items())}
 
+    def breaker(self, service: str) -> Breaker:
+        """The service's breaker, made now if it was never called. It is kept: ask for services that there are."""
+        return self._upstream(service).breaker
+
     def request(
         self,
         method: str,
@@ -121,7 +125,8 @@ class ServiceClient:
 
         `path` starts with `/`. `deadline_s` covers all attempts and travels on as `X-Deadline-Ms`; when streaming, until the head
         of the answer. A `body` that is an iterator can be sent once only. `balance` overrides the service's own `edge-balance`;
-        `source_key` is what `source` and `uri` go by. Raises CallError; ValueError for a request nobody could be sent.
+        `source_key` is what `source` and `uri` go by; its failures alone open no breaker while others succeed. Raises CallError;
+        ValueError for a request nobody could be sent.
         """
         began = self._clock.monotonic()
         call = Call(
@@ -161,7 +166,7 @@ class ServiceClient:
         if not usable(self._view.snapshot().instances(call.service)):
             raise NoInstance(call.service, "no instance that could take the call")
         upstream = self._upstream(call.service)
-        permit = upstream.breaker.enter()
+        permit = upstream.breaker.enter(call.key or "")
         try:
             if self._token_source is not None and not call.has_header("authorization"):
                 call.authorize(self._token_source())

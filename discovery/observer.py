@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from discovery.breaker import Transition
+
 
 class Observer:
     """Override what is of interest. Called on the caller's thread: be short, and do not raise.
@@ -22,3 +24,7 @@ class Observer:
 
     def on_breaker(self, service: str, state: str) -> None:
         """A breaker is now `closed`, `open` or `half-open`."""
+
+    def on_transition(self, service: str, transition: Transition) -> None:
+        """How a breaker's state changed, and by whom. Called within the breaker's lock."""
+        self.on_breaker(service, transition.state)

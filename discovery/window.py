@@ -1,4 +1,4 @@
-"""Two counters over a sliding window of time, in buckets: for the breaker's failure rate and the retry budget."""
+"""Counts over a sliding window of time, in buckets: for the breaker's failure rate and the retry budget."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from discovery.clock import SYSTEM_CLOCK, Clock
 
 BUCKETS = 10
+# Callers told apart within a bucket; those beyond are counted together, as nobody in particular.
+MAX_CALLERS = 64
 
 
 class Window:
@@ -25,10 +27,17 @@ class Window:
     def _roll(self) -> None:
         number = self._number()
         for passed in range(self._newest + 1, min(number, self._newest + BUCKETS) + 1):
-            self._counts[passed % BUCKETS] = (0, 0)
+            self._empty(passed % BUCKETS)
         if number > self._newest + BUCKETS:
-            self._counts = [(0, 0)] * BUCKETS
+            self._empty_all()
         self._newest = max(self._newest, number)
+
+    def _empty(self, at: int) -> None:
+        self._counts[at] = (0, 0)
+
+    def _empty_all(self) -> None:
+        for at in range(BUCKETS):
+            self._empty(at)
 
     def add(self, first: int = 0, second: int = 0) -> None:
         with self._lock:
@@ -59,4 +68,37 @@ class Window:
 
     def clear(self) -> None:
         with self._lock:
-            self._counts = [(0, 0)] * BUCKETS
+            self._empty_all()
+
+
+class CallWindow(Window):
+    """Calls and failures, and whose they were. Callers' names are held for `window_s`, `MAX_CALLERS` in a bucket."""
+
+    def __init__(self, window_s: float, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._callers: list[dict[str, tuple[int, int]]] = [{} for _ in range(BUCKETS)]
+        super().__init__(window_s, clock)
+
+    def _empty(self, at: int) -> None:
+        super()._empty(at)
+        self._callers[at] = {}
+
+    def count(self, caller: str, *, failed: bool) -> None:
+        """Count a call; `caller` is empty where nobody knows."""
+        with self._lock:
+            self._add(1, int(failed))
+            callers = self._callers[self._newest % BUCKETS]
+            if caller and (caller in callers or len(callers) < MAX_CALLERS):
+                calls, failures = callers.get(caller, (0, 0))
+                callers[caller] = (calls + 1, failures + int(failed))
+
+    def without_the_worst(self) -> tuple[int, int]:
+        """Calls and failures of everybody but the known caller with the most failures."""
+        with self._lock:
+            calls, failures = self._totals()
+            each: dict[str, tuple[int, int]] = {}
+            for callers in self._callers:
+                for caller, (more, failed) in callers.items():
+                    had = each.get(caller, (0, 0))
+                    each[caller] = (had[0] + more, had[1] + failed)
+        worst = max(each.values(), key=lambda counts: counts[1], default=(0, 0))
+        return calls - worst[0], failures - worst[1]

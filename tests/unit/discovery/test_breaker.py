@@ -169,7 +169,7 @@ def test_second_report_on_a_permit_does_nothing() -> None:
 def test_change_of_state_is_told_once() -> None:
     clock = ManualClock()
     told: list[tuple[str, str]] = []
-    one = opened(clock, on_change=lambda service, state: told.append((service, state)))
+    one = opened(clock, on_change=lambda service, change: told.append((service, change.state)))
     clock.sleep(5)
     succeed(one, 2)
     assert told == [("users", "open"), ("users", "half-open"), ("users", "closed")]
