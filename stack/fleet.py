@@ -30,6 +30,9 @@ FLEET: tuple[ServiceSpec, ...] = (
     ServiceSpec("users", "services.users", 3, "/api/users"),
     ServiceSpec("posts", "services.posts", 2, "/api/posts"),
     ServiceSpec("products", "services.products", 2, "/api/products"),
+    _gateway("identity"),
+    _gateway("business"),
+    _gateway("ai"),
 )
 
 MAX_INSTANCES = 64
