@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -57,6 +57,8 @@ class Call:
         stream: bool,
         balance: Balance | None,
         key: str | None,
+        avoid: Collection[Identity] = (),
+        tried: set[Identity] | None = None,
     ) -> None:
         self.method = method.upper()
         if not _METHOD.fullmatch(self.method):
@@ -71,7 +73,9 @@ class Call:
         self.key = key
         self.twice = may_run_twice(method, headers)
         self.attempts = 0
-        self.tried: set[Identity] = set()
+        self._tried: set[Identity] = set()
+        self._avoid = avoid
+        self._told = tried
         self.patient = True
         self.returned = False
 
@@ -92,6 +96,16 @@ class Call:
     def replayable(self) -> bool:
         """Whether the body can be sent again from its beginning."""
         return not (isinstance(self.body, OnceBody) and self.body.begun)
+
+    def goes_to(self, instance: Identity) -> None:
+        """An attempt begins on this instance."""
+        self._tried.add(instance)
+        if self._told is not None:
+            self._told.add(instance)
+
+    def shunned(self) -> Collection[Identity]:
+        """Whom to call only when no other is left."""
+        return self._tried.union(self._avoid) if self._avoid else self._tried
 
     def has_header(self, name: str) -> bool:
         """`name` in lower case."""

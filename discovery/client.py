@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,10 @@ from discovery.errors import (
     ResponseLost,
     ResponseTimeout,
 )
+from discovery.latency import Latencies
 from discovery.model import Balance, Instance
 from discovery.observer import Observer
-from discovery.outlier import Outliers, OutlierSettings, identity
+from discovery.outlier import Identity, Outliers, OutlierSettings, identity
 from discovery.retry import RetryBudget, RetrySettings, backoff_s, may_retry
 from discovery.static_view import Reading
 from discovery.transport import Outgoing, Response, Transport
@@ -63,6 +64,7 @@ class _Upstream:
         self.balancer = Balancer(clock)
         self.outliers = Outliers(settings.outlier, clock)
         self.budget = RetryBudget(settings.retry, clock)
+        self.latencies = Latencies()
         self.breaker = Breaker(service, settings.breaker, clock, observer.on_transition)
 
 
@@ -120,6 +122,8 @@ class ServiceClient:
         source_key: str | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
+        avoid: Collection[Identity] = (),
+        tried: set[Identity] | None = None,
     ) -> Response:
         """Call a service and return its answer, whatever its status; 502, 503 and 504 after the retries that are allowed.
 
@@ -127,6 +131,9 @@ class ServiceClient:
         of the answer. A `body` that is an iterator can be sent once only. `balance` overrides the service's own `edge-balance`;
         `source_key` is what `source` and `uri` go by; its failures alone open no breaker while others succeed. Raises CallError;
         ValueError for a request nobody could be sent.
+
+        For hedges: instances in `avoid` are taken when no other is left, and `tried` learns at once where each attempt goes. One
+        set may be given as both, to several calls: each then keeps away from where the others are.
         """
         began = self._clock.monotonic()
         call = Call(
@@ -140,9 +147,20 @@ class ServiceClient:
             stream=stream,
             balance=balance,
             key=source_key,
+            avoid=avoid,
+            tried=tried,
         )
         call.pass_on(request_id, traceparent)
         return self._observed(call, began)
+
+    def latency_s(self, service: str, quantile: float = 0.95) -> float | None:
+        """What that share of the service's last good attempts took; None while too few are known. A streamed one counts to its head."""
+        upstream = self._upstreams.get(service)
+        return upstream.latencies.quantile(quantile) if upstream else None
+
+    def spend_retry(self, service: str) -> bool:
+        """Take one attempt more out of the service's retry budget, for a hedge; False when it is spent."""
+        return self._upstream(service).budget.spend()
 
     # -- one call
 
@@ -162,6 +180,8 @@ class ServiceClient:
 
     def _guarded(self, call: Call) -> Response:
         """The attempts of a call within the service's breaker."""
+        if self._left_s(call) <= 0:
+            raise DeadlineExceeded(call.service, sent=False)
         self._forget_gone()
         if not usable(self._view.snapshot().instances(call.service)):
             raise NoInstance(call.service, "no instance that could take the call")
@@ -193,7 +213,7 @@ class ServiceClient:
         while True:
             instance = self._pick(call, upstream)
             call.attempts += 1
-            call.tried.add(identity(instance))
+            call.goes_to(identity(instance))
             outcome = self._attempt(call, upstream, instance, permit)
             error = outcome if isinstance(outcome, CallError) else None
             cause = error or (outcome.status if isinstance(outcome, Response) else 0)
@@ -233,7 +253,7 @@ class ServiceClient:
         if self._left_s(call) <= 0:
             raise DeadlineExceeded(call.service, sent=call.attempts > 0, attempts=call.attempts)
         group = candidates(
-            usable(self._view.snapshot().instances(call.service)), upstream.outliers.ejected(), call.tried
+            usable(self._view.snapshot().instances(call.service)), upstream.outliers.ejected(), call.shunned()
         )
         if not group:
             raise NoInstance(call.service, "its last instance has gone", attempts=call.attempts)
@@ -277,6 +297,7 @@ class ServiceClient:
             self._failed(call, upstream, instance, None)
         else:
             upstream.outliers.succeeded(instance)
+            upstream.latencies.add(self._clock.monotonic() - began)
         self._told(call, instance, f"{response.status // 100}xx", began)
         return response
 
