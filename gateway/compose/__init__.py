@@ -13,9 +13,10 @@ from typing import Self
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.model import Domain
 from discovery.static_view import Reading
+from gateway.cache import AnswerCache
 from gateway.compose.composition import Composition
 from gateway.compose.declaration import FOLDER, Declaration, DeclarationError, load
-from gateway.compose.fetch import Fetcher, PartCache, Sending
+from gateway.compose.fetch import Fetcher, Sending
 from gateway.health import FleetHealth
 from gateway.model import Incoming
 
@@ -31,7 +32,7 @@ class Compositions:
         *,
         calls: Sending,
         view: Reading,
-        cache: PartCache | None = None,
+        cache: AnswerCache | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         fetcher = Fetcher(calls, view, cache, clock)
@@ -53,7 +54,7 @@ class Compositions:
         *,
         calls: Sending,
         view: Reading,
-        cache: PartCache | None = None,
+        cache: AnswerCache | None = None,
         folder: Path = FOLDER,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:

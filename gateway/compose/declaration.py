@@ -21,6 +21,8 @@ from pydantic import (
 from discovery.contract import check_name
 from discovery.errors import ContractError
 from discovery.model import Domain
+from gateway.cache import PartPolicy
+from gateway.cache.policy import Scope
 from gateway.compose.jsonpart import Shape
 from gateway.compose.template import RoutePath, TargetPath
 
@@ -64,15 +66,17 @@ class _Declared(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class CachePolicy(_Declared):
-    """How long a part's answer may be used without asking again. Seconds.
+class Keeping(_Declared):
+    """How long a part's answer may be used without asking again. Seconds: `ttl_s` fresh, then for `stale_while_revalidate_s`
+    while a new one is fetched, and for `stale_if_error_s` when that fails.
 
-    `scope` `subject` keeps it for the subject of the verified token alone, `public` for everybody.
+    `scope` `subject` keeps it for whose token it is, `public` for everybody: then it is asked for without a token.
     """
 
-    fresh_s: Annotated[float, Field(ge=0, le=86_400)]
-    stale_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
-    scope: Literal["public", "subject"] = "public"
+    ttl_s: Annotated[float, Field(ge=0, le=86_400)]
+    stale_while_revalidate_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    stale_if_error_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    scope: Scope = "public"
 
 
 class Part(_Declared):
@@ -90,23 +94,36 @@ class Part(_Declared):
     take: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,39}$")] | None = None
     expect: Shape = "any"
     fallback: Literal["none", "last-good", "empty"] = "none"
-    cache: CachePolicy | None = None
+    cache: Keeping | None = None
     hedge: bool = False
     headers: Annotated[tuple[Annotated[str, AfterValidator(_passable)], ...], Field(strict=False)] = ()
     max_bytes: Annotated[int, Field(ge=1, le=8 * MIB)] = MIB
 
     _target: TargetPath = PrivateAttr()
+    _policy: PartPolicy | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._target = TargetPath(self.path)
         if self.fallback == "empty" and self.expect == "any":
             raise ValueError('fallback "empty" needs to know what is expected: an object or an array')
+        kept = self.cache
+        if kept is not None:
+            if self.headers:
+                raise ValueError("what is kept is the same for all: headers cannot be passed on with cache")
+            self._policy = PartPolicy(
+                kept.ttl_s, kept.stale_while_revalidate_s, kept.stale_if_error_s, kept.scope
+            )
         return self
 
     @property
     def target(self) -> TargetPath:
         return self._target
+
+    @property
+    def policy(self) -> PartPolicy | None:
+        """`cache` as the cache takes it."""
+        return self._policy
 
 
 class Route(_Declared):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 import gevent
 import structlog
 
+from discovery.balancer import usable
+from discovery.client import FAILED_STATUSES
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError
+from discovery.outlier import Identity
 from discovery.static_view import Reading
 from discovery.transport import Response
-from gateway.compose.declaration import CachePolicy, Part
+from gateway.cache import AnswerCache
+from gateway.compose.declaration import Part
 from gateway.compose.jsonpart import NotUsable, member_of
 from gateway.compose.result import Result, State, failed
 from gateway.errors import GatewayError
+from gateway.hedge import Outcome, hedged
 from gateway.model import Answer, Incoming
 
 log = structlog.get_logger(__name__)
@@ -36,11 +41,20 @@ _KEPT = (
     "www-authenticate",
 )
 
-Load = Callable[[Mapping[str, str]], Answer]
+
+class Client(Protocol):
+    """What hedges need of `discovery.ServiceClient`."""
+
+    def latency_s(self, service: str) -> float | None: ...
+
+    def spend_retry(self, service: str) -> bool: ...
 
 
 class Sending(Protocol):
     """What is needed of `gateway.calls.Calls`."""
+
+    @property
+    def client(self) -> Client: ...
 
     def send(
         self,
@@ -51,26 +65,18 @@ class Sending(Protocol):
         *,
         headers: Mapping[str, str],
         deadline_s: float,
-        stream: bool = False,
         source_key: str | None = None,
+        max_body_bytes: int | None = None,
+        avoid: Collection[Identity] = (),
+        tried: set[Identity] | None = None,
     ) -> Response: ...
-
-
-class PartCache(Protocol):
-    """What is needed of `gateway.cache.AnswerCache`."""
-
-    def part(self, incoming: Incoming, policy: CachePolicy, load: Load) -> Answer:
-        """A stored answer of the part's own request, or what `load` brings."""
-        ...
-
-    def last_good(self, incoming: Incoming) -> Answer | None: ...
 
 
 class Fetcher:
     """Gets parts. Belongs to no request; safe for greenlets."""
 
     def __init__(
-        self, calls: Sending, view: Reading, cache: PartCache | None = None, clock: Clock = SYSTEM_CLOCK
+        self, calls: Sending, view: Reading, cache: AnswerCache | None = None, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         self._calls = calls
         self._view = view
@@ -115,43 +121,69 @@ class Fetcher:
             return Result(name, part.service, "failed", reason="the gateway failed")
 
     def _asked(self, name: str, part: Part, asked: Incoming) -> Result:
-        def load(extra: Mapping[str, str]) -> Answer:
-            return self._call(part, asked, extra)
-
-        if part.cache is None or self._cache is None:
-            answer = load({})
-        else:
-            answer = self._cache.part(asked, part.cache, load)
-        return _checked(name, part, answer)
-
-    def _call(self, part: Part, asked: Incoming, extra: Mapping[str, str]) -> Answer:
-        left_s = max(MIN_LEFT_S, asked.deadline - self._clock.monotonic())
-        response = self._calls.send(
-            asked,
-            "GET",
-            part.service,
-            asked.target,
-            headers={**asked.headers, **extra},
-            deadline_s=left_s,
-            stream=True,
-            source_key=asked.client,
+        policy = part.policy
+        if policy is None or self._cache is None:
+            return _checked(name, part, self._call(part, asked))
+        identity = asked.identify() if policy.scope == "subject" else None
+        kept = self._cache.part(
+            part.service, asked.target, policy, lambda: self._call(part, asked), identity=identity
         )
-        with response:
-            headers = [(key, value) for key in _KEPT if (value := response.headers.get(key)) is not None]
-            answer = Answer(response.status, headers, source=response.instance.id, attempts=response.attempts)
-            if response.status == 200:
-                answer.body = self._body(response, part, asked)
-        return answer
+        result = _checked(name, part, kept.answer)
+        state = "stale" if result.usable and kept.stale_s > 0 else result.state
+        stored = kept.state in ("HIT", "STALE")
+        return replace(
+            result,
+            state=state,
+            cached=kept.state,
+            age_s=int(kept.age_s),
+            source="cache" if stored else result.source,
+            attempts=0 if stored else result.attempts,
+        )
 
-    def _body(self, response: Response, part: Part, asked: Incoming) -> bytes:
-        """The body of a good answer. Raises NotUsable: what is of no use is not to be kept either."""
+    def _call(self, part: Part, asked: Incoming) -> Answer:
+        """The service's answer. Raises CallError, GatewayError; NotUsable: what is of no use is not to be kept either."""
+        places: set[Identity] = set()
+
+        def attempt() -> Response:
+            return self._calls.send(
+                asked,
+                "GET",
+                part.service,
+                asked.target,
+                headers=asked.headers,
+                deadline_s=max(MIN_LEFT_S, asked.deadline - self._clock.monotonic()),
+                source_key=asked.client,
+                max_body_bytes=part.max_bytes,
+                avoid=places,
+                tried=places,
+            )
+
         try:
-            response.read_whole(part.max_bytes, lambda: asked.deadline - self._clock.monotonic())
+            won = self._hedged(part, attempt)
         except ValueError:
             raise NotUsable(f"longer than {part.max_bytes} bytes") from None
-        if part.cache is not None:
+        response = won.value
+        headers = [(key, value) for key in _KEPT if (value := response.headers.get(key)) is not None]
+        if response.status == 200 and part.cache is not None:
             member_of(response.data, part.take, part.expect)
-        return response.data
+        return Answer(
+            response.status,
+            headers,
+            response.data,
+            source=response.instance.id,
+            attempts=response.attempts + won.hedged,
+        )
+
+    def _hedged(self, part: Part, attempt: Callable[[], Response]) -> Outcome[Response]:
+        delay_s = self._calls.client.latency_s(part.service) if part.hedge else None
+        if delay_s is None or len(usable(self._view.snapshot().instances(part.service))) < 2:
+            return Outcome(attempt())
+        return hedged(
+            attempt,
+            delay_s=delay_s,
+            may=lambda: self._calls.client.spend_retry(part.service),
+            good=lambda response: response.status not in FAILED_STATUSES,
+        )
 
     def _last_good(self, result: Result, part: Part, asked: Incoming) -> Result:
         answer = self._cache.last_good(asked) if self._cache is not None else None
@@ -167,7 +199,9 @@ def _own_request(part: Part, incoming: Incoming, target: str, deadline: float) -
     """The part's request, as if the client had asked for it: what is kept for one counts for the other."""
     path, _, query = target.partition("?")
     headers = {"accept": "application/json", "accept-encoding": "identity"}
-    for name in ("authorization", *part.headers):
+    # What everybody may get out of the cache is asked for by nobody.
+    shared = part.cache is not None and part.cache.scope == "public"
+    for name in part.headers if shared else ("authorization", *part.headers):
         value = incoming.headers.get(name)
         if value is not None:
             headers[name] = value
@@ -193,7 +227,6 @@ def _checked(name: str, part: Part, answer: Answer) -> Result:
         "attempts": answer.attempts,
         "upstream_status": answer.status,
         "headers": answer.headers,
-        "cached": answer.header("x-cache"),
     }
     if answer.status != 200:
         state: State = (
@@ -205,7 +238,7 @@ def _checked(name: str, part: Part, answer: Answer) -> Result:
         data = member_of(body, part.take, part.expect)
     except NotUsable as error:
         return Result(name, part.service, "invalid", reason=str(error), **known)
-    return Result(name, part.service, "stale" if known["cached"] == "STALE" else "ok", data, **known)
+    return Result(name, part.service, "ok", data, **known)
 
 
 def _instead(result: Result, state: State, data: bytes, source: str, age_s: int = 0) -> Result:
