@@ -59,6 +59,7 @@ class Call:
         key: str | None,
         avoid: Collection[Identity] = (),
         tried: set[Identity] | None = None,
+        max_body_bytes: int = 0,
     ) -> None:
         self.method = method.upper()
         if not _METHOD.fullmatch(self.method):
@@ -69,6 +70,7 @@ class Call:
         self.body = self._body(body, json)
         self.until = until
         self.stream = stream
+        self.max_body_bytes = max_body_bytes
         self.balance = balance
         self.key = key
         self.twice = may_run_twice(method, headers)

@@ -124,13 +124,14 @@ class ServiceClient:
         traceparent: str | None = None,
         avoid: Collection[Identity] = (),
         tried: set[Identity] | None = None,
+        max_body_bytes: int | None = None,
     ) -> Response:
         """Call a service and return its answer, whatever its status; 502, 503 and 504 after the retries that are allowed.
 
         `path` starts with `/`. `deadline_s` covers all attempts and travels on as `X-Deadline-Ms`; when streaming, until the head
         of the answer. A `body` that is an iterator can be sent once only. `balance` overrides the service's own `edge-balance`;
         `source_key` is what `source` and `uri` go by; its failures alone open no breaker while others succeed. Raises CallError;
-        ValueError for a request nobody could be sent.
+        ValueError for a request nobody could be sent, and for an answer longer than `max_body_bytes` that is not streamed.
 
         For hedges: instances in `avoid` are taken when no other is left, and `tried` learns at once where each attempt goes. One
         set may be given as both, to several calls: each then keeps away from where the others are.
@@ -149,6 +150,7 @@ class ServiceClient:
             key=source_key,
             avoid=avoid,
             tried=tried,
+            max_body_bytes=self._settings.max_body_bytes if max_body_bytes is None else max_body_bytes,
         )
         call.pass_on(request_id, traceparent)
         return self._observed(call, began)
@@ -284,7 +286,7 @@ class ServiceClient:
                 finish=finish,
             )
             if not call.stream:
-                response.read_whole(self._settings.max_body_bytes, lambda: self._left_s(call))
+                response.read_whole(call.max_body_bytes, lambda: self._left_s(call))
         except CallError as error:
             finish(error)
             self._failed(call, upstream, instance, error)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import discovery
+from discovery.outlier import Identity
 from gateway.model import Incoming
 
 
@@ -29,10 +30,14 @@ class Calls:
         deadline_s: float,
         stream: bool = False,
         source_key: str | None = None,
+        max_body_bytes: int | None = None,
+        avoid: Collection[Identity] = (),
+        tried: set[Identity] | None = None,
     ) -> discovery.Response:
         """Call a service; `target` is path and query. Retries are ServiceClient's. Raises CallError, Overloaded.
 
-        A streamed answer must be read to its end or closed; until then it holds its place. `incoming` is whose request it is.
+        A streamed answer must be read to its end or closed; until then it holds its place. `incoming` is whose request it is;
+        for `max_body_bytes`, `avoid` and `tried` see ServiceClient.
         """
         return self.client.request(
             method,
@@ -43,6 +48,9 @@ class Calls:
             deadline_s=deadline_s,
             stream=stream,
             source_key=source_key,
+            max_body_bytes=max_body_bytes,
+            avoid=avoid,
+            tried=tried,
         )
 
     def breaker(self, service: str) -> str:
