@@ -1,0 +1,223 @@
+"""Leave to send: so many calls at once to each upstream, and so many in all. Who finds no room is refused at once.
+
+The limit of an upstream adapts (see `gateway.concurrency`), the group's does not: it is what one process can hold. A part of
+the group's is for priority calls alone. A call counts until the head of its answer is there; what is left of a stream counts
+against bounds of its own, so that long ones are no latency and take no call's place.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import structlog
+
+from discovery.clock import SYSTEM_CLOCK, Clock
+from gateway.concurrency import AdaptiveLimit, ConcurrencySettings
+from gateway.errors import Overloaded
+
+log = structlog.get_logger(__name__)
+
+# Whole seconds, as the header has them: from 1 to 3, by chance, so that the refused do not come back in step.
+RETRY_SPREAD_S = 3
+# Services come and go; what is remembered of those that are idle is dropped beyond this.
+MAX_UPSTREAMS = 1000
+# A refused service is logged once in this time.
+QUIET_S = 10.0
+
+GROUP = "group"
+UPSTREAM = "upstream"
+# Scopes of refusals, as the metric has them.
+SCOPES = (GROUP, UPSTREAM, "group_streams", "upstream_streams")
+
+
+@dataclass(frozen=True, slots=True)
+class ShedSettings:
+    """`group` calls at once in this process, of which the share `reserved` is for priority calls alone; `streams` bodies being
+    passed on at once, `upstream_streams` of one service."""
+
+    group: int = 512
+    reserved: float = 0.2
+    streams: int = 512
+    upstream_streams: int = 256
+    upstream: ConcurrencySettings = field(default_factory=ConcurrencySettings)
+
+
+class _Upstream:
+    """What is under way to one service."""
+
+    __slots__ = ("limit", "quiet_until", "service", "streams")
+
+    def __init__(self, service: str, limit: AdaptiveLimit) -> None:
+        self.service = service
+        self.limit = limit
+        self.streams = 0
+        self.quiet_until = 0.0
+
+
+class _Room:
+    """A number of places, some of them for priority alone."""
+
+    __slots__ = ("ordinary", "places", "taken", "taken_ordinary")
+
+    def __init__(self, places: int, reserved: float) -> None:
+        self.places = places
+        self.ordinary = max(1, places - int(places * reserved))
+        self.taken = 0
+        self.taken_ordinary = 0
+
+    def full(self, priority: bool) -> bool:
+        return self.taken >= self.places or (not priority and self.taken_ordinary >= self.ordinary)
+
+    def add(self, priority: bool, change: int) -> None:
+        self.taken += change
+        if not priority:
+            self.taken_ordinary += change
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """One service now. `base_s` is None until it is known."""
+
+    service: str
+    limit: int
+    in_flight: int
+    streams: int
+    base_s: float | None
+
+
+class Ticket:
+    """Leave to make one call. `head` when the head of its answer is there, `leave` when all of it is over; more do nothing.
+
+    `ok`: whether the upstream answered as one that works. As a context manager it leaves with whether nothing was raised.
+    """
+
+    __slots__ = ("_began", "_priority", "_probe", "_shed", "_stage", "_upstream")
+
+    def __init__(self, shed: Shed, upstream: _Upstream, priority: bool, began: float) -> None:
+        self._shed = shed
+        self._upstream = upstream
+        self._priority = priority
+        self._began = began
+        self._probe = upstream.limit.probe
+        self._stage = 0
+
+    def head(self, ok: bool = True) -> None:
+        """The head is there, its body is a stream."""
+        self._shed._head(self, ok)
+
+    def leave(self, ok: bool = True) -> None:
+        """It is over: answered, failed, or left by its caller."""
+        if self._stage != 2:
+            self._shed._leave(self, ok)
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave(kind is None)
+
+    def __del__(self) -> None:
+        # Whoever forgets it must not take a place away for good.
+        if self._stage != 2:
+            self.leave(False)
+
+
+class Shed:
+    """Gives out the tickets of one process. Thread-safe, and under gevent; holds its lock for arithmetic only."""
+
+    def __init__(self, settings: ShedSettings | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._settings = settings or ShedSettings()
+        self._clock = clock
+        # Reentrant: a ticket may be collected, and so leave, while the lock is held.
+        self._lock = threading.RLock()
+        self._upstreams: dict[str, _Upstream] = {}
+        self._calls = _Room(self._settings.group, self._settings.reserved)
+        self._streams = _Room(self._settings.streams, self._settings.reserved)
+        self._refused: Counter[tuple[str, str]] = Counter()
+
+    def enter(self, service: str, *, priority: bool) -> Ticket:
+        """Leave to make one call to the service now. Raises Overloaded."""
+        now = self._clock.monotonic()
+        with self._lock:
+            upstream = self._upstreams.get(service) or self._add(service)
+            if self._calls.full(priority):
+                scope = GROUP
+            elif self._streams.full(priority):
+                scope = "group_streams"
+            elif upstream.streams >= self._settings.upstream_streams:
+                scope = "upstream_streams"
+            elif not upstream.limit.enter(now):
+                scope = UPSTREAM
+            else:
+                self._calls.add(priority, 1)
+                return Ticket(self, upstream, priority, now)
+            self._refused[service, scope] += 1
+            told = now < upstream.quiet_until
+            upstream.quiet_until = now + QUIET_S
+            limit, in_flight = upstream.limit.limit, self._calls.taken
+        if not told:
+            log.warning("shedding", service=service, scope=scope, limit=limit, in_flight=in_flight)
+        after_s = 1 + int(self._clock.random() * RETRY_SPREAD_S)
+        raise Overloaded(service, GROUP if scope.startswith(GROUP) else UPSTREAM, retry_after_s=after_s)
+
+    def _add(self, service: str) -> _Upstream:
+        if len(self._upstreams) >= MAX_UPSTREAMS:
+            idle = [
+                name for name, each in self._upstreams.items() if not (each.limit.in_flight or each.streams)
+            ]
+            for name in idle:
+                del self._upstreams[name]
+        added = _Upstream(service, AdaptiveLimit(self._settings.upstream, self._clock))
+        self._upstreams[service] = added
+        return added
+
+    def _head(self, ticket: Ticket, ok: bool) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            if ticket._stage:
+                return
+            ticket._stage = 1
+            ticket._upstream.limit.leave(ticket._began, ticket._probe, now, ok=ok)
+            ticket._upstream.streams += 1
+            self._calls.add(ticket._priority, -1)
+            self._streams.add(ticket._priority, 1)
+
+    def _leave(self, ticket: Ticket, ok: bool) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            stage, ticket._stage = ticket._stage, 2
+            if stage == 0:
+                ticket._upstream.limit.leave(ticket._began, ticket._probe, now, ok=ok)
+                self._calls.add(ticket._priority, -1)
+            elif stage == 1:
+                ticket._upstream.streams -= 1
+                self._streams.add(ticket._priority, -1)
+
+    # -- for metrics
+
+    @property
+    def settings(self) -> ShedSettings:
+        return self._settings
+
+    def states(self) -> Iterator[UpstreamState]:
+        """Every service called so far."""
+        for name, each in list(self._upstreams.items()):
+            yield UpstreamState(name, each.limit.limit, each.limit.in_flight, each.streams, each.limit.base_s)
+
+    def in_flight(self) -> tuple[int, int]:
+        """Calls waiting for their head in this process: (with priority, without)."""
+        return self._calls.taken - self._calls.taken_ordinary, self._calls.taken_ordinary
+
+    def streams(self) -> int:
+        """Bodies being passed on in this process."""
+        return self._streams.taken
+
+    def refused(self) -> dict[tuple[str, str], int]:
+        """(service, scope) → how many calls were refused since the start."""
+        return dict(self._refused)

@@ -1,0 +1,271 @@
+"""Who gets a ticket: bounds, priority, streams, and what is told to those who get none."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import pytest
+
+from gateway.concurrency import ConcurrencySettings
+from gateway.errors import Overloaded
+from gateway.shed import Shed, ShedSettings, Ticket
+from tests.support.clock import ManualClock
+from tests.support.eventually import time_scale
+
+
+def shed(clock: ManualClock | None = None, **values: object) -> Shed:
+    limits = ConcurrencySettings(minimum=4, initial=8, maximum=16)
+    settings: dict[str, object] = {"group": 20, "reserved": 0.25, "streams": 20, "upstream_streams": 6}
+    return Shed(ShedSettings(**(settings | {"upstream": limits} | values)), clock or ManualClock())  # type: ignore[arg-type]
+
+
+def fill(one: Shed, service: str, *, priority: bool = False) -> list[Ticket]:
+    """Every ticket that is to be had."""
+    tickets: list[Ticket] = []
+    while len(tickets) < 1000:
+        try:
+            tickets.append(one.enter(service, priority=priority))
+        except Overloaded:
+            return tickets
+    raise AssertionError("no bound")
+
+
+def refusal(one: Shed, service: str, *, priority: bool = False) -> Overloaded:
+    with pytest.raises(Overloaded) as caught:
+        one.enter(service, priority=priority)
+    return caught.value
+
+
+def in_flight(one: Shed) -> int:
+    return sum(one.in_flight())
+
+
+def test_upstream_is_full_at_its_limit_and_others_are_not() -> None:
+    one = shed()
+    tickets = fill(one, "slow")
+    assert len(tickets) == 8
+    error = refusal(one, "slow")
+    assert (error.service, error.scope) == ("slow", "upstream")
+    with one.enter("fast", priority=False):
+        pass
+    tickets[0].leave()
+    one.enter("slow", priority=False).leave()
+
+
+def test_group_is_full_whatever_the_upstream() -> None:
+    one = shed(reserved=0.0)
+    held = [fill(one, name) for name in ("a", "b", "c")]
+    assert [len(tickets) for tickets in held] == [8, 8, 4]
+    assert refusal(one, "d").scope == "group"
+
+
+def test_share_of_the_group_is_for_priority_alone() -> None:
+    one = shed()
+    ordinary = [ticket for name in ("a", "b", "c") for ticket in fill(one, name)]
+    assert len(ordinary) == 15
+    assert refusal(one, "d").scope == "group"
+    preferred = fill(one, "users", priority=True)
+    assert len(preferred) == 5
+    assert refusal(one, "auth", priority=True).scope == "group"
+    for ticket in ordinary:
+        ticket.leave()
+    # What is free is for priority too, up to the upstream's own limit.
+    assert len(fill(one, "auth", priority=True)) == 8
+
+
+def test_priority_does_not_outrank_the_upstreams_limit() -> None:
+    one = shed()
+    held = fill(one, "users", priority=True)
+    assert len(held) == 8
+    assert refusal(one, "users", priority=True).scope == "upstream"
+
+
+def test_refused_calls_take_no_place() -> None:
+    one = shed()
+    held = fill(one, "slow")
+    for _ in range(50):
+        refusal(one, "slow")
+    assert in_flight(one) == len(held)
+    for ticket in held:
+        ticket.leave()
+    assert in_flight(one) == 0
+    assert len(fill(one, "slow")) == 8
+
+
+def test_leaving_twice_gives_one_place_back() -> None:
+    one = shed()
+    first, second = one.enter("a", priority=False), one.enter("a", priority=False)
+    for _ in range(3):
+        first.leave()
+        first.head()
+    assert in_flight(one) == 1
+    second.leave()
+    assert in_flight(one) == 0
+    assert one.streams() == 0
+
+
+def test_stream_gives_its_call_back_at_the_head_and_has_a_bound_of_its_own() -> None:
+    one = shed()
+    streams = []
+    for _ in range(6):
+        ticket = one.enter("chat", priority=False)
+        ticket.head()
+        streams.append(ticket)
+    assert in_flight(one) == 0
+    assert one.streams() == 6
+    assert refusal(one, "chat").scope == "upstream"
+    assert one.refused() == {("chat", "upstream_streams"): 1}
+    one.enter("other", priority=False).leave()
+    streams[0].leave()
+    one.enter("chat", priority=False).leave()
+    for ticket in streams:
+        ticket.leave()
+    assert one.streams() == 0
+
+
+def test_streams_of_all_services_have_a_bound_with_a_share_for_priority() -> None:
+    one = shed(streams=8)
+    held = []
+    for number in range(6):
+        ticket = one.enter(f"chat-{number}", priority=False)
+        ticket.head()
+        held.append(ticket)
+    assert refusal(one, "chat-9").scope == "group"
+    assert one.refused() == {("chat-9", "group_streams"): 1}
+    one.enter("users", priority=True).leave()
+    held[0].leave()
+    one.enter("chat-9", priority=False).leave()
+
+
+def test_long_stream_is_no_latency() -> None:
+    clock = ManualClock()
+    one = shed(clock)
+    for _ in range(200):
+        tickets = fill(one, "chat")
+        clock.sleep(0.02)
+        for ticket in tickets:
+            ticket.head()
+        clock.sleep(60)
+        for ticket in tickets:
+            ticket.leave()
+    (state,) = one.states()
+    assert state.base_s == pytest.approx(0.02)
+    assert state.limit >= 8
+
+
+def test_queue_cuts_the_limit_of_its_own_upstream_alone() -> None:
+    clock = ManualClock()
+    one = shed(clock, group=40)
+    for _ in range(20):
+        with one.enter("slow", priority=False):
+            clock.sleep(0.1)
+    for _ in range(40):
+        queue = fill(one, "slow")
+        with one.enter("fast", priority=False):
+            clock.sleep(0.02)
+        # One by one: who is last in the queue waits for all before him.
+        for ticket in queue:
+            clock.sleep(0.1)
+            ticket.leave()
+    limits = {state.service: state.limit for state in one.states()}
+    assert limits["fast"] == 8
+    assert 4 <= limits["slow"] <= 6
+
+
+def test_retry_after_is_spread_over_whole_seconds() -> None:
+    clock = ManualClock()
+    one = shed(clock)
+    held = fill(one, "slow")
+    after = set()
+    for step in range(100):
+        clock.chance = step / 100
+        after.add(refusal(one, "slow").retry_after_s)
+    assert after == {1, 2, 3}
+    assert held
+
+
+def test_context_manager_leaves_after_an_error() -> None:
+    one = shed()
+    with pytest.raises(ValueError), one.enter("a", priority=False):  # noqa: PT012
+        raise ValueError
+    assert in_flight(one) == 0
+
+
+def test_forgotten_ticket_gives_its_place_back() -> None:
+    one = shed()
+    fill(one, "a")
+    stream = one.enter("b", priority=False)
+    stream.head()
+    del stream
+    gc.collect()
+    assert in_flight(one) == 0
+    assert one.streams() == 0
+
+
+def test_states_and_refusals_tell_what_happened() -> None:
+    one = shed()
+    held = fill(one, "slow")
+    refusal(one, "slow")
+    (state,) = one.states()
+    assert (state.service, state.limit, state.in_flight, state.streams) == ("slow", 8, 8, 0)
+    # `fill` met the bound once itself.
+    assert one.refused() == {("slow", "upstream"): 2}
+    preferred = fill(one, "users", priority=True)
+    assert one.in_flight() == (len(preferred), len(held)) == (8, 8)
+
+
+def test_idle_services_are_forgotten_when_there_are_too_many() -> None:
+    one = shed()
+    held = one.enter("kept", priority=False)
+    for number in range(3000):
+        one.enter(f"pears-{number}", priority=False).leave()
+    assert sum(1 for _ in one.states()) <= 1001
+    assert any(state.service == "kept" for state in one.states())
+    held.leave()
+
+
+def test_bounds_hold_under_threads() -> None:
+    one = Shed(ShedSettings(group=10, reserved=0.0))
+    most = 0
+    lock = threading.Lock()
+    inside = 0
+
+    def work() -> None:
+        nonlocal most, inside
+        for _ in range(300):
+            try:
+                ticket = one.enter("a", priority=False)
+            except Overloaded:
+                continue
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0)
+            with lock:
+                inside -= 1
+            ticket.leave()
+
+    threads = [threading.Thread(target=work) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert 0 < most <= 10
+    assert in_flight(one) == 0
+
+
+def test_entering_and_leaving_costs_microseconds() -> None:
+    one = Shed()
+    best = min(_cost_s(one) for _ in range(5))
+    assert best < 10e-6 * time_scale(), f"{best * 1e6:.1f} us"
+
+
+def _cost_s(one: Shed, times: int = 5000) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        ticket = one.enter("users", priority=False)
+        ticket.head()
+        ticket.leave()
+    return (time.perf_counter() - began) / times
