@@ -221,7 +221,7 @@ class ServiceClient:
             cause = error or (outcome.status if isinstance(outcome, Response) else 0)
             if not may_retry(cause, twice=call.twice, replayable=call.replayable) or not self._again(call):
                 return self._final(call, outcome)
-            if not upstream.budget.spend():
+            if not self._unseen(call, upstream, outcome) and not upstream.budget.spend():
                 if isinstance(outcome, ConnectFailed):
                     raise BudgetExhausted(
                         call.service, outcome.detail, attempts=call.attempts, instance_id=instance.id
@@ -231,6 +231,18 @@ class ServiceClient:
                 outcome.close()
             pause_s = backoff_s(self._settings.retry, call.attempts, self._clock)
             self._clock.sleep(min(pause_s, max(0.0, self._left_s(call))))
+
+    def _unseen(self, call: Call, upstream: _Upstream, outcome: Response | CallError) -> bool:
+        """Whether nobody saw the request and somebody is left who is thought to work: no load is doubled by going there.
+
+        Of many calls that leave at once, one dead instance of three would use up the budget before it is ejected.
+        """
+        if not isinstance(outcome, ConnectFailed):
+            return False
+        out = upstream.outliers.ejected().union(call.shunned())
+        return any(
+            identity(each) not in out for each in usable(self._view.snapshot().instances(call.service))
+        )
 
     def _final(self, call: Call, outcome: Response | CallError) -> Response:
         outcome.attempts = call.attempts

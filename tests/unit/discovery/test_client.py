@@ -256,6 +256,12 @@ def test_spent_budget_is_told_when_nothing_was_sent() -> None:
     assert isinstance(spent.value.__cause__, ConnectFailed)
 
 
+def test_refused_connection_needs_no_budget_while_another_instance_works(good: Upstream) -> None:
+    calls = client(dead("a"), good.instance(id="b"), retry=RetrySettings(floor=0, ratio=0.0))
+    answer = calls.request("GET", "users", "/", balance="first")
+    assert (answer.status, answer.attempts) == (200, 2)
+
+
 def test_breaker_opens_and_then_nothing_is_sent() -> None:
     with upstream(status(503)) as bad:
         calls = client(bad, breaker=BreakerSettings(min_calls=5, open_s=30), retry=RetrySettings(attempts=1))
