@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Engine, MetaData, text
 
 log = structlog.get_logger(__name__)
@@ -82,6 +80,10 @@ def upgrade(engine: Engine, folder: Path, metadata: MetaData | None) -> None:
     versions = folder / "versions"
     if not versions.is_dir():
         raise MigrationError(f"no revisions at {versions}")
+    # 10 MB in the master and in the worker of each instance, for nothing where there is no database.
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(ENVIRONMENT).replace("%", "%%"))
     config.set_main_option("version_locations", str(versions).replace("%", "%%"))
