@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+RedisName = Literal["redis-cache", "redis-state"]
+GATEWAYS = ("gateway-identity", "gateway-business", "gateway-ai")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class Fleet(Protocol):
         """Stop every instance of the service: drained, and not started again. Returns when they have ended."""
         ...
 
+    def crash(self, service: str) -> None:
+        """SIGKILL to every instance of the service at once; they stay away until `start`."""
+        ...
+
     def stop_member(self, member: Member) -> None:
         """The same for one."""
         ...
@@ -84,6 +91,29 @@ class Fleet(Protocol):
 
     def start_consul(self, *, empty: bool = False) -> None:
         """Start it again, with `empty` after its data has been thrown away; returns when it has a leader."""
+        ...
+
+    def kill_redis(self, name: RedisName) -> None:
+        """SIGKILL to a Redis server, which stays down until `start_redis`."""
+        ...
+
+    def start_redis(self, name: RedisName) -> None:
+        """Start it again; returns when it answers."""
+        ...
+
+    def hang_redis(self, name: RedisName) -> AbstractContextManager[None]:
+        """SIGSTOP to it for as long as the context lasts: it takes connections, and says nothing."""
+        ...
+
+    def redis(self, name: RedisName, *words: str | int) -> Any:
+        """One command to it with all rights; what it answered, text decoded.
+
+        Raises redis.exceptions.RedisError, with which it refused or did not answer.
+        """
+        ...
+
+    def redis_config(self, name: RedisName, **values: str) -> AbstractContextManager[None]:
+        """These of its settings changed (`maxmemory="1mb"`, hyphens as underscores) for as long as the context lasts."""
         ...
 
     def kill_controller(self) -> None:

@@ -15,19 +15,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.runtime import Master
-from stack.api import Stack
+from stack.api import INFRASTRUCTURE, Stack
 from stack.consul_agent import ConsulAcl
 from stack.settings import REPO, StackSettings
+from stack.vault import REDIS_OPERATOR
 from stack.views import runtime
 from tests.support.accounts import ask
 from tests.support.eventually import eventually, time_scale
-from tests.support.fleet import EdgeServer, Member
+from tests.support.fleet import EdgeServer, Member, RedisName
 from tests.support.servers import Process, free_ports
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_SERVERS = ("consul", "consul-tokens", "redis-cache", "redis-state", "haproxy", "controller")
 
 
 class ProcessFleet:
@@ -77,6 +81,9 @@ class ProcessFleet:
     def stop(self, service: str) -> None:
         self.stack.stop_service(service)
 
+    def crash(self, service: str) -> None:
+        self.stack.crash(*(member.id for member in self.instances(service) if member.pid))
+
     def stop_member(self, member: Member) -> None:
         self.stack.stop(member.id)
 
@@ -94,6 +101,51 @@ class ProcessFleet:
             shutil.rmtree(self.stack.settings.var / "consul" / "data")
         self.stack.start("consul")
         self._acl.wait_ready(30 * time_scale())
+
+    def kill_redis(self, name: RedisName) -> None:
+        self.stack.crash(name)
+
+    def start_redis(self, name: RedisName) -> None:
+        self.stack.start(name)
+        eventually(lambda: self.redis(name, "PING"), 15)
+
+    @contextlib.contextmanager
+    def hang_redis(self, name: RedisName) -> Iterator[None]:
+        self.stack.pause(name)
+        try:
+            yield
+        finally:
+            self.stack.resume(name)
+
+    def redis(self, name: RedisName, *words: str | int) -> Any:
+        settings, vault = self.stack.settings, self.stack.vault
+        port = {"redis-cache": settings.redis_cache_port, "redis-state": settings.redis_state_port}[name]
+        with Redis(
+            port=port,
+            username=REDIS_OPERATOR,
+            password=vault.redis_password(REDIS_OPERATOR),
+            socket_timeout=2,
+            socket_connect_timeout=2,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        ) as client:
+            return client.execute_command(*words)
+
+    @contextlib.contextmanager
+    def redis_config(self, name: RedisName, **values: str) -> Iterator[None]:
+        wanted = {key.replace("_", "-"): value for key, value in values.items()}
+        before = {key: self._redis_setting(name, key) for key in wanted}
+        try:
+            for key, value in wanted.items():
+                self.redis(name, "CONFIG SET", key, value)
+            yield
+        finally:
+            for key, value in before.items():
+                self.redis(name, "CONFIG SET", key, value)
+
+    def _redis_setting(self, name: RedisName, key: str) -> str:
+        found = self.redis(name, "CONFIG GET", key)
+        return str(dict(found)[key])
 
     def kill_controller(self) -> None:
         self.stack.crash("controller")
@@ -193,6 +245,8 @@ class ProcessFleet:
 
     def healthy(self) -> bool:
         """Whether every service has its instances, all passing and all up at the edge, and nobody else is there."""
+        if not all(self.stack.pid(name) for name in INFRASTRUCTURE):
+            return False
         for service, count in self.services().items():
             ids = {member.id for member in self.instances(service) if member.pid}
             entries = self.consul("GET", f"/v1/health/service/{service}?passing=1")
@@ -210,8 +264,10 @@ class ProcessFleet:
     def repair(self) -> None:
         if self.healthy():
             return
-        stopped = [name for name in _SERVERS if not self.stack.pid(name)]
+        stopped = [name for name in INFRASTRUCTURE if not self.stack.pid(name)]
         self.stack.start(*stopped)
+        for name in INFRASTRUCTURE:
+            self.stack.resume(name)
         self._acl.wait_ready(30 * time_scale())
         for service, count in self.services().items():
             for member in self.instances(service):
