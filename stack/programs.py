@@ -131,6 +131,8 @@ class Catalogue:
         if service == "auth":
             environment["AUTH_CLIENTS_FILE"] = str(vault.root / "auth-clients.json")
             environment["AUTH_KEK_FILE"] = str(vault.key_encryption_file())
+        if service.startswith(redis_servers.GATEWAY):
+            environment["EDGE_CONTROL_PORTS"] = self._control_ports()
         return {**environment, **self.per_service.get(service, {})}
 
     def edge_environment(self) -> dict[str, str]:
@@ -145,9 +147,13 @@ class Catalogue:
             "EDGE_BIND_ADDRESS": settings.edge_bind_address,
             "EDGE_DIR": str(settings.edge_dir),
             "EDGE_RUN_DIR": str(settings.run_dir),
-            "EDGE_CONTROL_PORTS": ",".join(ports.values()),
+            "EDGE_CONTROL_PORTS": self._control_ports(),
             "CONSUL_HTTP_TOKEN_FILE": str(self.vault.consul_token_file("controller")),
         }
+
+    def _control_ports(self) -> str:
+        """Where no instance can live: a registration that names one of them is an attack."""
+        return ",".join(map(str, self.settings.fixed_ports.values()))
 
     def _consul(self) -> Program:
         local = consul_agent.write_local(self.settings, self.vault)

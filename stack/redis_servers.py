@@ -30,7 +30,7 @@ SERVERS: Mapping[str, tuple[str, ...]] = {
 """Program → the lines in which it differs. What is in the cache may be lost, what is in the state may not."""
 
 GATEWAY = "gateway-"
-"""Begins the names of the gateways, which share one namespace, and read what the services' last good answers were."""
+"""Begins the names of the gateways, who share one namespace, and read the last good answers of all services."""
 
 # All that works on data, for the keys bound it. Not what names the keys of others (SCAN, RANDOMKEY, CLIENT TRACKING,
 # PUBSUB CHANNELS), what they hang from (SCRIPT KILL and FLUSH, FUNCTION), and what rules the server.
@@ -46,10 +46,11 @@ def rules(service: str) -> str:
     """What a service may: in the words of Redis' ACL, without its password."""
     if service.startswith(GATEWAY):
         domain = service.removeprefix(GATEWAY)
-        shared = " ".join(f"~{name}:* &{name}:*" for name in (f"gateway:{domain}", "gateway:shared"))
-        # A last good answer is read, and thrown away when the service says that it holds no more.
-        return f"{COMMANDS} ~{service}:* {shared} ~snapshot:*"
-    return f"{COMMANDS} ~{service}:* &{service}:* %W~snapshot:{service}:*"
+        names = (service, f"gateway:{domain}", "gateway:shared", "snapshot")
+    else:
+        # The kit keeps a service's last good answers under `snapshot`, where the gateways find them.
+        names = (service, f"snapshot:{service}")
+    return " ".join([COMMANDS, *(f"~{name}:* &{name}:*" for name in names)])
 
 
 def configure(settings: StackSettings, vault: Vault, name: str) -> Path:

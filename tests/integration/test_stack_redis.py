@@ -123,8 +123,9 @@ def test_service_works_in_its_own_keys(servers: Servers, server: str) -> None:
         ("COPY", "auth:session:1", "users:b"),
         ("EVAL", "return redis.call('GET', KEYS[1])", "1", "auth:session:1"),
         ("GET", "usersX"),
-        ("GET", "snapshot:users:1"),
         ("SET", "snapshot:posts:1", "forged"),
+        ("GET", "snapshot:posts:1"),
+        ("PUBLISH", "snapshot:posts:changed", "forged"),
         ("SET", "gateway:identity:1", "forged"),
         ("GET", "gateway:identity:1"),
         ("PUBLISH", "gateway:identity:breakers", "forged"),
@@ -201,14 +202,20 @@ def test_a_script_rules_no_more_than_its_caller(servers: Servers, name: str) -> 
         redis.eval(f"return redis.call({called})", 0)
 
 
-def test_service_writes_its_own_last_good_answers_and_a_gateway_reads_them(servers: Servers) -> None:
+def test_service_writes_its_own_last_good_answers_and_gateways_read_and_forget_them(servers: Servers) -> None:
     with servers.client("posts") as posts, servers.client("gateway-business") as gateway:
-        posts.set("snapshot:posts:2", "good", px=60_000)
-        assert gateway.get("snapshot:posts:2") == b"good"
-        posts.delete("snapshot:posts:2")
-        assert gateway.get("snapshot:posts:2") is None
-        posts.set("snapshot:posts:3", "bad", px=60_000)
-        assert gateway.delete("snapshot:posts:3") == 1
+        posts.hset("snapshot:posts:p:1", "0", "good")
+        assert gateway.hget("snapshot:posts:p:1", "0") == b"good"
+        assert posts.eval("return redis.call('DEL', KEYS[1])", 1, "snapshot:posts:p:1") == 1
+        assert gateway.hget("snapshot:posts:p:1", "0") is None
+        posts.hset("snapshot:posts:p:2", "0", "bad")
+        assert gateway.delete("snapshot:posts:p:2") == 1
+        heard = gateway.pubsub(ignore_subscribe_messages=True)
+        heard.psubscribe("snapshot:*")
+        assert heard.get_message(timeout=2) is None  # the subscription itself
+        eventually(lambda: posts.publish("snapshot:posts:changed", "/api/posts") == 1, 5)
+        assert eventually(heard.get_message, 5)["channel"] == b"snapshot:posts:changed"
+        heard.close()
 
 
 def test_gateways_of_one_group_share_and_groups_are_apart(servers: Servers) -> None:

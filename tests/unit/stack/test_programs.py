@@ -1,0 +1,58 @@
+"""What supervisord is told to run: each instance with its own identity, gateways with theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stack.fleet import FLEET
+from stack.programs import Catalogue, Program
+from stack.settings import StackSettings
+from stack.vault import Vault
+
+SPECS = {spec.name: spec for spec in FLEET}
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Catalogue:
+    settings = StackSettings(breakwater_var=tmp_path)
+    return Catalogue(settings, Vault(settings.secrets_dir), {}, {"gateway-ai": {"LOG_LEVEL": "debug"}})
+
+
+def instance(catalogue: Catalogue, service: str) -> Program:
+    return catalogue.instance(SPECS[service], 1, 20000)
+
+
+@pytest.mark.parametrize("domain", ["identity", "business", "ai"])
+def test_gateways_are_one_program_in_three_groups(
+    catalogue: Catalogue, domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the shell says goes for services; a gateway stays what it is.
+    monkeypatch.setenv("WORKER_CLASS", "gthread")
+    monkeypatch.setenv("GATEWAY_DOMAIN", "business")
+    program = instance(catalogue, f"gateway-{domain}")
+    assert program.command[1:] == ("-m", "gateway")
+    assert program.environment["GATEWAY_DOMAIN"] == domain
+    assert program.environment["WORKER_CLASS"] == "gevent"
+    assert program.environment["INSTANCE_ID"] == f"gateway-{domain}-1"
+    assert "8500" in program.environment["EDGE_CONTROL_PORTS"].split(",")
+    assert SPECS[f"gateway-{domain}"].instances == 2
+
+
+def test_environment_of_one_service_is_no_other_ones(catalogue: Catalogue) -> None:
+    assert instance(catalogue, "gateway-ai").environment["LOG_LEVEL"] == "debug"
+    assert "LOG_LEVEL" not in instance(catalogue, "gateway-business").environment
+    assert "GATEWAY_DOMAIN" not in instance(catalogue, "users").environment
+
+
+def test_every_service_is_itself_to_consul_and_redis(catalogue: Catalogue) -> None:
+    for name in SPECS:
+        environment = instance(catalogue, name).environment
+        assert environment["REDIS_USERNAME"] == name
+        assert environment["REDIS_PASSWORD_FILE"].endswith(f"/redis/{name}.password")
+        assert environment["CONSUL_HTTP_TOKEN_FILE"].endswith(f"/consul/{name}.token")
+    passwords = {
+        Path(instance(catalogue, name).environment["REDIS_PASSWORD_FILE"]).read_text() for name in SPECS
+    }
+    assert len(passwords) == len(SPECS)
