@@ -6,6 +6,7 @@ from typing import cast
 
 import discovery
 from gateway.calls import Calls
+from gateway.departures import Departures
 from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
 from gateway.incoming import Reader
@@ -62,7 +63,7 @@ class Parts:
         """In the worker: the parts that hold connections, locks and threads."""
         kit, settings = self.kit, self.settings
         view = Exposed(kit.view, settings.policy())
-        routes = Routes(view)
+        routes = Routes(view, settings.gateway_domain)
         client = discovery.ServiceClient(
             view,
             settings=discovery.ClientSettings(attempt_timeout_s=settings.deadline_s),
@@ -70,12 +71,15 @@ class Parts:
         )
         calls = Calls(client)
         problems = Problems(kit.name, calls.breaker)
+        departures = Departures()
+        departures.start()
         pipeline = Pipeline(
             reader=Reader(kit, settings, routes),
-            forward=Forward(calls),
+            forward=Forward(calls, departures),
             fallbacks=Fallbacks(problems),
             problems=problems,
             metrics=GatewayMetrics(kit.metrics.registry),
+            departures=departures,
             own=self._own(),
         )
         put_in_front(self._app, pipeline)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import discovery
 from discovery.model import Route
 from gateway.calls import Calls
+from gateway.departures import Departures
 from gateway.errors import Refused, RouteUnknown
 from gateway.model import Answer, Headers, Incoming
 from gateway.routes import holds, is_gateway
@@ -41,14 +42,24 @@ DROPPED = frozenset(
 class Forward:
     """Sends requests on through `calls`. Thread-safe."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, departures: Departures) -> None:
         self._calls = calls
+        self._departures = departures
 
     def __call__(self, incoming: Incoming, extra: Mapping[str, str] = NOTHING) -> Answer:
         """The service's answer, whatever its status. `extra` headers replace the request's: a cache's conditions.
 
-        Raises CallError, GatewayError.
+        Raises CallError, GatewayError; ClientGone.
         """
+        if incoming.connection is None:
+            return self._send(incoming, extra)
+        wait = self._departures.begin(incoming.connection)
+        try:
+            return self._send(incoming, extra)
+        finally:
+            self._departures.end(wait)
+
+    def _send(self, incoming: Incoming, extra: Mapping[str, str]) -> Answer:
         route = incoming.route
         if route is None or is_gateway(incoming.service):
             raise RouteUnknown(incoming.service, "Nobody holds this path.")
@@ -89,8 +100,27 @@ def answer_of(response: discovery.Response, method: str) -> Answer:
     if method == "HEAD" or response.status in (204, 304) or (length is not None and length <= SMALL_BYTES):
         body = response.data
     else:
-        body = response.iter_bytes()
+        body = Relay(response)
     return Answer(response.status, headers, body, source=response.instance.id, attempts=response.attempts)
+
+
+class Relay:
+    """The body of an instance's answer as it comes. Closed before its end, it closes the connection to the instance."""
+
+    __slots__ = ("_chunks", "_response")
+
+    def __init__(self, response: discovery.Response) -> None:
+        self._response = response
+        self._chunks = response.iter_bytes()
+
+    def __iter__(self) -> Relay:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        self._response.close()
 
 
 def _headers(given: Mapping[str, str]) -> tuple[Headers, int | None]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import gevent
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from discovery.model import Route
@@ -20,7 +21,10 @@ from services.kit.context import Caller
 from services.kit.jwks import KeysUnavailable
 from services.kit.kit import Kit
 
-CHUNK_BYTES = 64 * 1024
+# Each comes within a time limit: small enough for a slow line.
+CHUNK_BYTES = 16 * 1024
+TOO_LARGE = "The body is larger than the gateway passes on."
+NOT_WHOLE = "The body is not whole."
 # The same that the edge denies: what an instance might read as another path than we do.
 _TRICK = re.compile(
     r"//|/\.\.?(?:/|$)|[\\;#]|[^!-~]|%(?:00|0a|0d|2e|2f|5c|25|(?![0-9a-f]{2}))", re.IGNORECASE
@@ -80,9 +84,10 @@ class Reader:
             traceparent=caller.traceparent,
             deadline=min(caller.deadline, now + timeout_s),
             timeout_s=timeout_s,
-            body=self._body(environ),
+            body=self._body(environ, min(caller.deadline, now + timeout_s)),
             identify=Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION")),
             route=route,
+            connection=environ.get("gunicorn.socket"),
         )
 
     def _route(self, path: str, named: str | None) -> Route | None:
@@ -94,19 +99,77 @@ class Reader:
             raise RouteUnknown(route.service, "Another gateway answers for this path.")
         return route
 
-    def _body(self, environ: dict[str, Any]) -> bytes | Iterable[bytes] | None:
-        """Short bodies whole, so that they can be sent again; others as they come."""
+    def _body(self, environ: dict[str, Any], until: float) -> bytes | Iterable[bytes] | None:
+        """Short bodies whole, so that they can be sent again; others as they come, by the deadline at the latest."""
         length = limits.declared_length(environ)
         if not length and not environ.get("HTTP_TRANSFER_ENCODING"):
             return None
         if not limits.limit(environ, self._settings.max_body_bytes):
-            raise Refused(413, "The body is larger than the gateway passes on.")
-        first = _read(environ["wsgi.input"], self._settings.replay_body_bytes)
-        if len(first) < self._settings.replay_body_bytes or len(first) == length:
-            if length is not None and len(first) < length:
-                raise Refused(400, "The body is not whole.")
-            return first
-        return _rest(environ["wsgi.input"], first, length)
+            raise Refused(413, TOO_LARGE)
+        body = Body(environ["wsgi.input"], length, self._settings.body_timeout_s, until)
+        pieces: list[bytes] = []
+        size = 0
+        while not body.over and size < self._settings.replay_body_bytes:
+            pieces.append(body.read())
+            size += len(pieces[-1])
+        first = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return first if body.over else body.rest(first)
+
+
+class Body:
+    """A request's body, read with a time limit for each piece and one for all of it.
+
+    All of it raises Refused: 408 too late, 413 too long, 400 broken off.
+    """
+
+    def __init__(self, stream: Any, length: int | None, pause_s: float, until: float) -> None:
+        self._stream = stream
+        self._left = length
+        self._pause_s = pause_s
+        self._until = until
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it has been read."""
+        return self._left == 0
+
+    def read(self) -> bytes:
+        """The next piece: `CHUNK_BYTES`, or what is left."""
+        size = CHUNK_BYTES if self._left is None else min(CHUNK_BYTES, self._left)
+        data = self._read(size)
+        if self._left is None:
+            self._left = 0 if len(data) < size else None
+        elif len(data) < size:
+            raise Refused(400, NOT_WHOLE)
+        else:
+            self._left -= size
+        return data
+
+    def rest(self, first: bytes) -> Iterator[bytes]:
+        """All of it, `first` included."""
+        yield first
+        while not self.over:
+            data = self.read()
+            if data:
+                yield data
+
+    def _read(self, size: int) -> bytes:
+        left_s = self._until - time.monotonic()
+        late = gevent.Timeout(max(0.001, min(self._pause_s, left_s)))
+        late.start()
+        try:
+            data: bytes = self._stream.read(size)
+        except gevent.Timeout as timeout:
+            if timeout is not late:
+                raise
+            raise Refused(408, "The body did not come in time.") from None
+        except RequestEntityTooLarge:
+            raise Refused(413, TOO_LARGE) from None
+        except Exception as error:  # gunicorn's own, for framing that is broken or ends too soon
+            raise Refused(400, NOT_WHOLE) from error
+        finally:
+            late.close()
+        return data
 
 
 class Asker:
@@ -165,24 +228,3 @@ def _name(key: str) -> str:
     if len(_NAMES) < _MAX_NAMES:
         _NAMES[key] = name
     return name
-
-
-def _read(stream: Any, size: int) -> bytes:
-    """Raises Refused."""
-    try:
-        data: bytes = stream.read(size)
-    except RequestEntityTooLarge:
-        raise Refused(413, "The body is larger than the gateway passes on.") from None
-    except Exception as error:  # gunicorn's own, for framing that is broken or ends too soon
-        raise Refused(400, "The body is not whole.") from error
-    return data
-
-
-def _rest(stream: Any, first: bytes, length: int | None) -> Iterator[bytes]:
-    seen = len(first)
-    yield first
-    while data := _read(stream, CHUNK_BYTES):
-        seen += len(data)
-        yield data
-    if length is not None and seen < length:
-        raise Refused(400, "The body is not whole.")

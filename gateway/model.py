@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from socket import socket
 from typing import Self
 
 from discovery.model import Domain, Route
@@ -20,7 +21,7 @@ class Incoming:
     ones among them. `service` is whose route it is; `client` the address at the edge. `deadline` is a point on the monotonic
     clock, `timeout_s` how long the route waits for the head of an answer. `body` is whole (bytes) or can be read once; None when there is none.
     `identify` verifies the bearer token at first use and remembers what it says: None without a token that proves something.
-    `route` is None for what the gateway answers by itself (compositions).
+    `route` is None for what the gateway answers by itself (compositions). `connection` is the sender's, to see him leave.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Incoming:
     body: bytes | Iterable[bytes] | None = None
     identify: Callable[[], Identity | None] = lambda: None
     route: Route | None = None
+    connection: socket | None = None
 
     @property
     def target(self) -> str:
@@ -51,7 +53,7 @@ class Incoming:
     @property
     def openai(self) -> bool:
         """Whether errors have to be OpenAI's: under /v1 and /chat."""
-        return any(self.path == each or self.path.startswith(f"{each}/") for each in ("/v1", "/chat"))
+        return is_openai(self.path)
 
 
 @dataclass(slots=True)
@@ -82,3 +84,8 @@ class Answer:
         close = getattr(self.body, "close", None)
         if close is not None:
             close()
+
+
+def is_openai(path: str) -> bool:
+    """Whether the path's errors have OpenAI's shape."""
+    return path.startswith(("/v1/", "/chat/")) or path in ("/v1", "/chat")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from socket import socket
 from typing import Any, Protocol
 
 import structlog
 
 from discovery.client import FAILED_STATUSES
 from discovery.errors import CallError
-from gateway.errors import GatewayError, RouteUnknown
+from gateway.departures import Departures
+from gateway.errors import ClientGone, GatewayError, RouteUnknown
 from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
 from gateway.incoming import Reader
 from gateway.metrics import GatewayMetrics
-from gateway.model import Answer, Headers, Incoming
+from gateway.model import Answer, Headers, Incoming, is_openai
 from gateway.problems import Problems, phrase
 from services.kit.context import Caller, current
+
+# nginx's number for it; goes into logs and metrics, and to nobody.
+CLIENT_GONE = 499
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +62,7 @@ class Pipeline:
         fallbacks: Fallbacks,
         problems: Problems,
         metrics: GatewayMetrics,
+        departures: Departures,
         own: Callable[[str], bool],
         limits: Limiting | None = None,
         compositions: Composing | None = None,
@@ -65,8 +71,9 @@ class Pipeline:
         self._reader = reader
         self._forward = forward
         self._fallbacks = fallbacks
-        self._problems = problems
-        self._metrics = metrics
+        self.problems = problems
+        self.metrics = metrics
+        self.departures = departures
         self._own = own
         self._limits = limits
         self._compositions = compositions
@@ -76,35 +83,44 @@ class Pipeline:
         return not self._own(environ["PATH_INFO"])
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        answer = self._answer(environ, current())
+        caller = current()
+        try:
+            answer = self._answer(environ, caller)
+        except ClientGone:
+            self.metrics.clients_gone.inc()
+            answer = Answer(CLIENT_GONE)
+        self.metrics.answered(answer.source)
         start_response(f"{answer.status} {phrase(answer.status)}", answer.headers)
         if isinstance(answer.body, bytes):
             return (answer.body,)
-        return Passage(answer.body)
+        return Passage(
+            answer.body, self, environ.get("gunicorn.socket"), openai=_events_of_openai(environ, answer)
+        )
 
     def _answer(self, environ: dict[str, Any], caller: Caller) -> Answer:
         try:
             incoming = self._reader.read(environ, caller)
         except Exception as error:
             return self._refusal(environ, caller, error)
-        if incoming.route is not None:
+        # A label must come from the catalog, not from a header.
+        if incoming.route is not None and incoming.route.paths:
             caller.route = incoming.service
         try:
             headers = self._limits.check(incoming) if self._limits is not None else []
             answer = self._find(incoming)
         except Exception as error:
-            return self._problems.of(incoming, error)
+            return self.problems.of(incoming, error)
         answer.headers.extend(headers)
         return answer
 
     def _refusal(self, environ: dict[str, Any], caller: Caller, error: Exception) -> Answer:
         path = environ["PATH_INFO"]
-        return self._problems.answer(
+        return self.problems.answer(
             error,
             path=path,
             request_id=caller.request_id,
             service=getattr(error, "service", ""),
-            openai=path.startswith(("/v1/", "/chat/")),
+            openai=is_openai(path),
         )
 
     def _find(self, incoming: Incoming) -> Answer:
@@ -113,7 +129,7 @@ class Pipeline:
             composition = self._compositions.find(incoming) if self._compositions is not None else None
             if composition is None:
                 raise RouteUnknown("", "Nobody holds this path.")
-            return composition.answer(incoming)
+            return self._watched(composition, incoming)
         try:
             if self._cache is not None:
                 answer = self._cache.serve(incoming, lambda extra: self._forward(incoming, extra))
@@ -125,27 +141,67 @@ class Pipeline:
             return self._fallbacks.of_answer(incoming, answer)
         return answer
 
+    def _watched(self, composition: Composed, incoming: Incoming) -> Answer:
+        if incoming.connection is None:
+            return composition.answer(incoming)
+        wait = self.departures.begin(incoming.connection)
+        try:
+            return composition.answer(incoming)
+        finally:
+            self.departures.end(wait)
+
 
 class Passage:
-    """A body on its way through. What is lost on the way breaks the connection: a cut answer must not look whole."""
+    """A body on its way through.
 
-    __slots__ = ("_body", "_chunks")
+    What is lost on the way breaks the connection, for a cut answer must not look whole; in a stream of OpenAI's events it is told
+    by a last event, where a client that finds no `[DONE]` would raise nothing.
+    """
 
-    def __init__(self, body: Iterable[bytes]) -> None:
+    __slots__ = ("_body", "_chunks", "_connection", "_openai", "_pipeline")
+
+    def __init__(
+        self, body: Iterable[bytes], pipeline: Pipeline, connection: socket | None, *, openai: bool
+    ) -> None:
         self._body = body
         self._chunks: Iterator[bytes] = iter(body)
+        self._pipeline = pipeline
+        self._connection = connection
+        self._openai = openai
 
     def __iter__(self) -> Passage:
         return self
 
     def __next__(self) -> bytes:
+        if self._connection is None:
+            return self._next()
+        departures = self._pipeline.departures
+        wait = departures.begin(self._connection)
+        try:
+            return self._next()
+        except ClientGone:
+            self._pipeline.metrics.clients_gone.inc()
+            raise ConnectionResetError(errno.ECONNRESET, "the client has left") from None
+        finally:
+            departures.end(wait)
+
+    def _next(self) -> bytes:
         try:
             return next(self._chunks)
         except CallError as error:
             log.warning("answer cut short", upstream=error.service, error=type(error).__name__)
-            raise ConnectionResetError(errno.ECONNRESET, "the upstream's answer was cut short") from error
+            if not self._openai:
+                raise ConnectionResetError(errno.ECONNRESET, "the answer was cut short") from error
+            self._chunks = iter(())
+            return b"\n\ndata: " + self._pipeline.problems.openai(error) + b"\n\n"
 
     def close(self) -> None:
         close = getattr(self._body, "close", None)
         if close is not None:
             close()
+
+
+def _events_of_openai(environ: dict[str, Any], answer: Answer) -> bool:
+    return is_openai(environ["PATH_INFO"]) and (answer.header("content-type") or "").startswith(
+        "text/event-stream"
+    )

@@ -64,36 +64,45 @@ class Problems:
         fault = fault_of(error)
         if fault.status >= 500 and not isinstance(error, GatewayError | CallError | ValueError):
             log.error("request failed", upstream=service, error=type(error).__name__, exc_info=error)
+        if openai:
+            kind, data = "application/json", self.openai(error)
+        else:
+            kind, data = MEDIA_TYPE, self._object(fault, path, request_id, service, members or {})
         headers: Headers = [
-            ("Content-Type", "application/json" if openai else MEDIA_TYPE),
+            ("Content-Type", kind),
             ("Cache-Control", "no-store"),
+            ("Content-Length", str(len(data))),
             *fault.headers,
         ]
         if fault.retry_after_s is not None:
             headers.append(("Retry-After", str(max(1, math.ceil(fault.retry_after_s)))))
-        body: dict[str, Any]
-        if openai:
-            body = {"error": openai_error(fault.status, fault.detail, fault.code)}
-        else:
-            body = {
-                **(members or {}),
-                "type": "about:blank",
-                "title": phrase(fault.status),
-                "status": fault.status,
-                "detail": fault.detail,
-                "instance": path,
-                "request_id": request_id,
-                "layer": "gateway",
-                "service": service or self._gateway,
-                "failed": fault.failed,
-                "source": "gateway",
-                "attempts": fault.attempts,
-            }
-            if service:
-                body["breaker"] = self._breaker(service)
-        data = to_json(body)
-        headers.append(("Content-Length", str(len(data))))
         return Answer(fault.status, headers, data, attempts=fault.attempts)
+
+    def _object(
+        self, fault: Fault, path: str, request_id: str, service: str, members: dict[str, Any]
+    ) -> bytes:
+        body = {
+            **members,
+            "type": "about:blank",
+            "title": phrase(fault.status),
+            "status": fault.status,
+            "detail": fault.detail,
+            "instance": path,
+            "request_id": request_id,
+            "layer": "gateway",
+            "service": service or self._gateway,
+            "failed": fault.failed,
+            "source": "gateway",
+            "attempts": fault.attempts,
+        }
+        if service:
+            body["breaker"] = self._breaker(service)
+        return to_json(body)
+
+    def openai(self, error: Exception) -> bytes:
+        """OpenAI's error object, as JSON on one line."""
+        fault = fault_of(error)
+        return to_json({"error": openai_error(fault.status, fault.detail, fault.code)})
 
     def of(self, incoming: Incoming, error: Exception, members: dict[str, Any] | None = None) -> Answer:
         """The answer to an error of a request that got as far as being one."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from discovery.contract import Policy, check_name, parse_placement, parse_route
 from discovery.errors import ContractError
-from discovery.model import Instance, Route, Snapshot
+from discovery.model import Domain, Instance, Route, Snapshot
 from discovery.static_view import Reading
 
 GATEWAY = "gateway-"
@@ -72,8 +72,9 @@ class Exposed:
 class Routes:
     """Finds the route of a path. Thread-safe; `view` is an `Exposed` one, whose metadata can be parsed."""
 
-    def __init__(self, view: Reading) -> None:
+    def __init__(self, view: Reading, domain: Domain) -> None:
         self._view = view
+        self._domain = domain
         self._lock = threading.Lock()
         self._seen = Snapshot(version=-1)
         self._routes: dict[str, Route] = {}
@@ -85,14 +86,17 @@ class Routes:
     def find(self, path: str, named: str | None = None) -> Route | None:
         """The route that `path` (percent-encoded, without query) belongs to, or None.
 
-        `named` is the service that the edge says it is. It knows who owns a prefix that several ask for: believed if the service
-        has or had a prefix of this path, and for a service that nobody here remembers.
+        `named` is the service that the edge says it is: it knows who owns a prefix that several ask for. Believed if the service
+        has or had a prefix of this path, or is not known here at all: then it is one that went before this gateway came, and
+        its route has no prefix. A service that asks for no route is never found.
         """
         self._follow()
         if named is not None:
             route = self._routes.get(named) or self._remembered.get(named)
             if route is not None and any(holds(prefix, path) for prefix in route.paths):
                 return route
+            if route is None and not self._seen.instances(named) and _is_name(named):
+                return Route(service=named, paths=(), domain=self._domain)
         parts = path.split("/", self._depth + 1)[: self._depth + 1]
         for prefixes, routes in ((self._prefixes, self._routes), (self._gone, self._remembered)):
             for size in range(len(parts), 1, -1):
@@ -120,7 +124,7 @@ class Routes:
                 route = self._routes.get(service) if known else elect(instances)
                 if route is not None:
                     routes[service] = route
-            self._remember(routes)
+            self._remember(routes, snapshot)
             first = {name: min(i.create_index for i in snapshot.services[name]) for name in routes}
             # Who came first holds a prefix: written last.
             self._prefixes = {
@@ -132,14 +136,24 @@ class Routes:
             self._depth = max((p.count("/") for p in (*self._prefixes, *self._gone)), default=0)
             self._routes, self._seen = routes, snapshot
 
-    def _remember(self, routes: dict[str, Route]) -> None:
+    def _remember(self, routes: dict[str, Route], snapshot: Snapshot) -> None:
         for service, route in self._routes.items():
             if service not in routes:
                 self._remembered[service] = route
-        for service in routes:
-            self._remembered.pop(service, None)
+        for service in list(self._remembered):
+            # One that is there and asks for no route any more does not want to be reached.
+            if snapshot.instances(service):
+                del self._remembered[service]
         while len(self._remembered) > MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
+
+
+def _is_name(value: str) -> bool:
+    try:
+        check_name(value)
+    except ContractError:
+        return False
+    return True
 
 
 def elect(instances: Sequence[Instance]) -> Route | None:
