@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import cast
 
+from redis import Redis
+
 import discovery
+from discovery.model import Domain
+from gateway.cache import AnswerCache
 from gateway.calls import Calls
+from gateway.compose import Compositions, Declaration, DeclarationError
+from gateway.compose.declaration import load
 from gateway.departures import Departures
 from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
@@ -18,6 +25,8 @@ from gateway.settings import GatewaySettings
 from services.kit import ServiceApp, create_service
 from services.kit.app import put_in_front
 from services.kit.kit import Kit
+from services.kit.redis_client import connect
+from services.kit.settings import secret
 from services.kit.upstream import CallObserver
 
 # Everything under them is Flask's, whatever services hold.
@@ -48,6 +57,8 @@ class Parts:
     def __init__(self, app: ServiceApp, kit: Kit, settings: GatewaySettings, own: str) -> None:
         self.kit = kit
         self.settings = settings
+        # A mistake in it ends the process here, before anything serves.
+        self._declaration = _declaration(settings.gateway_domain)
         kit.on_start(self._start)
         self._app = app
 
@@ -64,6 +75,7 @@ class Parts:
         kit, settings = self.kit, self.settings
         view = Exposed(kit.view, settings.policy())
         routes = Routes(view, settings.gateway_domain)
+        kit.view.on_change(lambda *_: routes.follow())
         client = discovery.ServiceClient(
             view,
             settings=discovery.ClientSettings(attempt_timeout_s=settings.deadline_s),
@@ -71,23 +83,45 @@ class Parts:
         )
         calls = Calls(client)
         problems = Problems(kit.name, calls.breaker)
+        cache = AnswerCache(self._redis(), domain=settings.gateway_domain)
+        cache.start()
         departures = Departures()
         departures.start()
         pipeline = Pipeline(
             reader=Reader(kit, settings, routes),
             forward=Forward(calls, departures),
-            fallbacks=Fallbacks(problems),
+            fallbacks=Fallbacks(problems, cache.last_good),
             problems=problems,
             metrics=GatewayMetrics(kit.metrics.registry),
             departures=departures,
             own=self._own(),
+            compositions=Compositions(self._declaration, calls=calls, view=view),
+            cache=cache,
         )
         put_in_front(self._app, pipeline)
         kit.view.ready(settings.view_wait_s)
 
+    def _redis(self) -> Redis | None:
+        """The losable Redis: cache, limits, and what the group shares."""
+        settings = self.settings
+        return connect(
+            settings.redis_cache_url,
+            secret(settings.redis_password),
+            username=settings.redis_username,
+            timeout_s=settings.redis_cache_timeout_s,
+            connections=settings.redis_connections,
+        )
+
     def _own(self) -> Owned:
         rules = [rule.rule for rule in self._app.url_map.iter_rules()]
         return Owned(frozenset(rule for rule in rules if "<" not in rule))
+
+
+def _declaration(domain: Domain) -> Declaration:
+    try:
+        return load(domain)
+    except DeclarationError as error:
+        sys.exit(f"cannot start: {error}")
 
 
 class Owned:

@@ -21,13 +21,25 @@ from discovery.errors import (
     ResponseTimeout,
 )
 from discovery.transport import BodyFailed
-from gateway.errors import GatewayError, LimitExceeded, Overloaded, Refused, RouteUnknown
+from gateway.errors import GatewayError, LimitExceeded, Overloaded, PartFailed, Refused, RouteUnknown
 from gateway.model import Answer, Headers, Incoming
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1.0
+# OpenAI's `code` by status; its `type` by status, below.
+_CODES = {
+    401: "invalid_token",
+    403: "insufficient_scope",
+    404: "not_found",
+    413: "request_too_large",
+    429: "rate_limit_exceeded",
+    502: "bad_gateway",
+    503: "service_unavailable",
+    504: "gateway_timeout",
+}
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,8 @@ class Problems:
     ) -> Answer:
         """The answer to an error. `service` is the upstream concerned; `members` are added to the problem object."""
         fault = fault_of(error)
+        if isinstance(error, Refused):
+            members = {**error.members, **(members or {})}
         if fault.status >= 500 and not isinstance(error, GatewayError | CallError | ValueError):
             log.error("request failed", upstream=service, error=type(error).__name__, exc_info=error)
         if openai:
@@ -137,7 +151,7 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, RouteUnknown):
         return Fault(404, error.detail, "gateway", "not_found")
     if isinstance(error, Refused):
-        return Fault(error.status, error.detail, "gateway", "invalid_request")
+        return _refused_fault(error)
     if isinstance(error, GatewayError):
         return Fault(503, error.detail, "gateway", "service_unavailable", error.retry_after_s)
     if isinstance(error, BodyFailed):
@@ -148,6 +162,22 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, ValueError):
         return Fault(400, "The request cannot be passed on as it is.", "gateway", "invalid_request")
     return Fault(500, "The gateway failed to process the request.", "gateway", "internal_error")
+
+
+def _refused_fault(error: Refused) -> Fault:
+    failed = "service" if isinstance(error, PartFailed) and error.status >= 500 else "gateway"
+    return Fault(
+        error.status,
+        error.detail,
+        failed,
+        _CODES.get(error.status, "invalid_request"),
+        error.retry_after_s if error.status == 503 and not _names(error.headers, "retry-after") else None,
+        headers=tuple(error.headers),
+    )
+
+
+def _names(headers: Headers, name: str) -> bool:
+    return any(each.lower() == name for each, _ in headers)
 
 
 def _call_fault(error: CallError) -> Fault:
@@ -184,15 +214,7 @@ def _call_fault(error: CallError) -> Fault:
 
 def openai_error(status: int, message: str, code: str) -> dict[str, Any]:
     """OpenAI's error object."""
-    kinds = {
-        400: "invalid_request_error",
-        401: "authentication_error",
-        403: "permission_error",
-        404: "invalid_request_error",
-    }
-    kind = kinds.get(status) or (
-        "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
-    )
+    kind = _KINDS.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
     return {"message": message, "type": kind, "param": None, "code": code}
 
 

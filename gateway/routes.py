@@ -78,9 +78,9 @@ class Routes:
         self._lock = threading.Lock()
         self._seen = Snapshot(version=-1)
         self._routes: dict[str, Route] = {}
-        self._prefixes: dict[str, str] = {}
+        self._prefixes: dict[str, Route] = {}
         self._remembered: dict[str, Route] = {}
-        self._gone: dict[str, str] = {}
+        self._gone: dict[str, Route] = {}
         self._depth = 0
 
     def find(self, path: str, named: str | None = None) -> Route | None:
@@ -90,7 +90,7 @@ class Routes:
         has or had a prefix of this path, or is not known here at all: then it is one that went before this gateway came, and
         its route has no prefix. A service that asks for no route is never found.
         """
-        self._follow()
+        self.follow()
         if named is not None:
             route = self._routes.get(named) or self._remembered.get(named)
             if route is not None and any(holds(prefix, path) for prefix in route.paths):
@@ -98,19 +98,20 @@ class Routes:
             if route is None and not self._seen.instances(named) and _is_name(named):
                 return Route(service=named, paths=(), domain=self._domain)
         parts = path.split("/", self._depth + 1)[: self._depth + 1]
-        for prefixes, routes in ((self._prefixes, self._routes), (self._gone, self._remembered)):
-            for size in range(len(parts), 1, -1):
-                service = prefixes.get("/".join(parts[:size]))
-                if service is not None:
-                    return routes[service]
+        for size in range(len(parts), 1, -1):
+            prefix = "/".join(parts[:size])
+            route = self._prefixes.get(prefix) or self._gone.get(prefix)
+            if route is not None:
+                return route
         return None
 
     def services(self) -> dict[str, Route]:
         """The routes that the view has now, by service."""
-        self._follow()
+        self.follow()
         return self._routes
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
+        """Take over what has changed in the view. Call it after each change, so that no route is missed that was there briefly."""
         snapshot = self._view.snapshot()
         if snapshot is self._seen:
             return
@@ -128,11 +129,11 @@ class Routes:
             first = {name: min(i.create_index for i in snapshot.services[name]) for name in routes}
             # Who came first holds a prefix: written last.
             self._prefixes = {
-                prefix: name
+                prefix: routes[name]
                 for name in sorted(routes, key=lambda name: (first[name], name), reverse=True)
                 for prefix in routes[name].paths
             }
-            self._gone = {prefix: name for name, route in self._remembered.items() for prefix in route.paths}
+            self._gone = {prefix: route for route in self._remembered.values() for prefix in route.paths}
             self._depth = max((p.count("/") for p in (*self._prefixes, *self._gone)), default=0)
             self._routes, self._seen = routes, snapshot
 

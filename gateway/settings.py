@@ -25,6 +25,7 @@ class GatewaySettings(ServiceSettings):
     # Each route has its own patience, `edge-timeout`; this is the most of them.
     deadline_s: float = Field(default=3600.0, gt=0, le=3600)
 
+    redis_connections: int = Field(default=64, ge=1, le=1000)
     own_deadline_s: float = Field(default=10.0, gt=0, le=600)
     # What the edge waits for the gateway: more than any route that it answers for.
     edge_timeout_s: int = Field(default=310, ge=1, le=3600)

@@ -1,0 +1,568 @@
+"""Forwarding through a real gateway, from real Consul to scripted instances: headers, bodies, streams, and who left when."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.eventually import eventually, time_scale
+from tests.support.gateway_rig import Rig, dead, gateway_rig, metric
+from tests.support.scripted import Handler, ok
+
+MIB = 1024 * 1024
+BIG = 50 * MIB
+RSS_GROWTH = 20 * MIB
+BUSINESS, AI = 0, 1
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with gateway_rig("business", "ai", env={"MAX_BODY_BYTES": str(64 * MIB), "BODY_TIMEOUT_S": "1"}) as made:
+        yield made
+
+
+def problem(answer: object) -> dict[str, object]:
+    assert answer.headers["content-type"] == "application/problem+json"  # type: ignore[attr-defined]
+    return json.loads(answer.body)  # type: ignore[attr-defined]
+
+
+# -- requests and answers as they come
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_every_method_arrives_with_path_query_headers_and_body(rig: Rig, method: str) -> None:
+    with rig.service(ok) as pears:
+        sent = {"Authorization": "Bearer x.y.z", "Cookie": "a=1; b=2", "Accept-Language": "de", "X-Own": "1"}
+        body = None if method in ("GET", "OPTIONS") else b'{"a": 1}'
+        answer = rig.ask(method, f"{pears.path}/%C3%A4/b%20c?x=%2F&y", service=pears, headers=sent, body=body)
+        (seen,) = pears.requests
+    assert answer.status == 200
+    assert (seen.method, seen.path) == (method, f"{pears.path}/%C3%A4/b%20c?x=%2F&y")
+    assert seen.body == (body or b"")
+    assert {name: seen.headers[name.lower()] for name in sent} == sent
+    assert seen.headers["x-edge-route"] == pears.name
+    assert 0 < int(seen.headers["x-deadline-ms"]) <= 30_000
+
+
+def test_ids_and_the_edges_headers_go_on_and_the_trace_gets_a_span(rig: Rig) -> None:
+    trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    with rig.service(ok) as pears:
+        sent = {"X-Request-ID": "0123456789abcdef", "traceparent": trace, "X-Forwarded-For": "10.9.8.7"}
+        answer = rig.ask("GET", pears.path, service=pears, headers=sent)
+        (seen,) = pears.requests
+    assert seen.headers["x-request-id"] == answer.headers["x-request-id"] == "0123456789abcdef"
+    assert seen.headers["traceparent"].startswith("00-" + "a" * 32)
+    assert seen.headers["traceparent"] != trace
+    assert seen.headers["x-forwarded-for"] == "10.9.8.7"
+
+
+def test_headers_of_one_connection_stay_on_it_both_ways(rig: Rig) -> None:
+    def behave(handler: Handler) -> None:
+        handler.answer(
+            200,
+            b"{}",
+            Keep_Alive="timeout=5",
+            Connection="x-named, keep-alive",
+            X_Named="1",
+            Proxy_Authenticate="x",
+            X_Kept="1",
+        )
+
+    with rig.service(behave) as pears:
+        sent = {
+            "Connection": "X-Secret",
+            "X-Secret": "1",
+            "TE": "trailers",
+            "Keep-Alive": "1",
+            "Upgrade": "h2c",
+            "Proxy-Authorization": "x",
+            "X-Kept": "1",
+        }
+        with rig.open("GET", pears.path, service=pears, headers=sent) as response:
+            back = {name.lower() for name, _ in response.getheaders()}
+        (seen,) = pears.requests
+    assert not {"x-secret", "te", "keep-alive", "upgrade", "proxy-authorization"} & set(seen.headers)
+    assert seen.headers["x-kept"] == "1"
+    assert not {"x-named", "keep-alive", "proxy-authenticate"} & back
+    assert "x-kept" in back
+
+
+def test_repeated_headers_of_an_answer_stay_apart_and_ids_and_dates_come_once(rig: Rig) -> None:
+    def behave(handler: Handler) -> None:
+        handler.send_response(200)
+        for name, value in (
+            ("Set-Cookie", "a=1, 2; Path=/"),
+            ("Set-Cookie", "b=2"),
+            ("X-Request-ID", "of-the-instance-itself"),
+            ("Content-Length", "0"),
+        ):
+            handler.send_header(name, value)
+        handler.end_headers()
+
+    with rig.service(behave) as pears, rig.open("GET", pears.path, service=pears) as response:
+        headers = response.getheaders()
+    assert [value for name, value in headers if name == "Set-Cookie"] == ["a=1, 2; Path=/", "b=2"]
+    for name in ("date", "server", "x-request-id", "content-length"):
+        assert len([1 for each, _ in headers if each.lower() == name]) == 1, name
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+def test_an_answer_without_a_body_keeps_its_headers_and_the_connection(
+    rig: Rig, method: str, status: int
+) -> None:
+    def behave(handler: Handler) -> None:
+        handler.send_response(status)
+        handler.send_header("ETag", '"1"')
+        if method == "HEAD":
+            handler.send_header("Content-Length", "12345")
+        handler.end_headers()
+
+    with rig.service(behave) as pears:
+        connection = http.client.HTTPConnection("127.0.0.1", rig.gateways[BUSINESS].port, timeout=5)
+        with contextlib.closing(connection):
+            for _ in range(2):
+                connection.request(method, pears.path, headers=rig.headers(pears))
+                response = connection.getresponse()
+                assert (response.status, response.read(), response.headers["ETag"]) == (status, b"", '"1"')
+                if method == "HEAD":
+                    assert response.headers["Content-Length"] == "12345"
+        assert len(pears.requests) == 2
+        assert pears.upstreams[0].connections == 1  # nothing was left over on it
+
+
+def test_statuses_and_redirects_of_a_service_pass_unchanged(rig: Rig) -> None:
+    def behave(handler: Handler) -> None:
+        handler.answer(int(handler.path.rpartition("/")[2]), b"told", Location="/elsewhere")
+
+    with rig.service(behave) as pears:
+        for status in (201, 302, 404, 409, 422, 500, 501):
+            answer = rig.ask("GET", f"{pears.path}/{status}", service=pears)
+            assert (answer.status, answer.body, answer.headers["location"]) == (status, b"told", "/elsewhere")
+
+
+# -- which route
+
+
+def test_a_stripped_prefix_is_taken_off_and_what_is_inside_stays_inside(rig: Rig) -> None:
+    with rig.service(ok, strip="true") as pears:
+        for path, seen in (("", "/"), ("/a/b?c=d", "/a/b?c=d")):
+            assert rig.ask("GET", pears.path + path, service=pears).status == 200
+            assert pears.requests[-1].path == seen
+        for path in ("/metrics", "/internal", "/internal/x", "/health/live"):
+            assert rig.ask("GET", pears.path + path, service=pears).status == 404
+        assert len(pears.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../internal/x",
+        "/./a",
+        "//a",
+        "/%2e%2e/a",
+        "/a%2fb",
+        "/a;b",
+        "/a\\b",
+        "/%00",
+        "/a%",
+        "/%zz",
+        "/%0d%0aX:1",
+    ],
+)
+def test_a_path_that_can_be_read_in_two_ways_goes_nowhere(rig: Rig, path: str) -> None:
+    with rig.service(ok) as pears:
+        answer = rig.ask("GET", pears.path + path, service=pears)
+        assert (answer.status, problem(answer)["layer"]) == (400, "gateway")
+        assert not pears.requests
+
+
+@pytest.mark.parametrize("path", ["/internal/users", "/internal", "/nothing/here"])
+def test_a_path_that_nobody_holds_is_404(rig: Rig, path: str) -> None:
+    answer = rig.ask("GET", path)
+    assert answer.status == 404
+    assert problem(answer)["instance"] == path
+
+
+def test_no_gateway_is_called_by_a_gateway(rig: Rig) -> None:
+    with rig.service(ok, name="gateway-trap", path="/api/trap") as trap:
+        assert rig.ask("GET", "/api/trap/x", service=trap).status == 404
+        assert not trap.requests
+
+
+def test_another_domains_route_is_not_this_groups(rig: Rig) -> None:
+    with rig.service(ok, domain="ai") as pears:
+        assert rig.ask("GET", pears.path, service=pears, gateway=AI).status == 200
+        assert rig.ask("GET", pears.path, service=pears, gateway=BUSINESS).status == 404
+        assert len(pears.requests) == 1
+
+
+def test_the_edge_knows_best_whose_prefix_it_is(rig: Rig) -> None:
+    with rig.service(ok) as first, rig.service(ok, path=first.path) as second:
+        assert rig.ask("GET", first.path, service=second).status == 200
+        assert (len(first.requests), len(second.requests)) == (0, 1)
+        assert rig.ask("GET", first.path).status == 200  # unsaid: who came first
+        assert len(first.requests) == 1
+
+
+def test_an_internal_service_is_not_reached_by_its_name(rig: Rig) -> None:
+    with rig.service(ok) as hidden:
+        rig.register(
+            hidden.name, hidden.instance_id(0), hidden.upstreams[0].port, {"edge-domain": "business"}
+        )
+        rig.settle()
+        assert rig.ask("GET", hidden.path, service=hidden).status == 404
+        assert not hidden.requests
+
+
+def test_an_instance_that_the_contract_refuses_is_never_called(rig: Rig) -> None:
+    with rig.service(ok) as pears:
+        rig.register(pears.name, "bad", pears.upstreams[0].port, {**pears.meta, "edge-weight": "0"})
+        rig.deregister(pears.instance_id(0))
+        rig.settle()
+        try:
+            assert rig.ask("GET", pears.path, service=pears).status == 503
+        finally:
+            rig.deregister("bad")
+        assert not pears.requests
+
+
+def test_source_balance_goes_by_the_client_at_the_edge(rig: Rig) -> None:
+    with rig.service(ok, ok, ok, balance="source") as pears:
+        for client in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"):
+            before = [len(each.requests) for each in pears.upstreams]
+            for _ in range(4):
+                assert rig.ask("GET", pears.path, service=pears, client=client).status == 200
+            grown = [len(each.requests) - count for each, count in zip(pears.upstreams, before, strict=True)]
+            assert sorted(grown) == [0, 0, 4]
+        assert sum(1 for each in pears.upstreams if each.requests) > 1
+
+
+# -- time
+
+
+def test_a_route_has_the_patience_that_it_asks_for(rig: Rig) -> None:
+    def slow(handler: Handler) -> None:
+        time.sleep(float(handler.path.rpartition("/")[2]))
+        handler.answer()
+
+    with rig.service(slow, timeout="1") as pears:
+        assert rig.ask("POST", f"{pears.path}/0.6", service=pears, body=b"{}").status == 200
+        began = time.monotonic()
+        answer = rig.ask("POST", f"{pears.path}/2.5", service=pears, body=b"{}")
+        assert 0.9 <= time.monotonic() - began < 2.0 * time_scale()
+        told = problem(answer)
+    assert answer.status == 504
+    assert (told["layer"], told["failed"], told["service"], told["attempts"]) == (
+        "gateway",
+        "service",
+        pears.name,
+        1,
+    )
+    assert told["degraded"] is True
+    assert told["known"] == {"done": False}
+    assert len(pears.requests) == 2
+
+
+def test_a_callers_deadline_ends_the_wait(rig: Rig) -> None:
+    def slow(handler: Handler) -> None:
+        time.sleep(1.5)
+        handler.answer()
+
+    with rig.service(slow) as pears:
+        began = time.monotonic()
+        answer = rig.ask("POST", pears.path, service=pears, body=b"", headers={"X-Deadline-Ms": "300"})
+        assert time.monotonic() - began < 1.2 * time_scale()
+        assert answer.status == 504
+        assert int(pears.requests[0].headers["x-deadline-ms"]) <= 300
+        assert rig.ask("GET", pears.path, service=pears, headers={"X-Deadline-Ms": "0"}).status == 504
+        assert len(pears.requests) == 1
+
+
+# -- bodies
+
+
+def test_a_refused_connection_is_tried_elsewhere_with_the_whole_body(rig: Rig) -> None:
+    body = bytes(range(256)) * 4096  # 1 MiB: more than is kept to be sent again
+    with rig.service(dead, ok, balance="first") as pears:
+        for _ in range(2):
+            answer = rig.ask("POST", pears.path, service=pears, body=body)
+            assert answer.status == 200
+            assert pears.requests[-1].body == body
+        assert len(pears.requests) == 2
+
+
+def test_a_chunked_body_arrives_whole(rig: Rig) -> None:
+    with rig.service(ok) as pears:
+        for pieces in ([b"a"], [b"a" * 70_000, b"b" * 300_000, b"c"]):
+            assert rig.ask("POST", pears.path, service=pears, body=iter(pieces)).status == 200
+            assert pears.requests[-1].body == b"".join(pieces)
+
+
+def test_fifty_megabytes_pass_both_ways_in_little_memory(rig: Rig) -> None:
+    def behave(handler: Handler) -> None:
+        got = len(handler.seen.body)
+        handler.seen.body = b""
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(BIG))
+        handler.send_header("X-Got", str(got))
+        handler.end_headers()
+        for _ in range(BIG // MIB):
+            handler.wfile.write(b"x" * MIB)
+
+    with rig.service(behave) as pears:
+        pid = _worker(rig.gateways[BUSINESS].process.pid)
+        before = _peak(pid, reset=True)
+        body = (b"y" * MIB for _ in range(BIG // MIB))
+        sent = {"Content-Length": str(BIG)}
+        with rig.open("POST", pears.path, service=pears, body=body, headers=sent) as response:
+            size = 0
+            while data := response.read1(MIB):
+                size += len(data)
+        assert (size, response.headers["X-Got"]) == (BIG, str(BIG))
+        assert _peak(pid) - before < RSS_GROWTH
+
+
+def test_a_body_above_the_limit_is_refused_declared_or_not(rig: Rig) -> None:
+    with rig.service(ok) as pears:
+        declared = rig.ask("POST", pears.path, service=pears, headers={"Content-Length": str(65 * MIB)})
+        assert declared.status == 413
+        pieces = (b"x" * MIB for _ in range(65))
+        # The answer may come before all has been sent, and the rest meet a closed connection.
+        with contextlib.suppress(OSError):
+            assert rig.ask("POST", pears.path, service=pears, body=pieces).status == 413
+        assert not [seen for seen in pears.requests if len(seen.body) > 64 * MIB]
+        assert _failures(rig, pears.name) == 0
+
+
+def test_a_body_that_breaks_off_or_stalls_is_not_the_upstreams_failure(rig: Rig) -> None:
+    size = 2 * MIB
+    with rig.service(ok) as pears:
+        for sent, ending in ((10, "400"), (10, "408"), (MIB, "400"), (MIB, "408")):
+            with socket.create_connection(("127.0.0.1", rig.gateways[BUSINESS].port), timeout=10) as client:
+                head = f"POST {pears.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+                head += "".join(f"{name}: {value}\r\n" for name, value in rig.headers(pears).items())
+                client.sendall(head.encode() + b"\r\n" + b"x" * sent)
+                if ending == "400":
+                    client.shutdown(socket.SHUT_WR)
+                line = client.recv(1024).split(b"\r\n")[0]
+                assert ending.encode() in line or (
+                    ending == "400" and line in (b"", b"HTTP/1.1 499 Error")
+                ), line
+        assert _failures(rig, pears.name) == 0
+        assert rig.ask("POST", pears.path, service=pears, body=b"x").status == 200
+
+
+# -- streams
+
+
+def test_each_event_is_passed_on_before_the_next_is_sent(rig: Rig) -> None:
+    read = threading.Semaphore(0)
+
+    def events(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for number in range(3):
+            handler.chunk(b"data: %d\n\n" % number)
+            assert read.acquire(timeout=5)
+        handler.wfile.write(b"0\r\n\r\n")
+
+    with rig.service(events) as pears, rig.open("GET", pears.path, service=pears) as response:
+        for number in range(3):
+            assert response.read1(1024) == b"data: %d\n\n" % number
+            read.release()
+        assert response.read() == b""
+
+
+def test_a_client_that_leaves_before_the_answer_frees_the_upstream_and_opens_no_breaker(rig: Rig) -> None:
+    closed = threading.Semaphore(0)
+
+    def waits(handler: Handler) -> None:
+        if handler.path.endswith("/ok"):
+            return handler.answer()
+        handler.connection.settimeout(10)
+        if handler.connection.recv(1) == b"":
+            closed.release()
+        handler.close_connection = True
+        return None
+
+    with rig.service(waits) as pears:
+        gone = metric(rig, "gateway_clients_gone_total", {})
+        for _ in range(25):  # enough to open a breaker, if they counted
+            client = socket.create_connection(("127.0.0.1", rig.gateways[BUSINESS].port))
+            client.sendall(
+                f"GET {pears.path}/x HTTP/1.1\r\nHost: x\r\nX-Edge-Route: {pears.name}\r\n\r\n".encode()
+            )
+            eventually(lambda: any(True for _ in pears.requests), 5)
+            client.close()
+        for _ in range(25):
+            assert closed.acquire(timeout=5 * time_scale()), "the upstream did not see its connection closed"
+        assert metric(rig, "gateway_clients_gone_total", {}) - gone == 25
+        assert metric(rig, "service_upstream_breaker", {"upstream": pears.name}) == 0
+        assert rig.ask("GET", f"{pears.path}/ok", service=pears).status == 200
+
+
+def test_a_client_that_leaves_a_quiet_stream_frees_the_upstream_and_opens_no_breaker(rig: Rig) -> None:
+    closed = threading.Semaphore(0)
+
+    def quiet(handler: Handler) -> None:
+        if handler.path.endswith("/ok"):
+            return handler.answer()
+        handler.begin_chunks()
+        handler.chunk(b"data: 1\n\n")
+        handler.connection.settimeout(10)
+        if handler.connection.recv(1) == b"":
+            closed.release()
+        handler.close_connection = True
+        return None
+
+    with rig.service(quiet) as pears:
+        for _ in range(25):
+            with rig.open("GET", f"{pears.path}/x", service=pears) as response:
+                assert response.read1(100)
+        for _ in range(25):
+            assert closed.acquire(timeout=5 * time_scale())
+        assert metric(rig, "service_upstream_breaker", {"upstream": pears.name}) == 0
+        assert rig.ask("GET", f"{pears.path}/ok", service=pears).status == 200
+
+
+def test_an_answer_that_is_cut_short_does_not_look_whole(rig: Rig) -> None:
+    def cuts(handler: Handler) -> None:
+        if handler.path.endswith("/chunks"):
+            handler.begin_chunks()
+            handler.chunk(b"x" * 100_000)
+        else:
+            handler.send_response(200)
+            handler.send_header("Content-Length", "200000")
+            handler.end_headers()
+            handler.wfile.write(b"x" * 100_000)
+        handler.hang_up()
+
+    with rig.service(cuts) as pears:
+        for kind in ("chunks", "length"):
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                rig.ask("GET", f"{pears.path}/{kind}", service=pears)
+
+
+# -- when nobody can answer
+
+
+def test_business_without_an_instance_says_that_it_is_degraded(rig: Rig) -> None:
+    with rig.service(dead) as pears:
+        read = rig.ask("GET", pears.path, service=pears)
+        write = rig.ask("POST", pears.path, service=pears, body=b"{}")
+    told = problem(read)
+    assert (read.status, told["degraded"], told["known"]) == (503, True, {"stored_answer": False})
+    assert {"title", "status", "detail", "instance", "request_id", "type"} <= set(told)
+    assert (told["layer"], told["failed"], told["service"], told["source"]) == (
+        "gateway",
+        "service",
+        pears.name,
+        "gateway",
+    )
+    assert told["attempts"] >= 1
+    assert told["breaker"] == "closed"
+    assert read.headers["retry-after"]
+    assert read.headers["cache-control"] == "no-store"
+    assert (write.status, problem(write)["known"]) == (503, {"done": False})
+
+
+def test_a_service_that_has_gone_keeps_its_route(rig: Rig) -> None:
+    with rig.service(ok) as pears:
+        rig.deregister(pears.instance_id(0))
+        rig.settle()
+        for named in (pears, None):
+            answer = rig.ask("GET", f"{pears.path}/1", service=named)
+            assert (answer.status, problem(answer)["service"]) == (503, pears.name)
+
+
+def test_a_service_that_this_gateway_never_saw_is_still_named_by_the_edge(rig: Rig) -> None:
+    answer = rig.ask("GET", "/api/melons/1", service="melons")
+    assert (answer.status, problem(answer)["service"]) == (503, "melons")
+
+
+def test_openai_paths_get_openai_errors(rig: Rig) -> None:
+    for path in ("/v1/chat/completions", "/chat"):
+        answer = rig.ask("POST", path, service="chat", gateway=AI, body=b"{}")
+        assert (answer.status, answer.headers["content-type"]) == (503, "application/json")
+        error = json.loads(answer.body)["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert (error["type"], error["code"]) == ("server_error", "service_unavailable")
+
+
+def test_an_openai_stream_that_breaks_tells_so_in_an_event(rig: Rig) -> None:
+    def breaks(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.chunk(b'data: {"choices": []}\n\n')
+        handler.hang_up()
+
+    with rig.service(breaks, name="chat", path="/v1", domain="ai") as chat:
+        answer = rig.ask("POST", "/v1/chat/completions", service=chat, gateway=AI, body=b"{}")
+    events = [event for event in answer.body.decode().split("\n\n") if event]
+    assert events[0] == 'data: {"choices": []}'
+    assert json.loads(events[1].removeprefix("data: "))["error"]["code"] == "bad_gateway"
+    assert len(events) == 2
+
+
+# -- life
+
+
+def test_the_groups_own_health_is_answered(rig: Rig) -> None:
+    answer = rig.ask("GET", "/api/gateway/business")
+    assert (answer.status, json.loads(answer.body)) == (200, {"status": "healthy", "gateway": "business"})
+    assert rig.ask("GET", "/health/ready").headers["x-service"] == "gateway-business"
+
+
+def test_a_drained_gateway_ends_what_it_has_begun_and_leaves_consul() -> None:
+    arrived, go = threading.Event(), threading.Event()
+
+    def waits(handler: Handler) -> None:
+        arrived.set()
+        assert go.wait(10)
+        handler.answer(200, b"late")
+
+    with gateway_rig("identity") as rig, rig.service(waits) as pears:
+        (gateway,) = rig.gateways
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(rig.ask("GET", pears.path, service=pears)))
+        asking.start()
+        assert arrived.wait(10)
+        gateway.process.popen.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
+        eventually(lambda: rig.consul.call("GET", "/v1/catalog/service/gateway-identity") == [], 5)
+        go.set()
+        asking.join(10)
+        assert [(each.status, each.body) for each in answers] == [(200, b"late")]
+        assert gateway.process.popen.wait(15) == 0  # type: ignore[union-attr]
+
+
+def _worker(master: int) -> int:
+    """gunicorn's worker: the only child."""
+    return int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
+
+
+def _peak(pid: int, *, reset: bool = False) -> int:
+    """The most memory that the process has held, in bytes; `reset` begins anew at what it holds now."""
+    if reset:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def _failures(rig: Rig, service: str) -> float:
+    """Calls to the service that count against it."""
+    outcomes = ("5xx", "ConnectFailed", "ResponseLost", "ResponseTimeout", "DeadlineExceeded", "BreakerOpen")
+    labels = [{"upstream": service, "outcome": outcome} for outcome in outcomes]
+    return sum(metric(rig, "service_upstream_calls_total", each) for each in labels)
