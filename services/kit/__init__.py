@@ -22,6 +22,7 @@ from services.kit.errors import Problem
 from services.kit.kit import Kit
 from services.kit.server import run
 from services.kit.settings import ServiceSettings
+from services.kit.snapshot import snapshot
 
 __all__ = [
     "Caller",
@@ -35,4 +36,5 @@ __all__ = [
     "kit",
     "require_scope",
     "run",
+    "snapshot",
 ]

@@ -14,7 +14,7 @@ from discovery import contract
 from discovery.errors import ContractError
 from discovery.model import Auth, Balance, Domain, Lane, Route
 from services.kit import auth as auth_module
-from services.kit import errors, logs, metrics
+from services.kit import errors, logs, metrics, snapshot
 from services.kit.api import ServiceApp
 from services.kit.context import current
 from services.kit.kit import Kit
@@ -57,6 +57,7 @@ def create_service(
     errors.install(app, name)
     _install_own_routes(app, kit)
     app.before_request(_before)
+    snapshot.install(app, kit)
     app.wsgi_app = Observer(app.wsgi_app, app, kit)  # type: ignore[method-assign]
     return app
 

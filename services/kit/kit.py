@@ -19,11 +19,16 @@ from services.kit.jwks import KeySet
 from services.kit.metrics import Metrics
 from services.kit.redis_client import connect
 from services.kit.settings import ServiceSettings, secret
+from services.kit.snapshot import Snapshots
+from services.kit.snapshot_queue import SnapshotQueue
 from services.kit.state import State
 from services.kit.tokens import DEADLINE_S, TokenSource
 from services.kit.upstream import Upstreams, fetch_jwks
 
 T = TypeVar("T")
+
+# Nobody waits for what is written besides the requests.
+BACKGROUND_TIMEOUT_S = 0.5
 
 
 class lazily(Generic[T]):  # noqa: N801 - reads as a decorator
@@ -80,6 +85,13 @@ class Kit:
     def redis_state(self) -> Redis | None:
         """The Redis for state that must not be evicted, or None without `REDIS_STATE_URL`. Its errors become 503."""
         return self._redis(self.settings.redis_state_url, self.settings.redis_state_timeout_s)
+
+    @lazily
+    def snapshots(self) -> Snapshots:
+        """The last good answers that `@snapshot` keeps; without `REDIS_CACHE_URL` none."""
+        redis = self._redis(self.settings.redis_cache_url, BACKGROUND_TIMEOUT_S)
+        queue = SnapshotQueue(redis, outcomes=self.metrics.snapshots) if redis is not None else None
+        return Snapshots(self.name, queue)
 
     @lazily
     def tokens(self) -> TokenVerifier:

@@ -46,6 +46,12 @@ class Metrics:
         self.cache = Counter(
             "service_cache_operations", "Cache operations by outcome.", ("outcome",), registry=self.registry
         )
+        self.snapshots = Counter(
+            "service_snapshots",
+            "Answers to be kept for gateways: stored, removed, forgotten, dropped (queue full), failed …",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.tokens = Counter(
             "service_tokens_checked", "Tokens checked, by outcome.", ("outcome",), registry=self.registry
         )

@@ -13,7 +13,7 @@ from flask import Response, request
 from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 
-from services.kit import Problem, create_service, current, kit, require_scope
+from services.kit import Problem, create_service, current, kit, require_scope, snapshot
 from services.kit.conditional import conditional, require_match
 from services.kit.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
 from services.posts import idempotency, store
@@ -38,6 +38,8 @@ PATHS = ["/api/posts", "/api/articles"]
 # Readers may keep it, but ask each time whether it still holds: an edit is seen at once.
 READ = "public, no-cache"
 TAGS_READ = "public, max-age=10"
+# How old the answer may be that a gateway gives while no instance is left.
+LAST_GOOD_S = 3600.0
 # A change that loses the race with others is tried again on what they left.
 TRIES = 4
 
@@ -169,6 +171,7 @@ def tell_count(author_id: str) -> None:
 
 
 @route("get")
+@snapshot(stale_s=LAST_GOOD_S, scope="public")
 def list_posts(query: PostQuery) -> Response:
     """Newest first. `tag`, `author` and `q` (all its words, in title or content) are joined by *and*."""
     scope = scope_of("posts", query.tag, query.author, query.q)
@@ -208,6 +211,7 @@ def list_tags(query: TagQuery) -> Response:
 
 
 @route("get", "/<post_id>")
+@snapshot(stale_s=LAST_GOOD_S, scope="public")
 def get_post(path: PostPath) -> Response:
     return conditional(body_of(found(path.post_id)), READ)
 
@@ -238,6 +242,8 @@ def delete_post(path: PostPath) -> tuple[str, int]:
         gone = store.delete_post(session, post, now_us())
     if not gone:
         raise Problem(404, detail="There is no such post.")
+    for name in PATHS:
+        kit().snapshots.forget(f"{name}/{post.id}")
     tell_count(post.author_id)
     return "", 204
 

@@ -10,7 +10,7 @@ from flask import Response
 from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 
-from services.kit import Problem, create_service, kit, require_scope
+from services.kit import Problem, create_service, kit, require_scope, snapshot
 from services.kit.conditional import conditional, require_match
 from services.kit.paging import BadCursor, page_json
 from services.products import store
@@ -18,6 +18,8 @@ from services.products.domain import MAX_AGE_S, NewProduct, Product, ProductChan
 
 # No Vary and no cookie with it: HAProxy's cache keeps the answer only then. Ref: its manual, "cache limitation".
 READ = f"public, max-age={MAX_AGE_S}, s-maxage={MAX_AGE_S}"
+# How old the answer may be that a gateway gives while no instance is left.
+LAST_GOOD_S = 3600.0
 TRIES = 4
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -62,6 +64,7 @@ def raced() -> Problem:
 
 
 @app.get("/api/products")
+@snapshot(stale_s=LAST_GOOD_S, scope="public")
 def list_products(query: ProductQuery) -> Response:
     """By category, price range in a currency, and words (all of them, in name, description or SKU)."""
     try:
@@ -91,6 +94,7 @@ def create_product(body: NewProduct) -> tuple[dict[str, Any], int, dict[str, str
 
 
 @app.get("/api/products/<product_id>")
+@snapshot(stale_s=LAST_GOOD_S, scope="public")
 def get_product(path: ProductPath) -> Response:
     return conditional(body_of(found(path.product_id)), READ)
 
@@ -120,6 +124,8 @@ def delete_product(path: ProductPath) -> tuple[str, int]:
         product = found(path.product_id)
         require_match(body_of(product))
         with kit().db.session() as session:
-            if store.delete_product(session, product):
-                return "", 204
+            gone = store.delete_product(session, product)
+        if gone:
+            kit().snapshots.forget(f"/api/products/{product.id}")
+            return "", 204
     raise raced()

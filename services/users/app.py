@@ -13,7 +13,7 @@ from flask import Response, current_app, request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.exc import IntegrityError
 
-from services.kit import Problem, create_service, current, kit, require_scope
+from services.kit import Problem, create_service, current, kit, require_scope, snapshot
 from services.kit.etag import names_tag
 from services.kit.names import check_name
 from services.kit.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
@@ -30,6 +30,8 @@ from services.users.models import Base
 from services.users.removals import Removals
 
 CACHED_S = 60.0
+# How old the answer may be that a gateway gives while no instance is left.
+LAST_GOOD_S = 3600.0
 INT64_MAX = 2**63 - 1
 LIST = scope_of("users")
 
@@ -145,6 +147,7 @@ def may_change_or_refuse(user_id: str) -> None:
 
 @app.get("/api/users/me")
 @require_scope("user", "admin")
+@snapshot(stale_s=LAST_GOOD_S, scope="subject")
 def get_me() -> Response:
     """The caller himself."""
     return answer(load(own_id()))
@@ -152,6 +155,7 @@ def get_me() -> Response:
 
 @app.get("/api/users/<user_id>")
 @require_scope("user", "admin", "service")
+@snapshot(stale_s=LAST_GOOD_S, scope="subject")
 def get_user(path: UserPath) -> Response:
     """One user: yourself, or, for administrators and services, anybody."""
     caller = current()
@@ -227,6 +231,7 @@ def delete_user(path: UserPath) -> tuple[str, int]:
     if not gone:
         raise missing() if expected is None else changed_meanwhile()
     kit().cache.invalidate(path.user_id)
+    kit().snapshots.forget_subject(path.user_id)
     removals.at_once(path.user_id)
     return "", 204
 

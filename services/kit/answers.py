@@ -1,0 +1,231 @@
+"""Stored answers in Redis: under which names, and in which form. Services write theirs (`snapshot`), gateways read them.
+
+    snapshot:<service>:p:<path>      hash, slot → sealed answer for everybody
+    snapshot:<service>:s:<subject>   hash, slot → sealed answer for that subject alone
+    snapshot:<service>:g:…           gone: nothing may be kept under that name for a while
+    snapshot:<service>:versions      hash, bucket → a word that changes when what is stored of these paths holds no more
+    snapshot:<service>:changed       channel, where every such change is told
+
+A service may touch what bears its own name, the gateways all of it. Paths are *plain* here: decoded, as WSGI's PATH_INFO has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote
+
+from pydantic_core import from_json, to_json
+
+MAGIC = b"BW1"
+_DIGEST_BYTES = 16
+_HEAD_AT = len(MAGIC) + _DIGEST_BYTES + 4
+
+MAX_PATH_CHARS = 2048
+MAX_QUERY_CHARS = 2048
+MAX_PARAMETERS = 50
+# Answers kept of one path, or of one subject: who asks with ever new queries displaces what he asked before.
+SLOTS = 64
+
+BUCKETS = 4096
+# Prefixes longer than this many segments are shortened to it: more is forgotten, never less.
+MAX_SEGMENTS = 8
+
+Headers = list[tuple[str, str]]
+
+
+def plain_path(path: str) -> str:
+    """A percent-encoded path as WSGI's PATH_INFO: each character one byte."""
+    return unquote(path, "latin-1") if "%" in path else path
+
+
+def normal_query(query: str) -> str | None:
+    """One text for all spellings of a query: decoded, ordered by name (not within one name). None for one too long."""
+    if not query:
+        return ""
+    if len(query) > MAX_QUERY_CHARS:
+        return None
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, encoding="latin-1", max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        return None
+    return to_json(sorted(pairs, key=lambda pair: pair[0])).decode() if pairs else ""
+
+
+def digest(*parts: str) -> str:
+    """32 hexadecimal digits for what may be long, or hold anything."""
+    return hashlib.blake2b(to_json(parts), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotName:
+    """Where one snapshot is: a hash's key and a field of it. `whole` says it in full, and is sealed with the answer."""
+
+    key: str
+    slot: str
+    whole: str
+
+
+def snapshot_name(service: str, path: str, query: str, subject: str | None) -> SnapshotName | None:
+    """The name for a plain path and a query as it came; with a subject, of what is his alone. None for one too long."""
+    normal = normal_query(query)
+    if normal is None or len(path) > MAX_PATH_CHARS:
+        return None
+    whole = to_json([service, path, normal, subject]).decode()
+    if subject is not None:
+        return SnapshotName(subject_key(service, subject), str(_crc(whole) % SLOTS), whole)
+    # The plain list keeps its place, however many filters are tried.
+    slot = 1 + _crc(normal) % (SLOTS - 1) if normal else 0
+    return SnapshotName(public_key(service, path), str(slot), whole)
+
+
+def public_key(service: str, path: str) -> str:
+    return f"snapshot:{service}:p:{digest(path)}"
+
+
+def subject_key(service: str, subject: str) -> str:
+    return f"snapshot:{service}:s:{digest(subject)}"
+
+
+def gone_key(key: str) -> str:
+    """The mark that keeps answers away that were on their way when their path or subject was forgotten."""
+    service, _, rest = key.removeprefix("snapshot:").partition(":")
+    return f"snapshot:{service}:g:{rest}"
+
+
+def _crc(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+# -- the form
+
+
+def seal(name: str, head: Mapping[str, Any], body: bytes) -> bytes:
+    """An answer as bytes that tell when they are damaged, or stand under another name than `name`."""
+    encoded = to_json(head)
+    size = len(encoded).to_bytes(4, "big")
+    return b"".join((MAGIC, _checksum(name, size, encoded, body), size, encoded, body))
+
+
+def unseal(name: str, data: bytes) -> tuple[dict[str, Any], bytes] | None:
+    """Head and body of what was sealed under `name`; None for anything else."""
+    if len(data) < _HEAD_AT or not data.startswith(MAGIC):
+        return None
+    size = data[_HEAD_AT - 4 : _HEAD_AT]
+    end = _HEAD_AT + int.from_bytes(size, "big")
+    encoded, body = data[_HEAD_AT:end], data[end:]
+    if data[len(MAGIC) : _HEAD_AT - 4] != _checksum(name, size, encoded, body):
+        return None
+    try:
+        head = from_json(encoded)
+    except ValueError:
+        return None
+    return (head, body) if isinstance(head, dict) else None
+
+
+def _checksum(name: str, *parts: bytes) -> bytes:
+    found = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    named = name.encode("utf-8", "surrogatepass")
+    found.update(len(named).to_bytes(4, "big") + named)
+    for part in parts:
+        found.update(part)
+    return found.digest()
+
+
+def headers_of(stored: object) -> Headers:
+    """Headers from a sealed head. Raises ValueError for what could not be sent."""
+    if not isinstance(stored, list):
+        raise ValueError("no headers")
+    found: Headers = []
+    for pair in stored:
+        name, value = pair
+        if not isinstance(name, str) or not isinstance(value, str) or not name:
+            raise ValueError("no header")
+        if any(c in name + value for c in "\r\n\0"):
+            raise ValueError("a header of several lines")
+        found.append((name, value))
+    return found
+
+
+# -- what holds no more
+
+
+def versions_key(service: str) -> str:
+    return f"snapshot:{service}:versions"
+
+
+def changed_channel(service: str) -> str:
+    return f"snapshot:{service}:changed"
+
+
+CHANGED_PATTERN = "snapshot:*"
+
+
+def service_of_channel(channel: str) -> str | None:
+    """Whose changes a channel tells: the channel says it, for a service may publish on its own only."""
+    parts = channel.split(":")
+    return parts[1] if len(parts) == 3 and parts[0] == "snapshot" and parts[2] == "changed" else None
+
+
+def bucket(path: str, *, prefix: bool) -> str:
+    """The field of the versions that changes with this plain path, or with this prefix."""
+    return f"{'p' if prefix else 'x'}{_crc(short_prefix(path) if prefix else path) % BUCKETS}"
+
+
+def buckets(path: str) -> list[str]:
+    """The fields on which what is stored of this plain path depends: its own, and one for each prefix."""
+    return [bucket(path, prefix=False), *(bucket(each, prefix=True) for each in prefixes(path))]
+
+
+def prefixes(path: str) -> Iterator[str]:
+    """`/`, `/a`, `/a/b` … of a plain path, itself included: the first `MAX_SEGMENTS`."""
+    parts = path.split("/")[: MAX_SEGMENTS + 1]
+    yield "/"
+    for end in range(2, len(parts) + 1):
+        yield "/".join(parts[:end])
+
+
+def short_prefix(path: str) -> str:
+    """A prefix as `prefixes` gives it."""
+    return "/".join(path.rstrip("/").split("/")[: MAX_SEGMENTS + 1]) or "/"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is stored of a plain path holds no more; with `prefix` also of all below it. `noted`: the versions say it already."""
+
+    path: str
+    prefix: bool = False
+    noted: bool = True
+
+    def covers(self, path: str) -> bool:
+        if not self.prefix:
+            return path == self.path
+        top = short_prefix(self.path)
+        return path == top or path.startswith("/" if top == "/" else f"{top}/")
+
+    def message(self) -> str:
+        """As it is published: `path` percent-encoded."""
+        path = quote(self.path.encode("latin-1", "replace"), safe="/-._~!$&'()*+,;=:@")
+        return json.dumps({"path": path, "prefix": self.prefix, "noted": self.noted})
+
+
+def read_change(data: bytes) -> Change | None:
+    """A published change. Anybody's program may tell one: `{"path": "/api/x/1"}`, or with `"prefix": true`."""
+    try:
+        told = from_json(data)
+    except ValueError:
+        return None
+    if not isinstance(told, dict) or not isinstance(path := told.get("path"), str):
+        return None
+    if not path.startswith("/") or len(path) > 4 * MAX_PATH_CHARS:
+        return None
+    try:
+        plain = plain_path(path.encode("utf-8").decode("latin-1") if not path.isascii() else path)
+    except UnicodeError:
+        return None
+    return Change(plain, told.get("prefix") is True, told.get("noted") is True)

@@ -1,0 +1,412 @@
+"""What of a view's answers is kept, under which name, and that a request never waits for it. A real Redis, a real thread."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Response, request, stream_with_context
+from flask.testing import FlaskClient
+from redis import Redis
+
+from services.kit import Problem, ServiceSettings, answers, create_service, kit, require_scope, snapshot
+from services.kit import snapshot as snapshot_decorator
+from services.kit.auth import Identity
+from services.kit.kit import Kit
+from services.kit.snapshot_queue import MAX_WAITING, Keep, SnapshotQueue
+from tests.support import servers
+from tests.support.eventually import eventually, time_scale
+
+TOKENS = {
+    "ann": Identity("ann", frozenset({"user"}), time.time() + 900),
+    "ann-admin": Identity("ann", frozenset({"user", "admin"}), time.time() + 900),
+    "bob": Identity("bob", frozenset({"user"}), time.time() + 900),
+}
+BASE = "/api/things"
+
+
+class Verifier:
+    """In the place of the kit's: which token is whose is not what is tested here."""
+
+    def verify(self, token: str) -> Identity:
+        return TOKENS[token.removesuffix(".x.x")]
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[servers.RedisServer]:
+    with servers.redis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis(redis_server: servers.RedisServer) -> Iterator[Redis]:
+    with Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        yield client
+
+
+class Service:
+    """A service whose views do what the test says."""
+
+    def __init__(self, url: str | None) -> None:
+        self.app = create_service(
+            "things", paths=[BASE], auth="public", settings=ServiceSettings(redis_cache_url=url)
+        )
+        self.kit: Kit = self.app.extensions["kit"]
+        self.kit.__dict__["tokens"] = Verifier()
+        self.answer: Any = {"n": 1}
+        self.seen: list[str | None] = []
+
+        def view(**_: Any) -> Any:
+            self.seen.append(request.headers.get("If-None-Match"))
+            return self.answer() if callable(self.answer) else self.answer
+
+        for path, scope in (
+            ("open", "public"),
+            ("mine", "subject"),
+            ("leaky", "public"),
+            ("many/<n>", "public"),
+        ):
+            endpoint = snapshot(stale_s=60, scope=scope)(_copy(view))  # type: ignore[arg-type]
+            if path in ("mine", "leaky"):
+                endpoint = require_scope("user")(endpoint)
+            self.app.add_url_rule(f"{BASE}/{path}", endpoint=path, view_func=endpoint)
+        self.app.add_url_rule(
+            f"{BASE}/open", endpoint="write", view_func=lambda: "", methods=["DELETE", "POST"]
+        )
+        self.client: FlaskClient = self.app.test_client()
+
+    def get(self, path: str, who: str | None = None, **headers: str) -> Any:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if who:
+            sent["Authorization"] = f"Bearer {who}.x.x"
+        return self.client.get(f"{BASE}/{path}", headers=sent)
+
+    def settled(self) -> None:
+        eventually(self.kit.snapshots._queue.idle, 5, 0.005)  # type: ignore[union-attr]
+
+
+def _copy(view: Any) -> Any:
+    def own(**arguments: Any) -> Any:
+        return view(**arguments)
+
+    return own
+
+
+@pytest.fixture
+def service(redis: Redis, redis_server: servers.RedisServer) -> Service:
+    return Service(redis_server.url)
+
+
+def kept(
+    redis: Redis, path: str, query: str = "", subject: str | None = None
+) -> tuple[dict[str, Any], bytes] | None:
+    """What stands under the name that the gateway reads, made from what the gateway knows."""
+    name = answers.snapshot_name("things", answers.plain_path(f"{BASE}/{path}"), query, subject)
+    assert name is not None
+    data = redis.hget(name.key, name.slot)
+    return answers.unseal(name.whole, data) if data is not None else None  # type: ignore[arg-type]
+
+
+def test_good_answer_is_kept_with_what_a_reader_needs(service: Service, redis: Redis) -> None:
+    before = time.time()
+    service.answer = lambda: Response(
+        b"body", headers={"Content-Type": "text/x", "ETag": '"1"', "X-Own": "no", "Cache-Control": "public"}
+    )
+    assert service.get("open").data == b"body"
+    service.settled()
+    head, body = kept(redis, "open") or pytest.fail("nothing kept")
+    assert body == b"body"
+    assert before <= head["at"] <= time.time()
+    assert head["stale_s"] == 60
+    assert dict(map(tuple, head["headers"])) == {"Content-Type": "text/x", "ETag": '"1"'}
+    name = answers.snapshot_name("things", f"{BASE}/open", "", None)
+    assert name is not None
+    assert 0 < redis.pttl(name.key) <= 60_000
+
+
+def test_subject_scope_keeps_each_callers_answer_under_his_name_alone(service: Service, redis: Redis) -> None:
+    service.answer = lambda: {"for": request.headers["Authorization"]}
+    service.get("mine", "ann")
+    service.get("mine", "bob")
+    service.settled()
+    for who in ("ann", "bob"):
+        found = kept(redis, "mine", subject=who)
+        assert found is not None
+        assert who.encode() in found[1]
+        assert found[0]["scopes"] == ["user"]
+    assert kept(redis, "mine") is None
+
+
+def test_query_is_the_same_in_any_order_and_spelling_and_others_are_others(
+    service: Service, redis: Redis
+) -> None:
+    service.answer = lambda: {"a": request.args.getlist("a"), "b": request.args.get("b")}
+    service.get("open?b=x%20y&a=1&a=2")
+    service.settled()
+    assert kept(redis, "open", "a=1&a=2&b=x+y") is not None
+    assert kept(redis, "open", "a=2&a=1&b=x+y") is None
+    assert kept(redis, "open", "a=1&a=2") is None
+    assert kept(redis, "open") is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Set-Cookie": "a=b"},
+        {"Cache-Control": "no-store"},
+        {"Cache-Control": "private, no-cache"},
+        {"Vary": "Cookie"},
+        {"Vary": "*"},
+        {"Vary": "Accept-Encoding, Authorization"},
+        {"Content-Encoding": "gzip"},
+    ],
+)
+def test_answer_that_is_not_everybodys_is_not_kept(
+    service: Service, redis: Redis, headers: dict[str, str]
+) -> None:
+    service.answer = lambda: Response(b"x", headers=headers)
+    assert service.get("open").status_code == 200
+    service.settled()
+    assert kept(redis, "open") is None
+
+
+def test_private_answer_is_kept_for_its_subject(service: Service, redis: Redis) -> None:
+    service.answer = lambda: Response(b"x", headers={"Cache-Control": "private, no-cache"})
+    service.get("mine", "ann")
+    service.settled()
+    assert kept(redis, "mine", subject="ann") is not None
+
+
+def test_view_that_asks_for_a_token_never_makes_a_public_answer(service: Service, redis: Redis) -> None:
+    assert service.get("leaky", "ann").status_code == 200
+    service.settled()
+    assert redis.keys("snapshot:*") == []
+
+
+@pytest.mark.parametrize("answer", ["stream", "large", "error", "created"])
+def test_streams_large_bodies_and_other_statuses_are_not_kept(
+    service: Service, redis: Redis, answer: str
+) -> None:
+    made = {
+        "stream": lambda: Response(stream_with_context(iter([b"a", b"b"]))),
+        "large": lambda: Response(bytes(256 * 1024 + 1)),
+        "error": lambda: ({"no": "luck"}, 500),
+        "created": lambda: ({"new": True}, 201),
+    }
+    service.answer = made[answer]
+    service.get("open")
+    service.settled()
+    assert kept(redis, "open") is None
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_what_is_gone_or_forbidden_is_not_kept_any_longer(
+    service: Service, redis: Redis, status: int
+) -> None:
+    service.get("mine", "ann")
+    service.get("mine", "bob")
+    service.settled()
+    assert kept(redis, "mine", subject="ann") is not None
+
+    def gone() -> Any:
+        raise Problem(status)
+
+    service.answer = gone
+    assert service.get("mine", "ann").status_code == status
+    service.settled()
+    assert kept(redis, "mine", subject="ann") is None
+    assert kept(redis, "mine", subject="bob") is not None
+
+
+def test_failure_of_the_service_leaves_the_last_good_answer(service: Service, redis: Redis) -> None:
+    service.get("open")
+    service.answer = ({"broken": True}, 503)
+    service.get("open")
+    service.settled()
+    assert kept(redis, "open") is not None
+
+
+def test_forgotten_path_and_subject_stay_so_for_answers_already_on_their_way(
+    service: Service, redis: Redis
+) -> None:
+    service.get("open")
+    service.get("open?q=1")
+    service.get("mine", "ann")
+    service.settled()
+    service.kit.snapshots.forget(f"{BASE}/open")
+    service.kit.snapshots.forget_subject("ann")
+    service.settled()
+    # As another instance would that read the row a moment before it went.
+    service.get("open")
+    service.get("mine", "ann")
+    service.settled()
+    assert kept(redis, "open") is None
+    assert kept(redis, "open", "q=1") is None
+    assert kept(redis, "mine", subject="ann") is None
+
+
+def test_reader_who_has_it_already_still_gets_304_and_the_answer_is_kept(
+    service: Service, redis: Redis
+) -> None:
+    service.answer = lambda: (
+        Response(status=304, headers={"ETag": '"1"'})
+        if request.headers.get("If-None-Match") == '"1"'
+        else Response(b"whole", headers={"ETag": '"1"', "Cache-Control": "public, no-cache"})
+    )
+    first = service.get("open", If_None_Match='"1"')
+    assert (first.status_code, first.data, first.headers["ETag"]) == (304, b"", '"1"')
+    service.settled()
+    found = kept(redis, "open")
+    assert found is not None
+    assert found[1] == b"whole"
+    # Written a moment ago: the view may say 304 by itself now.
+    assert service.get("open", If_None_Match='"1"').status_code == 304
+    assert service.seen == [None, '"1"']
+    assert service.get("open", If_None_Match='"other"').status_code == 200
+
+
+def test_write_tells_the_gateways_which_paths_hold_no_more(service: Service, redis: Redis) -> None:
+    with redis.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe(answers.changed_channel("things"))
+        assert heard.get_message(timeout=2) is None
+        service.client.delete(f"{BASE}/open")
+        service.client.post(f"{BASE}/missing")
+        message = eventually(lambda: heard.get_message(timeout=0.1), 5)
+    change = answers.read_change(message["data"])
+    assert change == answers.Change(f"{BASE}/open", prefix=True)
+    service.settled()
+    versions = redis.hgetall(answers.versions_key("things"))
+    assert list(versions) == [answers.bucket(f"{BASE}/open", prefix=True).encode()]
+
+
+def test_same_answer_is_not_written_again_at_once_and_another_is(service: Service, redis: Redis) -> None:
+    for _ in range(5):
+        service.get("open")
+        service.settled()
+    count = service.kit.metrics.snapshots.labels("stored")._value.get()
+    assert count == 1
+    service.answer = {"n": 2}
+    service.get("open")
+    service.settled()
+    found = kept(redis, "open")
+    assert found is not None
+    assert found[1] == b'{"n":2}\n'
+
+
+def test_random_queries_displace_neither_memory_nor_the_plain_list(service: Service, redis: Redis) -> None:
+    service.get("open")
+    for number in range(3 * answers.SLOTS):
+        service.get(f"open?q={number}")
+    service.settled()
+    assert kept(redis, "open") is not None
+    assert redis.hlen(answers.public_key("things", f"{BASE}/open")) <= answers.SLOTS
+
+
+def test_hung_redis_slows_no_request_drops_are_counted_and_removals_come_later(
+    redis: Redis, redis_server: servers.RedisServer
+) -> None:
+    service = Service(redis_server.url)
+    service.get("mine", "ann")
+    service.settled()
+    redis_server.process.signal(signal.SIGSTOP)
+    try:
+        service.kit.snapshots.forget_subject("ann")
+        times = []
+        for number in range(MAX_WAITING + 50):
+            began = time.perf_counter()
+            service.get(f"many/{number}")
+            times.append(time.perf_counter() - began)
+        assert sorted(times)[int(len(times) * 0.99)] < 0.05 * time_scale()
+        assert service.kit.metrics.snapshots.labels("dropped")._value.get() > 0
+    finally:
+        redis_server.process.signal(signal.SIGCONT)
+    eventually(lambda: kept(redis, "mine", subject="ann") is None, 10)
+    eventually(service.kit.snapshots._queue.idle, 10)  # type: ignore[union-attr]
+    service.get("many/after")
+    eventually(lambda: kept(redis, "many/after") is not None, 5)
+
+
+def test_key_of_another_type_is_replaced(service: Service, redis: Redis) -> None:
+    redis.set(answers.public_key("things", f"{BASE}/open"), "garbage")
+    redis.set(answers.versions_key("things"), "garbage")
+    service.get("open")
+    service.client.delete(f"{BASE}/open")
+    service.settled()
+    service.answer = {"n": 2}
+    service.get("open")
+    service.settled()
+    assert kept(redis, "open") is not None
+
+
+def test_service_without_redis_answers_as_ever() -> None:
+    service = Service(None)
+    assert service.get("open").json == {"n": 1}
+    service.kit.snapshots.forget(f"{BASE}/open")
+    assert threading.active_count() < 50
+
+
+def test_waiting_answers_are_bounded_by_bytes(redis_server: servers.RedisServer) -> None:
+    queue = SnapshotQueue(Redis.from_url(redis_server.url))
+    queue._thread = threading.current_thread()  # nobody takes from it
+    accepted = 0
+    for number in range(100):
+        name = answers.snapshot_name("things", f"/{number}", "", None)
+        assert name is not None
+        accepted += queue.put(Keep(name, {}, bytes(256 * 1024), 60))
+    assert accepted == 64
+    again = answers.snapshot_name("things", "/0", "", None)
+    assert again is not None
+    assert queue.put(Keep(again, {}, bytes(256 * 1024), 60))
+
+
+@pytest.mark.parametrize(("stale_s", "scope"), [(0, "public"), (60, "all"), (1e9, "subject")])
+def test_senseless_declaration_is_refused(stale_s: float, scope: Any) -> None:
+    with pytest.raises(ValueError, match="no snapshot"):
+        snapshot_decorator(stale_s=stale_s, scope=scope)
+
+
+def test_sealed_answer_opens_under_its_own_name_and_undamaged_only() -> None:
+    sealed = answers.seal("a", {"status": 200}, b"body")
+    assert answers.unseal("a", sealed) == ({"status": 200}, b"body")
+    assert answers.unseal("b", sealed) is None
+    for at in range(len(sealed)):
+        assert answers.unseal("a", sealed[:at]) is None
+        assert answers.unseal("a", sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]) is None
+    assert answers.unseal("a", sealed + b"x") is None
+
+
+@pytest.mark.parametrize(
+    ("data", "change"),
+    [
+        (b'{"path": "/a/%C3%A9"}', answers.Change("/a/\xc3\xa9", noted=False)),
+        (
+            '{"path": "/a/é", "prefix": true}'.encode(),
+            answers.Change("/a/\xc3\xa9", prefix=True, noted=False),
+        ),
+        (b'{"path": "a"}', None),
+        (b'{"path": 1}', None),
+        (b"[1]", None),
+        (b"\xff", None),
+        (answers.Change("/a b/ü", prefix=True).message().encode(), answers.Change("/a b/\xfc", prefix=True)),
+    ],
+)
+def test_change_is_read_from_any_program(data: bytes, change: answers.Change | None) -> None:
+    assert answers.read_change(data) == change
+
+
+@pytest.mark.parametrize("path", ["/", "/a", "/a/", "/a/b/c", "//a", "/1/2/3/4/5/6/7/8/9/10"])
+@pytest.mark.parametrize("changed", ["/", "/a", "/a/b", "/a/b/c", "//a", "/1/2/3/4/5/6/7/8/9/10", "/b"])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_what_a_change_covers_is_what_its_bucket_covers(path: str, changed: str, prefix: bool) -> None:
+    change = answers.Change(changed, prefix)
+    assert (answers.bucket(changed, prefix=prefix) in answers.buckets(path)) == change.covers(path)
+
+
+def test_kit_of_the_request_has_the_snapshots(service: Service) -> None:
+    with service.app.app_context():
+        assert kit().snapshots is service.kit.snapshots
