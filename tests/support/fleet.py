@@ -116,6 +116,10 @@ class Fleet(Protocol):
         """These of its settings changed (`maxmemory="1mb"`, hyphens as underscores) for as long as the context lasts."""
         ...
 
+    def read_only_redis(self, name: RedisName) -> AbstractContextManager[None]:
+        """It refuses to write for as long as the context lasts, as a replica does whose primary has gone."""
+        ...
+
     def kill_controller(self) -> None:
         """SIGKILL to the edge controller, which stays down until `start_controller`."""
         ...

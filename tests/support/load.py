@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -34,7 +34,8 @@ class Plan:
     """What to send. `rate_per_s` over all connections (open loop); None sends back to back (closed loop).
 
     `paths` are taken in turn. `ok` are the statuses that are no failure. Latency is counted from the moment
-    a request was due, so that an edge that stalls shows it in every request that had to wait.
+    a request was due, so that an edge that stalls shows it in every request that had to wait. `right` judges path and
+    body of each answer whose status is ok; what it does not like is an error `wrong`.
     """
 
     port: int
@@ -47,10 +48,11 @@ class Plan:
     rate_per_s: float | None = 200.0
     timeout_s: float = 10.0
     ok: frozenset[int] = frozenset({200})
+    right: Callable[[str, bytes], bool] | None = None
 
 
 class Answer(NamedTuple):
-    """What came of one request. `status` 0 and `error` set (connect, timeout, reset, closed, malformed) where no whole answer came.
+    """What came of one request. `status` 0 and `error` set (connect, timeout, reset, closed, malformed, wrong) where no whole answer came.
 
     `cut`: its first byte had come and then the connection ended; `status` is then that of the torn answer.
     """
@@ -65,6 +67,7 @@ class Answer(NamedTuple):
     retry_after: str
     request_id: str
     path: str
+    cache: str = ""
 
     @property
     def latency_s(self) -> float:
@@ -170,7 +173,11 @@ class _Worker:
             if error.kind == "connect":
                 self.stop.wait(0.01)  # a refused connection returns at once: without this it would spin
             return self._record(due, path, request_id, error.status, error.headers, error.kind, cut)
-        return self._record(due, path, request_id, reply.status, reply.headers, None, False)
+        right = (
+            reply.status not in self.plan.ok or self.plan.right is None or self.plan.right(path, reply.body)
+        )
+        error_kind = None if right else "wrong"
+        return self._record(due, path, request_id, reply.status, reply.headers, error_kind, False)
 
     def _request(self, path: str, request_id: str) -> bytes:
         plan = self.plan
@@ -205,6 +212,7 @@ class _Worker:
             retry_after=headers.get("retry-after", ""),
             request_id=request_id,
             path=path,
+            cache=headers.get("x-cache", ""),
         )
 
 

@@ -140,8 +140,16 @@ class ProcessFleet:
                 self.redis(name, "CONFIG SET", key, value)
             yield
         finally:
-            for key, value in before.items():
+            for key, value in reversed(before.items()):
                 self.redis(name, "CONFIG SET", key, value)
+
+    @contextlib.contextmanager
+    def read_only_redis(self, name: RedisName) -> Iterator[None]:
+        self.redis(name, "REPLICAOF", "127.0.0.1", 1)
+        try:
+            yield
+        finally:
+            self.redis(name, "REPLICAOF", "NO", "ONE")
 
     def _redis_setting(self, name: RedisName, key: str) -> str:
         found = self.redis(name, "CONFIG GET", key)

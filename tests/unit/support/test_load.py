@@ -136,6 +136,15 @@ def test_waiting_behind_a_slow_answer_counts_as_latency() -> None:
     assert len(slow) > 5
 
 
+def test_answer_that_is_not_right_is_a_failure() -> None:
+    plan_of = {"rate_per_s": 50, "connections": 1, "right": lambda path, body: path == "/a" and body == b"ok"}
+    with server(answer_all) as port, Load(Plan(port, ("/a", "/b"), **plan_of)) as load:
+        time.sleep(0.3)
+    report = load.report()
+    assert {(a.path, a.error) for a in report.answers} == {("/a", None), ("/b", "wrong")}
+    assert {a.path for a in report.failures()} == {"/b"}
+
+
 def test_load_in_a_process_reports_the_same() -> None:
     with server(answer_all) as port, ProcessLoad(Plan(port, ("/",), connections=2, rate_per_s=100)) as load:
         time.sleep(0.5)
