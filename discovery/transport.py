@@ -96,6 +96,7 @@ class Response:
         self._read_timeout_s = read_timeout_s
         self._finish: Finish | None = finish
         self._data: bytes | None = None
+        self._on_end: Callable[[], object] | None = None
 
     def __enter__(self) -> Response:
         return self
@@ -106,6 +107,13 @@ class Response:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+    def on_end(self, action: Callable[[], object]) -> None:
+        """Call `action` once the answer has been read, left or lost: at once when that has happened."""
+        if self._finish is None:
+            action()
+        else:
+            self._on_end = action
 
     @property
     def data(self) -> bytes:
@@ -173,7 +181,11 @@ class Response:
                 self._raw.release_conn()
             else:
                 self._raw.close()
-        finish(error)
+        try:
+            finish(error)
+        finally:
+            if self._on_end is not None:
+                self._on_end()
 
 
 class Transport:

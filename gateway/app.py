@@ -22,6 +22,7 @@ from gateway.pipeline import Pipeline
 from gateway.problems import Problems
 from gateway.routes import Exposed, Routes
 from gateway.settings import GatewaySettings
+from gateway.shed import Shed
 from services.kit import ServiceApp, create_service
 from services.kit.app import put_in_front
 from services.kit.kit import Kit
@@ -81,7 +82,8 @@ class Parts:
             settings=discovery.ClientSettings(attempt_timeout_s=settings.deadline_s),
             observer=CallObserver(kit.metrics),
         )
-        calls = Calls(client)
+        shed = Shed()
+        calls = Calls(client, shed, routes.domain_of)
         problems = Problems(kit.name, calls.breaker)
         cache = AnswerCache(self._redis(), domain=settings.gateway_domain)
         cache.start()
@@ -95,7 +97,7 @@ class Parts:
             metrics=GatewayMetrics(kit.metrics.registry),
             departures=departures,
             own=self._own(),
-            compositions=Compositions(self._declaration, calls=calls, view=view),
+            compositions=Compositions(self._declaration, calls=calls, view=view, cache=cache),
             cache=cache,
         )
         put_in_front(self._app, pipeline)

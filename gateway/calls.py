@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import discovery
+from discovery.client import FAILED_STATUSES
+from discovery.model import Domain
 from discovery.outlier import Identity
 from gateway.model import Incoming
+from gateway.shed import Shed
 
 
 class Calls:
     """Sends requests to services by name. Thread-safe.
 
-    `client` carries no token of the gateway's own: what a caller may not do, he may not do through us.
+    `client` carries no token of the gateway's own: what a caller may not do, he may not do through us. `domain_of` tells whose a
+    service is: those of identity have priority when there is not room for all.
     """
 
-    def __init__(self, client: discovery.ServiceClient) -> None:
+    def __init__(
+        self, client: discovery.ServiceClient, shed: Shed, domain_of: Callable[[str], Domain | None]
+    ) -> None:
         self.client = client
+        self._shed = shed
+        self._domain_of = domain_of
 
     def send(
         self,
@@ -34,24 +42,35 @@ class Calls:
         avoid: Collection[Identity] = (),
         tried: set[Identity] | None = None,
     ) -> discovery.Response:
-        """Call a service; `target` is path and query. Retries are ServiceClient's. Raises CallError, Overloaded.
+        """Call a service; `target` is path and query. Retries are ServiceClient's, and so is the rest. Raises CallError, Overloaded.
 
-        A streamed answer must be read to its end or closed; until then it holds its place. `incoming` is whose request it is;
-        for `max_body_bytes`, `avoid` and `tried` see ServiceClient.
+        A streamed answer must be read to its end or closed; until then it holds its place. `incoming` is whose request it is.
         """
-        return self.client.request(
-            method,
-            service,
-            target,
-            headers=headers,
-            body=body,
-            deadline_s=deadline_s,
-            stream=stream,
-            source_key=source_key,
-            max_body_bytes=max_body_bytes,
-            avoid=avoid,
-            tried=tried,
-        )
+        ticket = self._shed.enter(service, priority=self._domain_of(service) == "identity")
+        try:
+            response = self.client.request(
+                method,
+                service,
+                target,
+                headers=headers,
+                body=body,
+                deadline_s=deadline_s,
+                stream=stream,
+                source_key=source_key,
+                max_body_bytes=max_body_bytes,
+                avoid=avoid,
+                tried=tried,
+            )
+        except BaseException:
+            ticket.leave(False)
+            raise
+        ok = response.status not in FAILED_STATUSES
+        if stream:
+            ticket.head(ok)
+            response.on_end(ticket.leave)
+        else:
+            ticket.leave(ok)
+        return response
 
     def breaker(self, service: str) -> str:
         """The state of the service's breaker: `closed`, `open` or `half-open`."""

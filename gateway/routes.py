@@ -105,10 +105,10 @@ class Routes:
                 return route
         return None
 
-    def services(self) -> dict[str, Route]:
-        """The routes that the view has now, by service."""
-        self.follow()
-        return self._routes
+    def domain_of(self, service: str) -> Domain | None:
+        """Whose the service is, or was; None for one without a route."""
+        route = self._routes.get(service) or self._remembered.get(service)
+        return route.domain if route is not None else None
 
     def follow(self) -> None:
         """Take over what has changed in the view. Call it after each change, so that no route is missed that was there briefly."""
