@@ -9,6 +9,8 @@ from redis import Redis
 
 import discovery
 from discovery.model import Domain
+from gateway import breakers
+from gateway.breaker_line import Line
 from gateway.cache import AnswerCache
 from gateway.calls import Calls
 from gateway.compose import Compositions, Declaration, DeclarationError
@@ -17,18 +19,18 @@ from gateway.departures import Departures
 from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
 from gateway.incoming import Reader
-from gateway.metrics import GatewayMetrics
+from gateway.metrics import BreakerMetrics, GatewayMetrics
 from gateway.pipeline import Pipeline
 from gateway.problems import Problems
 from gateway.routes import Exposed, Routes
 from gateway.settings import GatewaySettings
+from gateway.sharing import Sharing
 from gateway.shed import Shed
 from services.kit import ServiceApp, create_service
 from services.kit.app import put_in_front
 from services.kit.kit import Kit
 from services.kit.redis_client import connect
 from services.kit.settings import secret
-from services.kit.upstream import CallObserver
 
 # Everything under them is Flask's, whatever services hold.
 OWN_PREFIXES = ("/edge/",)
@@ -62,6 +64,8 @@ class Parts:
         self._declaration = _declaration(settings.gateway_domain)
         kit.on_start(self._start)
         self._app = app
+        self._sharing: Sharing | None = None
+        breakers.install(app, lambda: self._sharing)
 
         @app.get(own)
         def group() -> dict[str, str]:
@@ -77,11 +81,14 @@ class Parts:
         view = Exposed(kit.view, settings.policy())
         routes = Routes(view, settings.gateway_domain)
         kit.view.on_change(lambda *_: routes.follow())
+        breaker_metrics = BreakerMetrics(kit.metrics.registry)
+        observer = breakers.BreakerObserver(kit.metrics, breaker_metrics)
         client = discovery.ServiceClient(
             view,
             settings=discovery.ClientSettings(attempt_timeout_s=settings.deadline_s),
-            observer=CallObserver(kit.metrics),
+            observer=observer,
         )
+        self._sharing = self._share(client, view, observer, breaker_metrics)
         shed = Shed()
         calls = Calls(client, shed, routes.domain_of)
         problems = Problems(kit.name, calls.breaker)
@@ -102,6 +109,26 @@ class Parts:
         )
         put_in_front(self._app, pipeline)
         kit.view.ready(settings.view_wait_s)
+
+    def _share(
+        self,
+        client: discovery.ServiceClient,
+        view: Exposed,
+        observer: breakers.BreakerObserver,
+        metrics: BreakerMetrics,
+    ) -> Sharing:
+        """The breakers' own way to the losable Redis: its subscription keeps a connection, and nobody waits for its answers."""
+        sharing = Sharing(
+            client,
+            view,
+            group=self.settings.gateway_domain,
+            instance=self.kit.instance_id,
+            line=Line(self._redis()),
+            metrics=metrics,
+        )
+        observer.tell = sharing.changed
+        sharing.start()
+        return sharing
 
     def _redis(self) -> Redis | None:
         """The losable Redis: cache, limits, and what the group shares."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class GatewayMetrics:
@@ -22,3 +22,33 @@ class GatewayMetrics:
     def answered(self, source: str) -> None:
         """Count an answer by its `source` (see `Answer`)."""
         self._answers[source if source in self._answers else "instance"].inc()
+
+
+class BreakerMetrics:
+    """What becomes of breakers; the state of each is the kit's `service_upstream_breaker`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.transitions = Counter(
+            "gateway_breaker_transitions",
+            "Changes of a breaker, by the state that it came to and who caused it: local, shared, hand.",
+            ("upstream", "state", "cause"),
+            registry=registry,
+        )
+        self.refused = Counter(
+            "gateway_breaker_refused",
+            "Calls that a breaker did not let through.",
+            ("upstream",),
+            registry=registry,
+        )
+        self.news = Counter(
+            "gateway_breaker_news",
+            "News of breakers: published, taken from other processes, or ignored.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.causes = Gauge(
+            "gateway_breaker_cause",
+            "1 for who caused the present state of a breaker that is not closed: local, shared, hand.",
+            ("upstream", "cause"),
+            registry=registry,
+        )
