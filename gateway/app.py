@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import cast
 
 from redis import Redis
@@ -14,7 +15,7 @@ from gateway.breaker_line import Line
 from gateway.cache import AnswerCache
 from gateway.calls import Calls
 from gateway.compose import Compositions, Declaration, DeclarationError
-from gateway.compose.declaration import load
+from gateway.compose.declaration import FOLDER, load
 from gateway.departures import Departures
 from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
@@ -61,7 +62,7 @@ class Parts:
         self.kit = kit
         self.settings = settings
         # A mistake in it ends the process here, before anything serves.
-        self._declaration = _declaration(settings.gateway_domain)
+        self._declaration = _declaration(settings.gateway_domain, settings.gateway_compose_dir)
         kit.on_start(self._start)
         self._app = app
         self._sharing: Sharing | None = None
@@ -96,15 +97,18 @@ class Parts:
         cache.start()
         departures = Departures()
         departures.start()
+        metrics = GatewayMetrics(kit.metrics.registry)
         pipeline = Pipeline(
             reader=Reader(kit, settings, routes),
             forward=Forward(calls, departures),
             fallbacks=Fallbacks(problems, cache.last_good),
             problems=problems,
-            metrics=GatewayMetrics(kit.metrics.registry),
+            metrics=metrics,
             departures=departures,
             own=self._own(),
-            compositions=Compositions(self._declaration, calls=calls, view=view, cache=cache),
+            compositions=Compositions(
+                self._declaration, calls=calls, view=view, cache=cache, metrics=metrics
+            ),
             cache=cache,
         )
         put_in_front(self._app, pipeline)
@@ -146,9 +150,9 @@ class Parts:
         return Owned(frozenset(rule for rule in rules if "<" not in rule))
 
 
-def _declaration(domain: Domain) -> Declaration:
+def _declaration(domain: Domain, folder: Path | None) -> Declaration:
     try:
-        return load(domain)
+        return load(domain, folder or FOLDER)
     except DeclarationError as error:
         sys.exit(f"cannot start: {error}")
 

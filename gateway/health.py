@@ -27,6 +27,7 @@ from discovery.model import Instance, Route
 from discovery.static_view import Reading
 from gateway.errors import Refused
 from gateway.model import Answer, Incoming
+from services.kit.context import current
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +74,7 @@ class FleetHealth:
 
     def answer(self, incoming: Incoming) -> Answer:
         """200 when healthy, 503 when degraded. Raises Refused for another method."""
+        current().route = incoming.path
         if incoming.method not in METHODS:
             raise Refused(405, "This path takes GET, HEAD.", headers=[("Allow", "GET, HEAD")])
         status, body = self._current()

@@ -19,6 +19,19 @@ class GatewayMetrics:
             "gateway_clients_gone", "Requests whose sender left before the answer.", registry=registry
         )
 
+        self.parts = Counter(
+            "gateway_parts",
+            "Parts of composed answers, by how they went.",
+            ("route", "part", "status"),
+            registry=registry,
+        )
+        self.hedges = Counter(
+            "gateway_hedges",
+            "Second attempts for a slow part, by which of the two counted.",
+            ("service", "winner"),
+            registry=registry,
+        )
+
     def answered(self, source: str) -> None:
         """Count an answer by its `source` (see `Answer`)."""
         self._answers[source if source in self._answers else "instance"].inc()

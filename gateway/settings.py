@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -31,6 +32,9 @@ class GatewaySettings(ServiceSettings):
     edge_timeout_s: int = Field(default=310, ge=1, le=3600)
     # A gateway without a first view of Consul would answer 404 to everything.
     view_wait_s: float = Field(default=5.0, ge=0, le=60)
+
+    # A folder of one's own declarations of composed routes, `<domain>.toml`; without it, those of `gateway/compose`.
+    gateway_compose_dir: Path | None = None
 
     # Where instances may live, as at the edge.
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"

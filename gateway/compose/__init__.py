@@ -7,17 +7,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.model import Domain
 from discovery.static_view import Reading
 from gateway.cache import AnswerCache
 from gateway.compose.composition import Composition
-from gateway.compose.declaration import FOLDER, Declaration, DeclarationError, load
+from gateway.compose.declaration import Declaration, DeclarationError
 from gateway.compose.fetch import Fetcher, Sending
 from gateway.health import FleetHealth
+from gateway.metrics import GatewayMetrics
 from gateway.model import Incoming
 
 __all__ = ["Composition", "Compositions", "Declaration", "DeclarationError"]
@@ -33,33 +30,20 @@ class Compositions:
         calls: Sending,
         view: Reading,
         cache: AnswerCache | None = None,
+        metrics: GatewayMetrics | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        fetcher = Fetcher(calls, view, cache, clock)
+        fetcher = Fetcher(calls, view, cache, metrics, clock)
         self._fixed: dict[str, Composition | FleetHealth] = {}
         self._templates: list[Composition] = []
         for route in declaration.route:
-            composition = Composition(route, fetcher, clock)
+            composition = Composition(route, fetcher, metrics, clock)
             if route.template.names:
                 self._templates.append(composition)
             else:
                 self._fixed[route.path] = composition
         if declaration.health is not None:
             self._fixed[declaration.health.path] = FleetHealth(declaration.health, view, clock)
-
-    @classmethod
-    def load(
-        cls,
-        domain: Domain,
-        *,
-        calls: Sending,
-        view: Reading,
-        cache: AnswerCache | None = None,
-        folder: Path = FOLDER,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> Self:
-        """What `<folder>/<domain>.toml` declares. Raises DeclarationError."""
-        return cls(load(domain, folder), calls=calls, view=view, cache=cache, clock=clock)
 
     def find(self, incoming: Incoming) -> Composition | FleetHealth | None:
         """Who answers this path, whatever the method; None when nothing here does."""

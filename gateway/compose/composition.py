@@ -14,21 +14,31 @@ from gateway.compose.declaration import SUBJECT, Part, Route
 from gateway.compose.fetch import Fetcher
 from gateway.compose.result import Result
 from gateway.errors import Refused
+from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
+from services.kit.context import current
 
 
 class Composition:
     """Answers one declared route."""
 
-    def __init__(self, route: Route, fetcher: Fetcher, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        route: Route,
+        fetcher: Fetcher,
+        metrics: GatewayMetrics | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self.route = route
         self._fetcher = fetcher
+        self._metrics = metrics
         self._clock = clock
         self._vary = sorted({header for part in route.parts.values() for header in part.headers})
 
     def answer(self, incoming: Incoming) -> Answer:
         """The whole. Raises Refused: another method, no token where there must be one; PartFailed for a part that is needed."""
         route = self.route
+        current().route = route.path
         if incoming.method not in route.methods:
             allowed = ", ".join(route.methods)
             raise Refused(405, f"This path takes {allowed}.", headers=[("Allow", allowed)])
@@ -39,6 +49,9 @@ class Composition:
                 raise _challenge(incoming)
             values[SUBJECT] = identity.subject
         results = self._gather(incoming, values)
+        if self._metrics is not None:
+            for each in results:
+                self._metrics.parts.labels(route.name, each.name, each.state).inc()
         needed = [each for each in results if route.parts[each.name].required and not each.usable]
         if needed:
             # What is to be done first, where several are missing: say who you are, then ask for what you may have.

@@ -22,6 +22,7 @@ from gateway.compose.jsonpart import NotUsable, member_of
 from gateway.compose.result import Result, State, failed
 from gateway.errors import GatewayError
 from gateway.hedge import Outcome, hedged
+from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
 
 log = structlog.get_logger(__name__)
@@ -76,11 +77,17 @@ class Fetcher:
     """Gets parts. Belongs to no request; safe for greenlets."""
 
     def __init__(
-        self, calls: Sending, view: Reading, cache: AnswerCache | None = None, clock: Clock = SYSTEM_CLOCK
+        self,
+        calls: Sending,
+        view: Reading,
+        cache: AnswerCache | None = None,
+        metrics: GatewayMetrics | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._calls = calls
         self._view = view
         self._cache = cache
+        self._metrics = metrics
         self._clock = clock
 
     def fetch(
@@ -178,12 +185,15 @@ class Fetcher:
         delay_s = self._calls.client.latency_s(part.service) if part.hedge else None
         if delay_s is None or len(usable(self._view.snapshot().instances(part.service))) < 2:
             return Outcome(attempt())
-        return hedged(
+        won = hedged(
             attempt,
             delay_s=delay_s,
             may=lambda: self._calls.client.spend_retry(part.service),
             good=lambda response: response.status not in FAILED_STATUSES,
         )
+        if won.hedged and self._metrics is not None:
+            self._metrics.hedges.labels(part.service, "second" if won.won else "first").inc()
+        return won
 
     def _last_good(self, result: Result, part: Part, asked: Incoming) -> Result:
         answer = self._cache.last_good(asked) if self._cache is not None else None
