@@ -120,6 +120,7 @@ def test_kept_connection_without_a_request_is_closed_in_the_end(tmp_path: Path) 
             kept.getresponse().read()
             instance.signal(signal.SIGTERM)
             assert instance.exit_code(8) == 0
+            assert "Socket error processing request." not in instance.events()
             kept.close()
 
 
