@@ -30,6 +30,9 @@ _OWN_HEADERS = (
     "hdr Cache-Control no-store hdr X-Content-Type-Options nosniff"
     " hdr X-Frame-Options DENY hdr Referrer-Policy no-referrer"
 )
+# The edge's own paths that a gateway answers, and which gateway: the first one that lives.
+BREAKERS = "/edge/breakers"
+_ANSWERERS = ("svc_gateway-business", "svc_gateway-identity", "svc_gateway-ai")
 # Servers for which one check a second each costs nothing that matters (about 20 µs a check).
 _SERVERS_PER_PACE = 2000
 # What an idempotent request is tried again after. A 5xx of a service may be one instance's fault; that of
@@ -101,6 +104,8 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         health_headers=_OWN_HEADERS,
         openai_map=settings.errors_dir / OPENAI_MAP,
         acls=_in_order(_routes(state)),
+        breakers=BREAKERS,
+        answerers=_answerers(state),
         backends=[_backend(backend, pace(state)) for backend in state.backends],
     )
 
@@ -189,9 +194,17 @@ def _in_order(routes: list[_Route]) -> list[_Route] | None:
         return None
 
 
+def _answerers(state: EdgeState) -> list[str]:
+    """The backends of the gateways that there are, in the order in which they are asked for what is the edge's own."""
+    names = {backend.name for backend in state.backends}
+    return [name for name in _ANSWERERS if name in names]
+
+
 def _map_text(state: EdgeState) -> str:
     lines = [line for route in _routes(state) for line in route.map_lines()]
-    return "".join(sorted([*lines, "/health/ edge:edge_itself:nobody:1:1\n"]))
+    first, second, third = (*_answerers(state), "nobody", "nobody", "nobody")[:3]
+    own = [f"{BREAKERS}/ edge:{first}:{second}:0:0:{third}\n", "/health/ edge:edge_itself:nobody:1:1\n"]
+    return "".join(sorted([*lines, *own]))
 
 
 def _map_path(state: EdgeState, settings: EdgeSettings) -> Path:
