@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from discovery.errors import DeadlineExceeded, ResponseLost
 from gateway.model import Answer, Incoming
 from gateway.problems import Problems
 
@@ -24,7 +25,7 @@ class Fallbacks:
 
     def of_error(self, incoming: Incoming, error: Exception) -> Answer:
         """The answer to a request whose call failed."""
-        return self._stale(incoming) or self._problems.of(incoming, error, self._degraded(incoming))
+        return self._stale(incoming) or self._problems.of(incoming, error, _degraded(incoming, error))
 
     def of_answer(self, incoming: Incoming, answer: Answer) -> Answer:
         """The answer to a request that the service answered with a failure of its own: something better, or that."""
@@ -40,8 +41,12 @@ class Fallbacks:
         answer = self._last_good(incoming)
         return answer.with_headers(("Cache-Control", "no-store")) if answer is not None else None
 
-    def _degraded(self, incoming: Incoming) -> dict[str, Any] | None:
-        if incoming.domain != "business":
-            return None
-        known = {"stored_answer": False} if incoming.reads else {"done": False}
-        return {"degraded": True, "known": known}
+
+def _degraded(incoming: Incoming, error: Exception) -> dict[str, Any] | None:
+    """What business adds to a problem: that it is not the whole truth, and as much of it as is known."""
+    if incoming.domain != "business":
+        return None
+    if incoming.reads:
+        return {"degraded": True, "known": {"stored_answer": False}}
+    sent = isinstance(error, ResponseLost) or (isinstance(error, DeadlineExceeded) and error.sent)
+    return {"degraded": True, "known": {"done": "unknown" if sent else False}}

@@ -47,7 +47,8 @@ class Forward:
         self._departures = departures
 
     def __call__(self, incoming: Incoming, extra: Mapping[str, str] = NOTHING) -> Answer:
-        """The service's answer, whatever its status. `extra` headers replace the request's: a cache's conditions.
+        """The service's answer, whatever its status. `extra` headers replace the request's, an empty value takes
+        one away: a cache's conditions.
 
         Raises CallError, GatewayError; ClientGone.
         """
@@ -73,13 +74,17 @@ class Forward:
             incoming.method,
             incoming.service,
             _target(incoming, route),
-            headers={**incoming.headers, **extra} if extra else incoming.headers,
+            headers=_with(incoming.headers, extra) if extra else incoming.headers,
             body=incoming.body,
             deadline_s=left_s,
             stream=True,
             source_key=incoming.path if route.balance == "uri" else incoming.client,
         )
         return answer_of(response, incoming.method)
+
+
+def _with(headers: Mapping[str, str], extra: Mapping[str, str]) -> Mapping[str, str]:
+    return {name: value for name, value in {**headers, **extra}.items() if value or name not in extra}
 
 
 def _target(incoming: Incoming, route: Route) -> str:

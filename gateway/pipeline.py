@@ -12,7 +12,7 @@ import structlog
 from discovery.client import FAILED_STATUSES
 from discovery.errors import CallError
 from gateway.departures import Departures
-from gateway.errors import ClientGone, GatewayError, RouteUnknown
+from gateway.errors import ClientGone, Overloaded, RouteUnknown
 from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
 from gateway.incoming import Reader
@@ -135,7 +135,7 @@ class Pipeline:
                 answer = self._cache.serve(incoming, lambda extra: self._forward(incoming, extra))
             else:
                 answer = self._forward(incoming)
-        except (CallError, GatewayError) as error:
+        except (CallError, Overloaded) as error:
             return self._fallbacks.of_error(incoming, error)
         if answer.status in FAILED_STATUSES and incoming.reads and answer.source != "gateway":
             return self._fallbacks.of_answer(incoming, answer)

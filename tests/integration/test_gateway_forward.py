@@ -268,7 +268,7 @@ def test_a_route_has_the_patience_that_it_asks_for(rig: Rig) -> None:
         1,
     )
     assert told["degraded"] is True
-    assert told["known"] == {"done": False}
+    assert told["known"] == {"done": "unknown"}
     assert len(pears.requests) == 2
 
 

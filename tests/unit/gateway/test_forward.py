@@ -1,0 +1,246 @@
+"""What is sent, what comes back, and what stands in for it: the decisions, without a network."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import pytest
+
+from discovery.errors import NoInstance, ResponseLost
+from discovery.model import Balance, Domain, Instance, Protocol, Route
+from gateway.calls import Calls
+from gateway.departures import Departures
+from gateway.errors import Refused, RouteUnknown
+from gateway.fallbacks import Fallbacks
+from gateway.forward import SMALL_BYTES, Forward, answer_of
+from gateway.model import Answer, Incoming
+from gateway.problems import Problems
+
+PEARS = Route("pears", ("/api/pears", "/api/pears/ripe"))
+
+
+def incoming(
+    method: str = "GET", path: str = "/api/pears/1", route: Route | None = PEARS, **fields: Any
+) -> Incoming:
+    values: dict[str, Any] = {
+        "query": "",
+        "headers": {"accept": "*/*"},
+        "service": route.service if route else "gateway-business",
+        "domain": "business",
+        "client": "10.0.0.1",
+        "request_id": "0123456789abcdef",
+        "traceparent": "",
+        "deadline": time.monotonic() + 5,
+        "route": route,
+    }
+    return Incoming(method=method, path=path, **(values | fields))
+
+
+@dataclass
+class Reply:
+    """As much of a Response as is looked at."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    chunks: tuple[bytes, ...] = (b"{}",)
+    attempts: int = 1
+    read: int = 0
+    closed: bool = False
+    instance: Instance = field(default_factory=lambda: Instance("pears", "pears-1", "n", "127.0.0.1", 1))
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.iter_bytes())
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        for chunk in self.chunks:
+            self.read += 1
+            yield chunk
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Recorder:
+    """In place of `Calls`: remembers what it was asked."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, incoming: Incoming, method: str, service: str, target: str, **options: Any) -> Reply:
+        self.sent.append({"method": method, "service": service, "target": target, **options})
+        return self.reply
+
+
+def forward(
+    asked: Incoming, reply: Reply | None = None, extra: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    calls = Recorder(reply or Reply())
+    Forward(cast(Calls, calls), Departures())(asked, extra or {})
+    (sent,) = calls.sent
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("strip", "path", "query", "target"),
+    [
+        (False, "/api/pears/1", "", "/api/pears/1"),
+        (False, "/api/pears/1", "a=b&c", "/api/pears/1?a=b&c"),
+        (True, "/api/pears/1", "a=b", "/1?a=b"),
+        (True, "/api/pears/ripe/1", "", "/1"),
+        (True, "/api/pears/riper", "", "/riper"),
+        (True, "/api/pears", "a=b", "/?a=b"),
+        (True, "/api/pears/", "", "/"),
+    ],
+)
+def test_the_target_is_as_it_came_or_without_its_longest_prefix(
+    strip: bool, path: str, query: str, target: str
+) -> None:
+    assert forward(incoming(path=path, query=query, route=replace(PEARS, strip=strip)))["target"] == target
+
+
+@pytest.mark.parametrize(
+    ("route", "path"),
+    [
+        (replace(PEARS, strip=True), "/api/pears/metrics"),
+        (replace(PEARS, strip=True), "/api/pears/internal/x"),
+        (replace(PEARS, strip=True), "/api/pears/health/live"),
+        (Route("pears", ("/internal/pears",)), "/internal/pears/1"),
+        (Route("gateway-ai", ("/api/x",)), "/api/x"),
+        (None, "/api/x"),
+    ],
+)
+def test_what_is_inside_and_other_gateways_are_not_called(route: Route | None, path: str) -> None:
+    with pytest.raises(RouteUnknown):
+        forward(incoming(path=path, route=route))
+
+
+def test_what_cannot_be_passed_on_in_time_or_in_http_1_is_refused() -> None:
+    with pytest.raises(Refused, match="time") as late:
+        forward(incoming(deadline=time.monotonic() - 1))
+    protocol: Protocol = "h2c"
+    with pytest.raises(Refused) as grpc:
+        forward(incoming(route=replace(PEARS, protocol=protocol)))
+    assert (late.value.status, grpc.value.status) == (504, 502)
+
+
+@pytest.mark.parametrize(
+    ("balance", "key"), [("source", "10.0.0.1"), ("uri", "/api/pears/1"), ("leastconn", "10.0.0.1")]
+)
+def test_balancing_goes_by_the_client_or_by_the_path(balance: Balance, key: str) -> None:
+    assert forward(incoming(route=replace(PEARS, balance=balance)))["source_key"] == key
+
+
+def test_the_caches_conditions_replace_the_callers_headers_and_leave_them_as_they_were() -> None:
+    asked = incoming(headers={"if-none-match": '"old"', "accept": "*/*"})
+    sent = forward(asked, extra={"if-none-match": '"new"'})
+    assert sent["headers"] == {"if-none-match": '"new"', "accept": "*/*"}
+    assert asked.headers["if-none-match"] == '"old"'
+
+
+def test_a_header_that_the_cache_takes_away_is_not_sent() -> None:
+    sent = forward(incoming(headers={"range": "bytes=0-1", "accept": "*/*"}), extra={"range": ""})
+    assert sent["headers"] == {"accept": "*/*"}
+
+
+@pytest.mark.parametrize(
+    ("method", "reply", "at_once"),
+    [
+        ("GET", Reply(headers={"Content-Length": "2"}), True),
+        ("GET", Reply(headers={"Content-Length": str(SMALL_BYTES)}), True),
+        ("GET", Reply(headers={"Content-Length": str(SMALL_BYTES + 1)}), False),
+        ("GET", Reply(headers={}), False),
+        ("GET", Reply(204, chunks=()), True),
+        ("GET", Reply(304, headers={"Content-Length": "9999999"}, chunks=()), True),
+        ("HEAD", Reply(headers={"Content-Length": "9999999"}, chunks=()), True),
+    ],
+)
+def test_short_answers_are_read_and_others_passed_on_as_they_come(
+    method: str, reply: Reply, at_once: bool
+) -> None:
+    given = answer_of(cast(Any, reply), method)
+    assert isinstance(given.body, bytes) == at_once
+    if not at_once:
+        assert reply.read == 0
+        given.close()
+        assert reply.closed
+    assert (given.source, given.attempts) == ("pears-1", 1)
+
+
+# -- fallbacks
+
+PROBLEMS = Problems("gateway-business", lambda _: "open")
+GOOD = Answer(
+    200,
+    [("X-Cache", "STALE"), ("X-Stale-Age", "7"), ("Cache-Control", "max-age=60")],
+    b"old",
+    source="snapshot",
+)
+
+
+def fallback(domain: Domain, method: str, *, stored: bool = True) -> tuple[Answer, list[Incoming]]:
+    looked: list[Incoming] = []
+
+    def last_good(asked: Incoming) -> Answer | None:
+        looked.append(asked)
+        return GOOD if stored else None
+
+    path = "/v1/chat/completions" if domain == "ai" else "/api/pears/1"
+    asked = incoming(method, path, domain=domain)
+    return Fallbacks(PROBLEMS, last_good).of_error(asked, NoInstance("pears")), looked
+
+
+@pytest.mark.parametrize("domain", ["identity", "business"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_read_gets_the_last_good_answer_and_nobody_may_keep_it(domain: Domain, method: str) -> None:
+    given, _ = fallback(domain, method)
+    assert (given.status, given.source) == (200, "snapshot")
+    assert [value for name, value in given.headers if name == "Cache-Control"] == ["no-store"]
+    assert (given.header("x-cache"), given.header("x-stale-age")) == ("STALE", "7")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("domain", ["identity", "business", "ai"])
+def test_a_write_is_never_answered_as_if_it_had_happened(domain: Domain, method: str) -> None:
+    given, looked = fallback(domain, method)
+    assert given.status == 503
+    assert not looked
+
+
+def test_business_says_that_it_is_degraded_and_what_is_known() -> None:
+    for method, known in (("GET", {"stored_answer": False}), ("POST", {"done": False})):
+        given, _ = fallback("business", method, stored=False)
+        body = json.loads(cast(bytes, given.body))
+        assert (given.status, body["degraded"], body["known"]) == (503, True, known)
+
+
+def test_identity_is_not_degraded_but_away() -> None:
+    given, _ = fallback("identity", "GET", stored=False)
+    assert given.status == 503
+    assert "degraded" not in json.loads(cast(bytes, given.body))
+
+
+def test_ai_answers_with_an_openai_error_and_nothing_stored() -> None:
+    given, looked = fallback("ai", "GET")
+    assert given.status == 503
+    assert set(json.loads(cast(bytes, given.body))) == {"error"}
+    assert not looked
+
+
+@pytest.mark.parametrize(("sent", "known"), [(True, "unknown"), (False, False)])
+def test_what_is_said_of_a_write_is_what_is_known(sent: bool, known: object) -> None:
+    error = ResponseLost("pears", attempts=1) if sent else NoInstance("pears")
+    given = Fallbacks(PROBLEMS).of_error(incoming("POST"), error)
+    assert json.loads(cast(bytes, given.body))["known"]["done"] == known
+
+
+def test_a_failure_that_the_service_answered_gives_way_to_something_better_only() -> None:
+    failed = Answer(500, [], b"sorry", source="pears-1")
+    assert Fallbacks(PROBLEMS).of_answer(incoming(), failed) is failed
+    assert Fallbacks(PROBLEMS, lambda _: None).of_answer(incoming(), failed) is failed
+    assert Fallbacks(PROBLEMS, lambda _: GOOD).of_answer(incoming(), failed).body == b"old"
