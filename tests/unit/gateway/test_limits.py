@@ -1,0 +1,262 @@
+"""Who may ask how often, and what he is told: without Redis, as in each process for itself."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+
+import pytest
+
+from gateway import limits as module
+from gateway.counts import DAY_S
+from gateway.errors import LimitExceeded
+from gateway.limits import Limits, LimitSettings, policies
+from gateway.model import Headers, Incoming
+from services.kit.auth import Identity
+from tests.support.clock import ManualClock
+from tests.support.eventually import time_scale
+
+# RFC 9651: a List of Strings with Integer parameters.
+_ITEM = r'"[\x20-\x21\x23-\x5b\x5d-\x7e]+"(?:;[a-z]+=[0-9]{1,15})+'
+LIST = re.compile(rf"{_ITEM}(?:, {_ITEM})*")
+
+
+def request(
+    subject: str | None = "alice", *, by_key: bool = False, scopes: tuple[str, ...] = ("user",)
+) -> Incoming:
+    identity = None if subject is None else Identity(subject, frozenset(scopes), 9e9, by_key)
+    return Incoming(
+        method="GET",
+        path="/api/pears",
+        query="",
+        headers={},
+        service="pears",
+        domain="business",
+        client="10.0.0.1",
+        request_id="0" * 32,
+        traceparent="",
+        deadline=9e9,
+        identify=lambda: identity,
+    )
+
+
+def limits(rates: str, quotas: str = "off", *, key: str = "off", clock: ManualClock | None = None) -> Limits:
+    settings = LimitSettings(policies("rate", rates) + policies("quota", quotas), policies("rate", key))
+    return Limits(settings, None, clock=clock or ManualClock())
+
+
+def refusal(one: Limits, incoming: Incoming) -> LimitExceeded:
+    with pytest.raises(LimitExceeded) as caught:
+        one.check(incoming)
+    return caught.value
+
+
+def field(headers: Headers, name: str) -> str:
+    (value,) = [value for key, value in headers if key == name]
+    return value
+
+
+def parameters(headers: Headers, name: str, policy: str) -> dict[str, int]:
+    for item in field(headers, name).split(", "):
+        found, *pairs = item.split(";")
+        if found == f'"{policy}"':
+            return {key: int(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    raise AssertionError(f"{policy} is not in {headers}")
+
+
+def test_requests_up_to_the_limit_pass_and_the_next_is_told_when_to_come_back() -> None:
+    clock = ManualClock()
+    one = limits("3/minute", clock=clock)
+    for left in (2, 1, 0):
+        assert parameters(one.check(request()), "RateLimit", "rate-minute")["r"] == left
+    error = refusal(one, request())
+    told = parameters(error.headers, "RateLimit", "rate-minute")
+    assert told["r"] == 0
+    assert 1 <= told["t"] <= 60
+    assert error.retry_after_s == told["t"]
+    assert error.service == "pears"
+
+
+def test_whoever_waits_as_told_gets_the_whole_limit_again() -> None:
+    clock = ManualClock()
+    one = limits("3/minute", clock=clock)
+    for _ in range(4):
+        for left in (2, 1, 0):
+            assert parameters(one.check(request()), "RateLimit", "rate-minute")["r"] == left
+        clock.sleep(refusal(one, request()).retry_after_s)
+
+
+def test_refused_requests_do_not_count() -> None:
+    clock = ManualClock()
+    one = limits("2/minute", "3/day", clock=clock)
+    one.check(request())
+    one.check(request())
+    for _ in range(100):
+        error = refusal(one, request())
+    assert parameters(error.headers, "RateLimit", "quota-day")["r"] == 1
+    clock.sleep(error.retry_after_s)
+    one.check(request())
+
+
+def test_all_policies_hold_at_once_and_the_longest_wait_is_told() -> None:
+    clock = ManualClock(now=1_800_000_000.0 - 1_800_000_000.0 % DAY_S + 3600)
+    one = limits("2/second;10/minute", "4/day", clock=clock)
+    for _ in range(2):
+        one.check(request())
+        one.check(request())
+        error = refusal(one, request())
+        if error.retry_after_s > 1:
+            break
+        clock.sleep(1)
+    assert parameters(error.headers, "RateLimit", "quota-day") == {"r": 0, "t": DAY_S - 3600 - 1}
+    assert error.retry_after_s == DAY_S - 3600 - 1
+    clock.sleep(error.retry_after_s)
+    one.check(request())
+
+
+def test_headers_are_structured_fields_and_name_every_policy() -> None:
+    one = limits("10/5second;600/minute", "100000/day")
+    headers = one.check(request())
+    for name in ("RateLimit", "RateLimit-Policy"):
+        assert LIST.fullmatch(field(headers, name)), headers
+    assert field(headers, "RateLimit-Policy") == (
+        '"rate-5-second";q=10;w=5, "rate-minute";q=600;w=60, "quota-day";q=100000;w=86400'
+    )
+    assert field(headers, "RateLimit").startswith('"rate-5-second";r=9;t=')
+
+
+def test_subjects_count_apart() -> None:
+    one = limits("1/minute")
+    one.check(request("alice"))
+    refusal(one, request("alice"))
+    one.check(request("bob"))
+
+
+def test_tokens_from_api_keys_count_apart_and_have_limits_of_their_own() -> None:
+    one = limits("1/minute", key="2/minute")
+    one.check(request())
+    refusal(one, request())
+    headers = one.check(request(by_key=True))
+    assert field(headers, "RateLimit-Policy") == '"rate-minute";q=2;w=60'
+    one.check(request(by_key=True))
+    refusal(one, request(by_key=True))
+
+
+@pytest.mark.parametrize("incoming", [request(None), request("svc", scopes=("service",))])
+def test_anonymous_callers_and_services_are_not_limited(incoming: Incoming) -> None:
+    one = limits("1/minute")
+    assert [one.check(incoming) for _ in range(50)] == [[]] * 50
+
+
+def test_limits_that_are_off_tell_nothing() -> None:
+    one = limits("off", key="1/minute")
+    assert [one.check(request()) for _ in range(50)] == [[]] * 50
+    one.check(request(by_key=True))
+    refusal(one, request(by_key=True))
+
+
+def test_windows_of_subjects_do_not_end_together() -> None:
+    """All would come back in the same second otherwise."""
+    one = limits("1/minute")
+    waits = set()
+    for number in range(40):
+        one.check(request(f"user-{number}"))
+        waits.add(refusal(one, request(f"user-{number}")).retry_after_s)
+    assert len(waits) > 20
+
+
+def test_days_end_at_midnight_utc() -> None:
+    clock = ManualClock(now=float(DAY_S * 20_000 + 60))
+    one = limits("off", "1/day", clock=clock)
+    for name in ("alice", "bob"):
+        one.check(request(name))
+        assert refusal(one, request(name)).retry_after_s == DAY_S - 60
+
+
+def test_refused_policies_are_counted_by_name() -> None:
+    heard: list[str] = []
+    settings = LimitSettings(policies("rate", "1/minute") + policies("quota", "1/day"))
+    one = Limits(settings, None, clock=ManualClock(), refused=heard.append)
+    one.check(request())
+    refusal(one, request())
+    assert heard == ["rate-minute", "quota-day"]
+
+
+def test_clock_that_is_put_back_gives_nobody_a_second_window_at_once() -> None:
+    clock = ManualClock()
+    one = limits("2/minute", clock=clock)
+    one.check(request())
+    one.check(request())
+    clock.sleep(-30)
+    refusal(one, request())
+    clock.sleep(-3600)
+    one.check(request())
+
+
+def test_subjects_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SUBJECTS", 10)
+    one = limits("1/minute")
+    for number in range(100):
+        one.check(request(f"user-{number}"))
+    assert len(one._subjects) == 10
+    refusal(one, request("user-99"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "many", "10", "0/minute", "10/fortnight", "-1/minute", "5/minute;6/minute"]
+    + [";".join(f"1/{n} second" for n in range(1, 7)), "9" * 30 + "/day"],
+)
+def test_nonsense_is_no_policy(text: str) -> None:
+    with pytest.raises(ValueError):
+        policies("rate", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("600/minute", ["rate-minute"]),
+        ("10 per second, 600 per 5 minutes", ["rate-second", "rate-5-minute"]),
+        ("1/hour;20/day", ["rate-hour", "rate-day"]),
+        (" OFF ", []),
+    ],
+)
+def test_policies_are_read_as_the_library_reads_them(text: str, names: list[str]) -> None:
+    assert [each.name for each in policies("rate", text)] == names
+
+
+def test_threads_together_get_the_limit_and_not_one_more() -> None:
+    one = limits("500/minute")
+    passed: list[int] = []
+
+    def work() -> None:
+        count = 0
+        for _ in range(100):
+            try:
+                one.check(request())
+            except LimitExceeded:
+                continue
+            count += 1
+        passed.append(count)
+
+    threads = [threading.Thread(target=work) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sum(passed) == 500
+
+
+def test_a_check_costs_microseconds() -> None:
+    one = limits("100000000/minute", "100000000/day")
+    incoming = request()
+    best = min(_cost_s(one, incoming) for _ in range(5))
+    assert best < 30e-6 * time_scale(), f"{best * 1e6:.1f} us"
+
+
+def _cost_s(one: Limits, incoming: Incoming, times: int = 3000) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        one.check(incoming)
+    return (time.perf_counter() - began) / times
