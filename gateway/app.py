@@ -20,7 +20,8 @@ from gateway.departures import Departures
 from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
 from gateway.incoming import Reader
-from gateway.metrics import BreakerMetrics, GatewayMetrics
+from gateway.limits import Limits
+from gateway.metrics import BreakerMetrics, GatewayMetrics, LimitMetrics, ShedMetrics
 from gateway.pipeline import Pipeline
 from gateway.problems import Problems
 from gateway.routes import Exposed, Routes
@@ -90,7 +91,8 @@ class Parts:
             observer=observer,
         )
         self._sharing = self._share(client, view, observer, breaker_metrics)
-        shed = Shed()
+        shed = Shed(settings.shed())
+        ShedMetrics(kit.metrics.registry, shed)
         calls = Calls(client, shed, routes.domain_of)
         problems = Problems(kit.name, calls.breaker)
         cache = AnswerCache(self._redis(), domain=settings.gateway_domain)
@@ -98,6 +100,9 @@ class Parts:
         departures = Departures()
         departures.start()
         metrics = GatewayMetrics(kit.metrics.registry)
+        limits = Limits(settings.limits(), self._redis(connections=2))
+        limits.refused = LimitMetrics(kit.metrics.registry, lambda: limits.counts.away).refused
+        limits.start()
         pipeline = Pipeline(
             reader=Reader(kit, settings, routes),
             forward=Forward(calls, departures),
@@ -106,6 +111,7 @@ class Parts:
             metrics=metrics,
             departures=departures,
             own=self._own(),
+            limits=limits,
             compositions=Compositions(
                 self._declaration, calls=calls, view=view, cache=cache, metrics=metrics
             ),
@@ -134,7 +140,7 @@ class Parts:
         sharing.start()
         return sharing
 
-    def _redis(self) -> Redis | None:
+    def _redis(self, connections: int | None = None) -> Redis | None:
         """The losable Redis: cache, limits, and what the group shares."""
         settings = self.settings
         return connect(
@@ -142,7 +148,7 @@ class Parts:
             secret(settings.redis_password),
             username=settings.redis_username,
             timeout_s=settings.redis_cache_timeout_s,
-            connections=settings.redis_connections,
+            connections=connections or settings.redis_connections,
         )
 
     def _own(self) -> Owned:

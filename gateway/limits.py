@@ -98,12 +98,11 @@ class Limits:
         redis: Redis | None,
         *,
         clock: Clock = SYSTEM_CLOCK,
-        refused: Callable[[str], object] = lambda policy: None,
     ) -> None:
-        """`refused` hears the name of each policy that a request was refused for."""
         self.counts = Counts(redis, now=clock.time, monotonic=clock.monotonic)
         self._now = clock.time
-        self._refused = refused
+        # Hears the name of each policy that a request was refused for.
+        self.refused: Callable[[str], object] = lambda policy: None
         self._own = _Tier("subject", settings.subject)
         self._key = _Tier("key", settings.key)
         self._lock = threading.Lock()
@@ -136,7 +135,7 @@ class Limits:
             return headers
         spent = [number for number, rest in enumerate(left) if rest <= 0]
         for number in spent:
-            self._refused(subject.tier.policies[number].name)
+            self.refused(subject.tier.policies[number].name)
         raise LimitExceeded(
             incoming.service, headers, retry_after_s=float(max(resets[number] for number in spent))
         )

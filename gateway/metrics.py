@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.shed import Shed
 
 
 class GatewayMetrics:
@@ -65,3 +71,81 @@ class BreakerMetrics:
             ("upstream", "cause"),
             registry=registry,
         )
+
+
+class ShedMetrics(Collector):
+    """How much is under way, of how much, and what was refused: read off the shedder when somebody asks for it."""
+
+    def __init__(self, registry: CollectorRegistry, shed: Shed) -> None:
+        self._shed = shed
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        limits = GaugeMetricFamily(
+            "gateway_upstream_limit",
+            "Calls to an upstream that may be under way at once.",
+            labels=["upstream"],
+        )
+        calls = GaugeMetricFamily(
+            "gateway_upstream_in_flight", "Calls waiting for the head of their answer.", labels=["upstream"]
+        )
+        streams = GaugeMetricFamily(
+            "gateway_upstream_streams", "Answers of an upstream being passed on.", labels=["upstream"]
+        )
+        bases = GaugeMetricFamily(
+            "gateway_upstream_base_seconds",
+            "Latency of an upstream with few calls at once.",
+            labels=["upstream"],
+        )
+        for state in self._shed.states():
+            labels = [state.service]
+            limits.add_metric(labels, state.limit)
+            calls.add_metric(labels, state.in_flight)
+            streams.add_metric(labels, state.streams)
+            if state.base_s is not None:
+                bases.add_metric(labels, state.base_s)
+        yield from (limits, calls, streams, bases, *self._group(), self._refused())
+
+    def _group(self) -> Iterator[GaugeMetricFamily]:
+        yield GaugeMetricFamily(
+            "gateway_group_limit",
+            "Calls of this process that may be under way at once.",
+            value=self._shed.settings.group,
+        )
+        calls = GaugeMetricFamily(
+            "gateway_group_in_flight", "Calls of this process waiting for a head.", labels=["priority"]
+        )
+        for priority, count in zip(("identity", "other"), self._shed.in_flight(), strict=True):
+            calls.add_metric([priority], count)
+        yield calls
+        yield GaugeMetricFamily(
+            "gateway_group_streams", "Answers being passed on by this process.", value=self._shed.streams()
+        )
+
+    def _refused(self) -> CounterMetricFamily:
+        refused = CounterMetricFamily(
+            "gateway_shed",
+            "Calls refused for want of room, by the bound: group, upstream, group_streams, upstream_streams.",
+            labels=["upstream", "scope"],
+        )
+        for (service, scope), count in self._shed.refused().items():
+            refused.add_metric([service, scope], count)
+        return refused
+
+
+class LimitMetrics:
+    """What the rate limits and quotas of subjects did."""
+
+    def __init__(self, registry: CollectorRegistry, away: Callable[[], bool]) -> None:
+        """`away` tells whether counts are not shared now."""
+        self._refused = Counter(
+            "gateway_limited", "Requests refused because a limit was used up.", ("policy",), registry=registry
+        )
+        local = Gauge(
+            "gateway_limits_local", "1 while limits are not shared: Redis is away.", registry=registry
+        )
+        local.set_function(lambda: float(away()))
+
+    def refused(self, policy: str) -> None:
+        """`policy` as the headers name it."""
+        self._refused.labels(policy).inc()

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from discovery.contract import Policy, check_port, parse_networks
 from discovery.errors import ContractError
 from discovery.model import Domain
+from gateway.concurrency import ConcurrencySettings
+from gateway.limits import LimitSettings, policies
+from gateway.shed import ShedSettings
 from services.kit.settings import ServiceSettings
+
+
+def _limits(kind: str, text: str) -> str:
+    policies(kind, text)
+    return text
 
 
 class GatewaySettings(ServiceSettings):
@@ -39,6 +47,50 @@ class GatewaySettings(ServiceSettings):
     # Where instances may live, as at the edge.
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"
     edge_control_ports: str = ""
+
+    # Calls at once in one process; a share of them is for services of the identity domain alone.
+    gateway_calls: int = Field(default=512, ge=1, le=100_000)
+    gateway_reserved_share: float = Field(default=0.2, ge=0, le=0.9)
+    # Calls at once to one service adapt between these. Waiting of less than the queue's time is no reason to refuse.
+    gateway_upstream_min: int = Field(default=16, ge=1, le=100_000)
+    gateway_upstream_initial: int = Field(default=128, ge=1, le=100_000)
+    gateway_upstream_max: int = Field(default=256, ge=1, le=100_000)
+    gateway_upstream_queue_s: float = Field(default=0.1, gt=0, le=60)
+    # Answers being passed on at once: in one process, and of one service.
+    gateway_streams: int = Field(default=512, ge=1, le=100_000)
+    gateway_upstream_streams: int = Field(default=256, ge=1, le=100_000)
+
+    # By verified subject, as in `10/second;600/minute`, or `off`; for tokens made from API keys apart.
+    gateway_rate_limits: Annotated[str, AfterValidator(lambda text: _limits("rate", text))] = "30000/minute"
+    gateway_quotas: Annotated[str, AfterValidator(lambda text: _limits("quota", text))] = "5000000/day"
+    gateway_key_rate_limits: Annotated[str, AfterValidator(lambda text: _limits("rate", text))] = (
+        "30000/minute"
+    )
+    gateway_key_quotas: Annotated[str, AfterValidator(lambda text: _limits("quota", text))] = "5000000/day"
+
+    def shed(self) -> ShedSettings:
+        """How much at once. A maximum below the minimum, or an initial limit outside, is brought in."""
+        least = self.gateway_upstream_min
+        most = max(least, self.gateway_upstream_max)
+        return ShedSettings(
+            group=self.gateway_calls,
+            reserved=self.gateway_reserved_share,
+            streams=self.gateway_streams,
+            upstream_streams=self.gateway_upstream_streams,
+            upstream=ConcurrencySettings(
+                minimum=least,
+                initial=min(most, max(least, self.gateway_upstream_initial)),
+                maximum=most,
+                queue_s=self.gateway_upstream_queue_s,
+            ),
+        )
+
+    def limits(self) -> LimitSettings:
+        """How often."""
+        return LimitSettings(
+            policies("rate", self.gateway_rate_limits) + policies("quota", self.gateway_quotas),
+            policies("rate", self.gateway_key_rate_limits) + policies("quota", self.gateway_key_quotas),
+        )
 
     def policy(self) -> Policy:
         """Where instances may live. Raises ContractError for a bad network or port."""

@@ -177,7 +177,8 @@ def test_days_end_at_midnight_utc() -> None:
 def test_refused_policies_are_counted_by_name() -> None:
     heard: list[str] = []
     settings = LimitSettings(policies("rate", "1/minute") + policies("quota", "1/day"))
-    one = Limits(settings, None, clock=ManualClock(), refused=heard.append)
+    one = Limits(settings, None, clock=ManualClock())
+    one.refused = heard.append
     one.check(request())
     refusal(one, request())
     assert heard == ["rate-minute", "quota-day"]
