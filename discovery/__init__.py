@@ -5,6 +5,7 @@ from discovery.client import ClientSettings, ServiceClient
 from discovery.clock import SYSTEM_CLOCK, Clock, SystemClock
 from discovery.consul_api import ConsulApi
 from discovery.errors import (
+    AnswerTooLarge,
     BreakerOpen,
     BudgetExhausted,
     CallError,
@@ -18,6 +19,7 @@ from discovery.errors import (
     ResponseLost,
     ResponseTimeout,
 )
+from discovery.http_headers import Headers
 from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
 from discovery.observer import Observer
 from discovery.outlier import OutlierSettings
@@ -29,6 +31,7 @@ from discovery.view import View
 
 __all__ = [
     "SYSTEM_CLOCK",
+    "AnswerTooLarge",
     "Breaker",
     "BreakerOpen",
     "BreakerSettings",
@@ -44,6 +47,7 @@ __all__ = [
     "ContractError",
     "DeadlineExceeded",
     "DiscoveryError",
+    "Headers",
     "HttpCheck",
     "Instance",
     "Keeper",

@@ -35,6 +35,11 @@ def balance_of(instance: Instance) -> Balance:
     return cast(Balance, value) if value in _BALANCES else "roundrobin"
 
 
+def is_backup(instance: Instance) -> bool:
+    """Whether it gets calls only when the others are gone."""
+    return instance.meta.get("edge-backup") == "true"
+
+
 def usable(instances: Sequence[Instance]) -> list[Instance]:
     """Those that Consul lets take traffic: not critical, not in maintenance, not in warning where `edge-warning` is `skip`."""
     return [
@@ -62,7 +67,7 @@ def candidates(
         elif key in ejected:
             groups[2].append(instance)
         else:
-            groups[1 if instance.meta.get("edge-backup") == "true" else 0].append(instance)
+            groups[1 if is_backup(instance) else 0].append(instance)
     return next((group for group in groups if group), [])
 
 

@@ -8,16 +8,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from discovery.http_body import OnceBody
+from discovery.http_headers import field_line, lowered
 from discovery.model import Balance
 from discovery.outlier import Identity
 from discovery.retry import may_run_twice
-from discovery.transport import OnceBody
+from discovery.transport import Outgoing
 
 DEADLINE_HEADER = "X-Deadline-Ms"
-# RFC 9110, section 7.6.1: these concern one connection and are not passed on; and what is ours to set.
+# RFC 9110, section 7.6.1: these concern one connection and are not passed on; and what is ours to set. An Expect would have the
+# instance say that it is ready for a body which is on its way already.
 DROPPED_HEADERS = frozenset(
     {
         "connection",
+        "expect",
         "host",
         "keep-alive",
         "proxy-authenticate",
@@ -30,9 +34,12 @@ DROPPED_HEADERS = frozenset(
         DEADLINE_HEADER.lower(),
     }
 )
+# RFC 9110, section 8.6: these say so when they bring no body.
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _METHOD = re.compile(r"[A-Z]{1,20}")
 # Visible ASCII but no #: anything else has to be percent-encoded by whoever means it.
 _PATH = re.compile(r"/[!-\"$-~]*")
+_MAX_LENGTH_DIGITS = 18
 
 Query = Mapping[str, Any] | Sequence[tuple[str, Any]]
 Body = bytes | str | Iterable[bytes] | None
@@ -41,8 +48,30 @@ Body = bytes | str | Iterable[bytes] | None
 class Call:
     """What is asked, and how far it has come. `until` is the deadline on the monotonic clock. Belongs to one thread.
 
-    Raises ValueError for a request that nobody could be sent.
+    `headers` must not end in what `own` has (names and values, None for none): that goes in its place. A Content-Length among
+    them is believed for a body that is an iterator. Raises ValueError for a request that nobody could be sent.
     """
+
+    __slots__ = (
+        "_avoid",
+        "_length",
+        "_lines",
+        "_names",
+        "_told",
+        "_tried",
+        "attempts",
+        "balance",
+        "key",
+        "max_body_bytes",
+        "method",
+        "outgoing",
+        "patient",
+        "returned",
+        "service",
+        "stream",
+        "twice",
+        "until",
+    )
 
     def __init__(
         self,
@@ -52,41 +81,61 @@ class Call:
         service: str,
         target: str,
         headers: Mapping[str, str],
+        own: Sequence[tuple[str, str | None]],
         body: Body,
         json: Any,
         stream: bool,
         balance: Balance | None,
         key: str | None,
-        avoid: Collection[Identity] = (),
-        tried: set[Identity] | None = None,
-        max_body_bytes: int = 0,
+        avoid: Collection[Identity],
+        tried: set[Identity] | None,
+        max_body_bytes: int,
     ) -> None:
         self.method = method.upper()
         if not _METHOD.fullmatch(self.method):
             raise ValueError(f"no method: {method!r}")
         self.service = service
-        self.target = target
-        self.headers = {name: value for name, value in headers.items() if name.lower() not in DROPPED_HEADERS}
-        self.body = self._body(body, json)
         self.until = until
         self.stream = stream
         self.max_body_bytes = max_body_bytes
         self.balance = balance
         self.key = key
-        self.twice = may_run_twice(method, headers)
         self.attempts = 0
-        self._tried: set[Identity] = set()
-        self._avoid = avoid
-        self._told = tried
         self.patient = True
         self.returned = False
+        self._avoid = avoid
+        self._told = tried
+        self._tried: set[Identity] = set()
+        self._length: int | None = None
+        self._add_headers(headers, own)
+        self.twice = may_run_twice(self.method, self._names)
+        self.outgoing = self._outgoing(target, self._body(body, json))
+
+    def _add_headers(self, headers: Mapping[str, str], own: Sequence[tuple[str, str | None]]) -> None:
+        names: set[str] = set()
+        lines: list[str] = []
+        for name, value in own:
+            if value:
+                names.add(lowered(name))
+                lines.append(field_line(name, value))
+        taken = DROPPED_HEADERS | names if names else DROPPED_HEADERS
+        for name, value in headers.items():
+            low = lowered(name)
+            if low == "content-length":
+                self._length = _length(value, self._length)
+            elif low not in taken:
+                names.add(low)
+                lines.append(field_line(name, value))
+        if "accept-encoding" not in names:
+            lines.append("Accept-Encoding: identity\r\n")
+        self._names, self._lines = names, lines
 
     def _body(self, body: Body, json: Any) -> bytes | OnceBody | None:
         if json is not None:
             if body is not None:
                 raise ValueError("give body or json, not both")
-            if not self.has_header("content-type"):
-                self.headers["Content-Type"] = "application/json"
+            if "content-type" not in self._names:
+                self._lines.append("Content-Type: application/json\r\n")
             return jsonlib.dumps(json).encode()
         if isinstance(body, str):
             return body.encode()
@@ -94,13 +143,32 @@ class Call:
             return body
         return OnceBody(body)
 
-    @property
-    def replayable(self) -> bool:
-        """Whether the body can be sent again from its beginning."""
-        return not (isinstance(self.body, OnceBody) and self.body.begun)
+    def _outgoing(self, target: str, body: bytes | OnceBody | None) -> Outgoing:
+        length = None
+        if isinstance(body, OnceBody):
+            length = self._length
+            framing = "Transfer-Encoding: chunked\r\n" if length is None else f"Content-Length: {length}\r\n"
+            self._lines.append(framing)
+        elif body is not None or self.method in _WITH_BODY:
+            self._lines.append(f"Content-Length: {len(body or b'')}\r\n")
+        try:
+            fields = "".join(self._lines).encode("latin-1")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a header's value is not Latin-1: {error}") from error
+        start = f"{self.method} {target} HTTP/1.1\r\n".encode("ascii")
+        return Outgoing(self.service, self.method, start, fields, body, length, self.twice)
+
+    def wants_token(self) -> bool:
+        """Whether it has brought no Authorization of its own."""
+        return "authorization" not in self._names
+
+    def authorize(self, token: str | None) -> None:
+        if token:
+            self.outgoing.fields += field_line("Authorization", f"Bearer {token}").encode("latin-1")
 
     def goes_to(self, instance: Identity) -> None:
         """An attempt begins on this instance."""
+        self.attempts += 1
         self._tried.add(instance)
         if self._told is not None:
             self._told.add(instance)
@@ -109,24 +177,15 @@ class Call:
         """Whom to call only when no other is left."""
         return self._tried.union(self._avoid) if self._avoid else self._tried
 
-    def has_header(self, name: str) -> bool:
-        """`name` in lower case."""
-        return any(each.lower() == name for each in self.headers)
 
-    def pass_on(self, request_id: str | None, traceparent: str | None) -> None:
-        """Carry the caller's request id and trace to the next service, in place of what `headers` had."""
-        for name, value in (("X-Request-ID", request_id), ("traceparent", traceparent)):
-            if value:
-                self._replace(name, value)
-
-    def authorize(self, token: str | None) -> None:
-        if token:
-            self._replace("Authorization", f"Bearer {token}")
-
-    def _replace(self, name: str, value: str) -> None:
-        for old in [each for each in self.headers if each.lower() == name.lower()]:
-            del self.headers[old]
-        self.headers[name] = value
+def _length(value: str, before: int | None) -> int:
+    """A Content-Length. Raises ValueError for what is none, and for a second one that differs."""
+    if not (value.isascii() and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS):
+        raise ValueError(f"no Content-Length: {value[:40]!r}")
+    length = int(value)
+    if before not in (None, length):
+        raise ValueError("two different Content-Lengths")
+    return length
 
 
 def target(path: str, query: Query | None) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
 
-from discovery.balancer import Balancer, balance_of, candidates, usable
+from discovery.balancer import balance_of, usable
 from discovery.breaker import Breaker, BreakerSettings, BreakerSnapshot, Permit
 from discovery.call import DEADLINE_HEADER, Body, Call, Query, target
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import (
+    AnswerTooLarge,
     BudgetExhausted,
     CallError,
     ConnectFailed,
@@ -23,13 +25,13 @@ from discovery.errors import (
     ResponseLost,
     ResponseTimeout,
 )
-from discovery.latency import Latencies
 from discovery.model import Balance, Instance
 from discovery.observer import Observer
-from discovery.outlier import Identity, Outliers, OutlierSettings, identity
-from discovery.retry import RetryBudget, RetrySettings, backoff_s, may_retry
+from discovery.outlier import Identity, OutlierSettings, identity
+from discovery.retry import RetrySettings, backoff_s, may_retry
 from discovery.static_view import Reading
-from discovery.transport import Outgoing, Response, Transport
+from discovery.transport import Response, Transport
+from discovery.upstream import Upstream
 
 log = structlog.get_logger(__name__)
 
@@ -55,17 +57,6 @@ class ClientSettings:
     retry: RetrySettings = field(default_factory=RetrySettings)
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
     outlier: OutlierSettings = field(default_factory=OutlierSettings)
-
-
-class _Upstream:
-    """What is remembered of one service."""
-
-    def __init__(self, service: str, settings: ClientSettings, clock: Clock, observer: Observer) -> None:
-        self.balancer = Balancer(clock)
-        self.outliers = Outliers(settings.outlier, clock)
-        self.budget = RetryBudget(settings.retry, clock)
-        self.latencies = Latencies()
-        self.breaker = Breaker(service, settings.breaker, clock, observer.on_transition)
 
 
 class ServiceClient:
@@ -95,7 +86,7 @@ class ServiceClient:
             clock=clock,
         )
         self._lock = threading.Lock()
-        self._upstreams: dict[str, _Upstream] = {}
+        self._upstreams: dict[str, Upstream] = {}
         self._version = -1
 
     def breakers(self) -> dict[str, BreakerSnapshot]:
@@ -131,7 +122,7 @@ class ServiceClient:
         `path` starts with `/`. `deadline_s` covers all attempts and travels on as `X-Deadline-Ms`; when streaming, until the head
         of the answer. A `body` that is an iterator can be sent once only. `balance` overrides the service's own `edge-balance`;
         `source_key` is what `source` and `uri` go by; its failures alone open no breaker while others succeed. Raises CallError;
-        ValueError for a request nobody could be sent, and for an answer longer than `max_body_bytes` that is not streamed.
+        ValueError for a request nobody could be sent. An answer that is not streamed may have `max_body_bytes` (AnswerTooLarge).
 
         For hedges: instances in `avoid` are taken when no other is left, and `tried` learns at once where each attempt goes. One
         set may be given as both, to several calls: each then keeps away from where the others are.
@@ -143,6 +134,7 @@ class ServiceClient:
             service=service,
             target=target(path, query),
             headers=headers or {},
+            own=(("X-Request-ID", request_id), ("traceparent", traceparent)),
             body=body,
             json=json,
             stream=stream,
@@ -152,7 +144,6 @@ class ServiceClient:
             tried=tried,
             max_body_bytes=self._settings.max_body_bytes if max_body_bytes is None else max_body_bytes,
         )
-        call.pass_on(request_id, traceparent)
         return self._observed(call, began)
 
     def latency_s(self, service: str, quantile: float = 0.95) -> float | None:
@@ -185,16 +176,18 @@ class ServiceClient:
         if self._left_s(call) <= 0:
             raise DeadlineExceeded(call.service, sent=False)
         self._forget_gone()
-        if not usable(self._view.snapshot().instances(call.service)):
+        instances = self._view.snapshot().instances(call.service)
+        upstream = self._upstreams.get(call.service)
+        if not (upstream.usable(instances) if upstream else usable(instances)):
             raise NoInstance(call.service, "no instance that could take the call")
-        upstream = self._upstream(call.service)
+        upstream = upstream or self._upstream(call.service)
         permit = upstream.breaker.enter(call.key or "")
         try:
-            if self._token_source is not None and not call.has_header("authorization"):
+            if self._token_source is not None and call.wants_token():
                 call.authorize(self._token_source())
             upstream.budget.called()
             response = self._attempts(call, upstream, permit)
-        except (NoInstance, DeadlineExceeded) as error:
+        except (NoInstance, DeadlineExceeded, AnswerTooLarge) as error:
             counts = isinstance(error, DeadlineExceeded) and error.sent and call.patient
             permit.failed(str(error)) if counts else permit.ignored()
             raise
@@ -211,15 +204,16 @@ class ServiceClient:
         call.returned = True
         return response
 
-    def _attempts(self, call: Call, upstream: _Upstream, permit: Permit) -> Response:
+    def _attempts(self, call: Call, upstream: Upstream, permit: Permit) -> Response:
         while True:
             instance = self._pick(call, upstream)
-            call.attempts += 1
             call.goes_to(identity(instance))
             outcome = self._attempt(call, upstream, instance, permit)
             error = outcome if isinstance(outcome, CallError) else None
             cause = error or (outcome.status if isinstance(outcome, Response) else 0)
-            if not may_retry(cause, twice=call.twice, replayable=call.replayable) or not self._again(call):
+            if not may_retry(cause, twice=call.twice, replayable=call.outgoing.replayable) or not self._again(
+                call
+            ):
                 return self._final(call, outcome)
             if not self._unseen(call, upstream, outcome) and not upstream.budget.spend():
                 if isinstance(outcome, ConnectFailed):
@@ -232,17 +226,14 @@ class ServiceClient:
             pause_s = backoff_s(self._settings.retry, call.attempts, self._clock)
             self._clock.sleep(min(pause_s, max(0.0, self._left_s(call))))
 
-    def _unseen(self, call: Call, upstream: _Upstream, outcome: Response | CallError) -> bool:
+    def _unseen(self, call: Call, upstream: Upstream, outcome: Response | CallError) -> bool:
         """Whether nobody saw the request and somebody is left who is thought to work: no load is doubled by going there.
 
         Of many calls that leave at once, one dead instance of three would use up the budget before it is ejected.
         """
         if not isinstance(outcome, ConnectFailed):
             return False
-        out = upstream.outliers.ejected().union(call.shunned())
-        return any(
-            identity(each) not in out for each in usable(self._view.snapshot().instances(call.service))
-        )
+        return upstream.another_works(self._view.snapshot().instances(call.service), call.shunned())
 
     def _final(self, call: Call, outcome: Response | CallError) -> Response:
         outcome.attempts = call.attempts
@@ -263,12 +254,10 @@ class ServiceClient:
     def _left_s(self, call: Call) -> float:
         return call.until - self._clock.monotonic()
 
-    def _pick(self, call: Call, upstream: _Upstream) -> Instance:
+    def _pick(self, call: Call, upstream: Upstream) -> Instance:
         if self._left_s(call) <= 0:
             raise DeadlineExceeded(call.service, sent=call.attempts > 0, attempts=call.attempts)
-        group = candidates(
-            usable(self._view.snapshot().instances(call.service)), upstream.outliers.ejected(), call.shunned()
-        )
+        group = upstream.group(self._view.snapshot().instances(call.service), call.shunned())
         if not group:
             raise NoInstance(call.service, "its last instance has gone", attempts=call.attempts)
         return upstream.balancer.pick(group, call.balance or balance_of(group[0]), call.key)
@@ -276,37 +265,37 @@ class ServiceClient:
     # -- one attempt
 
     def _attempt(
-        self, call: Call, upstream: _Upstream, instance: Instance, permit: Permit
+        self, call: Call, upstream: Upstream, instance: Instance, permit: Permit
     ) -> Response | CallError:
         """Try one instance, and record how it went with it."""
         left_s = self._left_s(call)
         another = call.twice and call.attempts < self._settings.retry.attempts
         timeout_s = min(self._settings.attempt_timeout_s, left_s / 2 if another else left_s)
         call.patient = timeout_s >= self._settings.patience_s
-        headers = {**call.headers, DEADLINE_HEADER: str(max(1, int(left_s * 1000)))}
-        outgoing = Outgoing(call.service, call.method, call.target, headers, call.body)
         began = self._clock.monotonic()
-        finish = self._finisher(call, upstream, instance, permit)
         upstream.balancer.began(instance)
         try:
             response = self._transport.send(
-                outgoing,
+                call.outgoing,
                 instance,
+                added=b"%b: %d\r\n" % (DEADLINE_HEADER.encode(), max(1, int(left_s * 1000))),
                 timeout_s=timeout_s,
-                stream=call.stream,
                 read_timeout_s=self._settings.stream_idle_s if call.stream else timeout_s,
-                finish=finish,
+                max_bytes=call.max_body_bytes,
+                finish=partial(self._stream_ended, call, upstream, instance, permit) if call.stream else None,
             )
             if not call.stream:
-                response.read_whole(call.max_body_bytes, lambda: self._left_s(call))
+                response.read_whole(call.until)
         except CallError as error:
-            finish(error)
+            upstream.balancer.ended(instance)
             self._failed(call, upstream, instance, error)
             self._told(call, instance, type(error).__name__, began)
             return error
         except BaseException:
-            finish(None)
+            upstream.balancer.ended(instance)
             raise
+        if not call.stream:
+            upstream.balancer.ended(instance)
         if response.status in FAILED_STATUSES:
             self._failed(call, upstream, instance, None)
         else:
@@ -315,32 +304,19 @@ class ServiceClient:
         self._told(call, instance, f"{response.status // 100}xx", began)
         return response
 
-    def _finisher(
-        self, call: Call, upstream: _Upstream, instance: Instance, permit: Permit
-    ) -> Callable[[CallError | None], None]:
-        """What happens once when an attempt's answer has been read, left or lost."""
-        lock = threading.Lock()
-        over = False
+    def _stream_ended(
+        self, call: Call, upstream: Upstream, instance: Instance, permit: Permit, error: CallError | None
+    ) -> None:
+        """A streamed answer has been read, left or lost."""
+        upstream.balancer.ended(instance)
+        if isinstance(error, ResponseLost) and call.returned:
+            self._failed(call, upstream, instance, error)
+            permit.failed(str(error))
+        elif call.returned:
+            permit.succeeded()
 
-        def finish(error: CallError | None) -> None:
-            nonlocal over
-            with lock:
-                if over:
-                    return
-                over = True
-            upstream.balancer.ended(instance)
-            if not call.stream:
-                return
-            if isinstance(error, ResponseLost) and call.returned:
-                self._failed(call, upstream, instance, error)
-                permit.failed(str(error))
-            elif call.returned:
-                permit.succeeded()
-
-        return finish
-
-    def _failed(self, call: Call, upstream: _Upstream, instance: Instance, error: CallError | None) -> None:
-        if isinstance(error, ResponseTimeout) and not call.patient:
+    def _failed(self, call: Call, upstream: Upstream, instance: Instance, error: CallError | None) -> None:
+        if isinstance(error, AnswerTooLarge) or (isinstance(error, ResponseTimeout) and not call.patient):
             return
         out_s = upstream.outliers.failed(instance, refused=isinstance(error, ConnectFailed))
         if out_s:
@@ -354,13 +330,20 @@ class ServiceClient:
 
     # -- what is remembered
 
-    def _upstream(self, service: str) -> _Upstream:
+    def _upstream(self, service: str) -> Upstream:
         upstream = self._upstreams.get(service)
         if upstream is None:
             with self._lock:
                 upstream = self._upstreams.get(service)
                 if upstream is None:
-                    upstream = _Upstream(service, self._settings, self._clock, self._observer)
+                    upstream = Upstream(
+                        service,
+                        retry=self._settings.retry,
+                        breaker=self._settings.breaker,
+                        outlier=self._settings.outlier,
+                        clock=self._clock,
+                        observer=self._observer,
+                    )
                     self._upstreams[service] = upstream
         return upstream
 

@@ -14,6 +14,7 @@
         │   └── ConnectFailed      the connection was refused or timed out
         ├── ResponseLost         sent, no whole answer: may have run; only idempotent calls are retried
         │   └── ResponseTimeout    the instance did not answer in time
+        ├── AnswerTooLarge       more than the caller would hold; it would be as long again
         └── DeadlineExceeded     the time for the whole call is over; `sent` tells whether something went out
 
 Ref: the division by "may the request have run" is urllib3's (NewConnectionError against ProtocolError).
@@ -100,6 +101,10 @@ class ResponseLost(CallError):
 
 class ResponseTimeout(ResponseLost):
     """The instance did not answer in the time it was given."""
+
+
+class AnswerTooLarge(CallError, ValueError):
+    """The body is longer than the limit for answers that are read whole. Says nothing about the instance's health."""
 
 
 class DeadlineExceeded(CallError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from discovery.clock import SYSTEM_CLOCK, Clock
@@ -26,9 +26,9 @@ class RetrySettings:
     window_s: float = 10.0
 
 
-def may_run_twice(method: str, headers: Mapping[str, str]) -> bool:
+def may_run_twice(method: str, header_names: Collection[str]) -> bool:
     """Whether running the request a second time is harmless: by its method, or because it carries an Idempotency-Key."""
-    return method.upper() in IDEMPOTENT or any(name.lower() == "idempotency-key" for name in headers)
+    return method.upper() in IDEMPOTENT or any(name.lower() == "idempotency-key" for name in header_names)
 
 
 def may_retry(outcome: Exception | int, *, twice: bool, replayable: bool) -> bool:

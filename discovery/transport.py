@@ -1,4 +1,4 @@
-"""One attempt: a request to one instance over pooled connections, and its answer. Knows urllib3; knows no retries.
+"""One attempt: a request to one instance over pooled connections, and its answer. Knows no retries but one: see `Transport`.
 
 Errors are divided by whether the request may have reached the instance (see `errors`).
 """
@@ -8,95 +8,156 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import urllib3
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    DecodeError,
-    HTTPError,
-    IncompleteRead,
-    NewConnectionError,
-    ProtocolError,
-    ReadTimeoutError,
-)
+from typing import Any, NoReturn
 
 from discovery.clock import Clock
-from discovery.errors import CallError, ConnectFailed, ResponseLost, ResponseTimeout
+from discovery.errors import AnswerTooLarge, CallError, ConnectFailed, ResponseLost, ResponseTimeout
+from discovery.http_answer import BadAnswer
+from discovery.http_body import BadEncoding, Decoder, OnceBody
+from discovery.http_connection import Connection, connect
 from discovery.model import Instance
 
-CHUNK_BYTES = 64 * 1024
 MIN_TIMEOUT_S = 0.001
+# Less than nginx (75 s) and HAProxy keep theirs; where the other side closes earlier it is noticed before the next use.
+IDLE_S = 60.0
+SWEEP_S = 5.0
+# A connection that was closed while it was idle shows so at once; one that ends later had its request, and lost it.
+STALE_S = 0.5
 Address = tuple[str, int]
 Finish = Callable[[CallError | None], None]
+_LOST = (OSError, BadAnswer, BadEncoding)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outgoing:
-    """What is sent. `target` is path and query; `body` bytes, None, or an iterator that can be read once."""
+    """What is sent, but for what differs by attempt.
+
+    `start` is the request line and `fields` the header lines, both checked and ending in CRLF; Host is added. `body` is bytes,
+    None, or read once: then `length` says how long it is, and None that it goes out by chunks. `twice`: may run twice.
+    """
 
     service: str
     method: str
-    target: str
-    headers: Mapping[str, str]
-    body: bytes | Iterable[bytes] | None
+    start: bytes
+    fields: bytes
+    body: bytes | OnceBody | None
+    length: int | None = None
+    twice: bool = False
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the body can be sent again from its beginning."""
+        return not (isinstance(self.body, OnceBody) and self.body.begun)
 
 
-class OnceBody:
-    """A body that can be read once, and remembers whether reading has begun: after that it cannot be sent again."""
+class _Pool:
+    """The idle connections to one address, the last used on top. Thread-safe without a lock: a deque's ends are atomic."""
 
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
-        self.begun = False
+    def __init__(self, address: Address, limit: int, clock: Clock) -> None:
+        host, port = address
+        self.address = address
+        shown = f"[{host.partition('%')[0]}]" if ":" in host else host
+        self.host_line = f"Host: {shown}:{port}\r\n".encode("latin-1", "replace")
+        self.closed = False
+        self._limit = limit
+        self._clock = clock
+        self._idle: deque[Connection] = deque()
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
+    def take(self) -> Connection | None:
+        """An idle connection that still stands."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if self._clock.monotonic() - connection.idle_since < IDLE_S and connection.quiet():
+                return connection
+            connection.close()
 
-    def __next__(self) -> bytes:
-        self.begun = True
-        try:
-            return next(self._chunks)
-        except (StopIteration, GeneratorExit):
-            raise
-        except Exception as error:
-            # As it is, an OSError of the caller's own source would look like one of the upstream's connection.
-            raise BodyFailed(f"the request's body could not be read: {error}") from error
+    def give(self, connection: Connection) -> None:
+        """Take back a connection whose exchange is over."""
+        if self.closed or not connection.reusable or len(self._idle) >= self._limit:
+            connection.close()
+            return
+        connection.kept = True
+        connection.idle_since = self._clock.monotonic()
+        self._idle.append(connection)
+        if self.closed:
+            self.close()
 
+    def sweep(self, idle_s: float = IDLE_S) -> None:
+        """Close what has been idle for so long."""
+        until = self._clock.monotonic() - idle_s
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.popleft()
+                if connection.idle_since > until:
+                    self._idle.appendleft(connection)
+                    return
+                connection.close()
 
-class BodyFailed(ValueError):
-    """The caller's own iterator raised while the request was being sent."""
+    def close(self) -> None:
+        self.closed = True
+        self.sweep(-1.0)
 
 
 class Response:
-    """An instance's answer. `status`; `headers`, whose names ignore case; `instance`; `attempts` made, the first included.
+    """An instance's answer. `status`, `headers` (see `Headers`), `instance`; `attempts` made, the first included.
 
     A streamed answer is read by `iter_bytes` and must be read to its end or closed; `with` does that. A body that ends
-    early raises ResponseLost, one that pauses too long ResponseTimeout.
+    early raises ResponseLost, one that pauses too long ResponseTimeout. One reader; `close` may come from anywhere.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_actions",
+        "_answer",
+        "_clock",
+        "_connection",
+        "_data",
+        "_max_bytes",
+        "_open",
+        "_pool",
+        "_read_timeout_s",
+        "_service",
+        "attempts",
+        "headers",
+        "instance",
+        "status",
+    )
 
     def __init__(
         self,
-        raw: urllib3.BaseHTTPResponse,
+        connection: Connection,
+        pool: _Pool,
         outgoing: Outgoing,
         instance: Instance,
         *,
-        stream: bool,
         read_timeout_s: float,
-        finish: Finish,
+        max_bytes: int,
+        clock: Clock,
+        finish: Finish | None,
     ) -> None:
-        self.status: int = raw.status
-        self.headers = raw.headers
+        answer = connection.answer
+        self.status = answer.status
+        self.headers = answer.headers
         self.instance = instance
         self.attempts = 1
-        self._raw = raw
+        # Of its own: the connection may serve another exchange by the time that this one's last pieces are taken.
+        self._answer = answer
+        self._connection = connection
+        self._pool = pool
         self._service = outgoing.service
-        self._stream = stream
         self._read_timeout_s = read_timeout_s
-        self._finish: Finish | None = finish
+        self._max_bytes = max_bytes
+        self._clock = clock
+        # Popped by whoever ends the answer first.
+        self._open: list[Finish | None] = [finish]
         self._data: bytes | None = None
-        self._on_end: Callable[[], object] | None = None
+        self._actions: list[Callable[[], object]] = []
 
     def __enter__(self) -> Response:
         return self
@@ -105,21 +166,21 @@ class Response:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+        if self._open:
+            with contextlib.suppress(Exception):
+                self.close()
 
     def on_end(self, action: Callable[[], object]) -> None:
         """Call `action` once the answer has been read, left or lost: at once when that has happened."""
-        if self._finish is None:
-            action()
-        else:
-            self._on_end = action
+        self._actions.append(action)
+        if not self._open:
+            self._act()
 
     @property
     def data(self) -> bytes:
-        """The whole body; reads what is left of a streamed one."""
+        """The whole body; reads what is left of a streamed one, up to the client's `max_body_bytes` (AnswerTooLarge)."""
         if self._data is None:
-            self._data = b"".join(self.iter_bytes())
+            self._data = self._joined(self.iter_bytes())
         return self._data
 
     def json(self) -> Any:
@@ -127,122 +188,205 @@ class Response:
         return json.loads(self.data)
 
     def iter_bytes(self) -> Iterator[bytes]:
-        """The body as it arrives, in pieces of at most 64 KiB. Content encodings are undone unless it is streamed."""
+        """The body as it arrives, in pieces of at most 64 KiB; as it was sent, any content encoding left in place."""
         if self._data is not None:
             yield self._data
             return
-        self._limit_reads(self._read_timeout_s)
         try:
-            while chunk := self._raw.read1(CHUNK_BYTES, decode_content=not self._stream):
-                yield chunk
-        except (HTTPError, OSError) as error:
-            lost = translate(error, self._service, self.instance)
-            self._end(lost, whole=False)
-            raise lost from error
-        except GeneratorExit:
+            while piece := self._piece(self._clock.monotonic() + self._read_timeout_s):
+                yield piece
+        finally:
             self.close()
-            raise
-        self._end(None, whole=True)
 
-    def read_whole(self, max_bytes: int, remaining_s: Callable[[], float]) -> None:
-        """Read the body into memory by a deadline. Raises ResponseLost, ResponseTimeout; ValueError when it is too long."""
-        pieces: list[bytes] = []
-        size = 0
-        for chunk in self.iter_bytes():
-            pieces.append(chunk)
-            size += len(chunk)
-            if size > max_bytes:
-                self.close()
-                raise ValueError(f"{self._service}: an answer of more than {max_bytes} bytes")
-            left_s = remaining_s()
-            if left_s <= 0:
-                late = ResponseTimeout(self._service, "the body took too long", instance_id=self.instance.id)
-                self._end(late, whole=False)
-                raise late
-            self._limit_reads(left_s)
-        self._data = b"".join(pieces)
+    def read_whole(self, until: float) -> None:
+        """Read the body into memory by a point in time, and undo its content encoding; the headers then name none.
 
-    def _limit_reads(self, seconds: float) -> None:
-        connection = self._raw.connection
-        sock = getattr(connection, "sock", None)
-        if sock is not None:
-            sock.settimeout(max(MIN_TIMEOUT_S, seconds))
+        Raises ResponseLost, ResponseTimeout, AnswerTooLarge.
+        """
+        answer = self._answer
+        if (answer.length or 0) > self._max_bytes and not answer.done:
+            self._too_large()
+        pieces = self._pieces_until(until)
+        if Decoder.knows(answer.encoding):
+            pieces = self._decoded(pieces, Decoder(answer.encoding))
+            self.headers = self.headers.without("content-encoding", "content-length")
+        self._data = self._joined(pieces)
 
     def close(self) -> None:
         """Leave the rest of the body unread. The connection is not used again, unless the body was read to its end."""
-        self._end(None, whole=False)
+        self._end(None)
 
-    def _end(self, error: CallError | None, *, whole: bool) -> None:
-        finish, self._finish = self._finish, None
-        if finish is None:
-            return
-        with contextlib.suppress(Exception):
-            if whole:
-                self._raw.release_conn()
-            else:
-                self._raw.close()
+    def _piece(self, until: float) -> bytes:
+        """The next piece; hands the connection back with the last."""
+        answer = self._answer
+        if not self._open:
+            if not answer.done:
+                raise ResponseLost(self._service, "the answer was left unread", instance_id=self.instance.id)
+            return answer.take() if answer.pieces else b""
         try:
-            finish(error)
+            piece = self._connection.piece(until)
+        except _LOST as error:
+            lost = translate(error, self._service, self.instance)
+            self._end(lost)
+            raise lost from error
+        except BaseException:
+            self.close()
+            raise
+        if answer.done:
+            self._end(None)
+        return piece
+
+    def _pieces_until(self, until: float) -> Iterator[bytes]:
+        while piece := self._piece(min(until, self._clock.monotonic() + self._read_timeout_s)):
+            yield piece
+
+    def _decoded(self, pieces: Iterator[bytes], decoder: Decoder) -> Iterator[bytes]:
+        raw_bytes = 0
+        try:
+            for piece in pieces:
+                raw_bytes += len(piece)
+                if raw_bytes > self._max_bytes:  # some encodings of nothing are long
+                    self._too_large()
+                yield from decoder.feed(piece)
+            decoder.end()
+        except BadEncoding as error:
+            lost = translate(error, self._service, self.instance)
+            self._end(lost)
+            raise lost from error
+
+    def _joined(self, pieces: Iterator[bytes]) -> bytes:
+        first = next(pieces, b"")
+        size = len(first)
+        all_pieces = [first]
+        for piece in pieces:
+            size += len(piece)
+            if size > self._max_bytes:
+                self._too_large()
+            all_pieces.append(piece)
+        if size > self._max_bytes:
+            self._too_large()
+        return first if len(all_pieces) == 1 else b"".join(all_pieces)
+
+    def _too_large(self) -> NoReturn:
+        self.close()
+        detail = f"an answer of more than {self._max_bytes} bytes"
+        raise AnswerTooLarge(self._service, detail, instance_id=self.instance.id)
+
+    def _end(self, error: CallError | None) -> None:
+        try:
+            finish = self._open.pop()
+        except IndexError:
+            return
+        if error is None and self._answer.done:
+            self._pool.give(self._connection)
+        else:
+            self._connection.close()
+        try:
+            if finish is not None:
+                finish(error)
         finally:
-            if self._on_end is not None:
-                self._on_end()
+            self._act()
+
+    def _act(self) -> None:
+        while self._actions:
+            with contextlib.suppress(IndexError):  # somebody else was quicker
+                self._actions.pop()()
 
 
 class Transport:
-    """Pools of connections, one for each instance's address. Thread-safe; no proxies, no redirects, no retries."""
+    """Pools of connections, one for each instance's address. Thread-safe; no proxies, no redirects.
+
+    One retry: a kept connection may have been closed by the other side just when it was used. If it ends before anything has
+    come, the request goes out once more on a fresh one, provided that it may run twice or that nothing of it was written. Each
+    such retry uses up a connection that an answer left behind: there cannot be more of them than answers.
+    """
 
     def __init__(self, *, connect_timeout_s: float, connections: int, clock: Clock) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._connections = connections
         self._clock = clock
         self._lock = threading.Lock()
-        self._pools: dict[Address, urllib3.HTTPConnectionPool] = {}
+        self._pools: dict[Address, _Pool] = {}
+        self._sweep_at = 0.0
 
     def send(
         self,
         outgoing: Outgoing,
         instance: Instance,
         *,
+        added: bytes = b"",
         timeout_s: float,
-        stream: bool,
         read_timeout_s: float,
-        finish: Finish,
+        max_bytes: int,
+        finish: Finish | None = None,
     ) -> Response:
-        """Send, and wait up to `timeout_s` for the head of the answer.
+        """Send, and wait up to `timeout_s` for the head of the answer; each piece of its body may take `read_timeout_s`; read
+        whole, it may have `max_bytes`.
 
-        `finish(error)` is called once when the answer has been read or left. Raises ConnectFailed, ResponseLost,
-        ResponseTimeout; ValueError for a request that cannot be sent to anyone.
+        `added` are further header lines. `finish(error)` is called once when the answer has been read or left; not when this
+        raises: ConnectFailed, ResponseLost, ResponseTimeout; ValueError for a request that cannot be sent to anyone.
         """
         pool = self._pool((instance.address, instance.port))
-        connect_s = max(MIN_TIMEOUT_S, min(self._connect_timeout_s, timeout_s))
-        try:
-            raw = pool.urlopen(
-                outgoing.method,
-                outgoing.target,
-                body=outgoing.body,
-                headers=outgoing.headers,
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                timeout=urllib3.Timeout(connect=connect_s, read=max(MIN_TIMEOUT_S, timeout_s)),
-                preload_content=False,
-                decode_content=False,
-            )
-        except (HTTPError, OSError) as error:
-            raise translate(error, outgoing.service, instance) from error
-        return Response(raw, outgoing, instance, stream=stream, read_timeout_s=read_timeout_s, finish=finish)
+        head = b"".join((outgoing.start, pool.host_line, outgoing.fields, added, b"\r\n"))
+        until = self._clock.monotonic() + max(MIN_TIMEOUT_S, timeout_s)
+        connection = pool.take()
+        if connection is None or not self._exchange(connection, outgoing, instance, head, until):
+            connection = self._connect(pool, outgoing, instance, until)
+            self._exchange(connection, outgoing, instance, head, until)
+        return Response(
+            connection,
+            pool,
+            outgoing,
+            instance,
+            read_timeout_s=max(MIN_TIMEOUT_S, read_timeout_s),
+            max_bytes=max_bytes,
+            clock=self._clock,
+            finish=finish,
+        )
 
-    def _pool(self, address: Address) -> urllib3.HTTPConnectionPool:
-        pool = self._pools.get(address)
-        if pool is None:
+    def _exchange(
+        self, connection: Connection, outgoing: Outgoing, instance: Instance, head: bytes, until: float
+    ) -> bool:
+        """Send a request and hear the head of its answer; False when a fresh connection is to be tried."""
+        began = self._clock.monotonic()
+        try:
+            connection.ask(
+                head, outgoing.body, outgoing.length, head_only=outgoing.method == "HEAD", until=until
+            )
+            return True
+        except _LOST as error:
+            connection.close()
+            stale = connection.kept and not connection.answer.heard and not isinstance(error, TimeoutError)
+            again = outgoing.replayable and (outgoing.twice or not connection.wrote)
+            if stale and again and self._clock.monotonic() - began < STALE_S:
+                return False
+            if not connection.wrote:
+                raise _connect_failed(error, outgoing.service, instance) from error
+            raise translate(error, outgoing.service, instance) from error
+        except BaseException:
+            connection.close()
+            raise
+
+    def _connect(self, pool: _Pool, outgoing: Outgoing, instance: Instance, until: float) -> Connection:
+        left_s = max(MIN_TIMEOUT_S, until - self._clock.monotonic())
+        try:
+            sock = connect(*pool.address, min(self._connect_timeout_s, left_s))
+        except (OSError, ValueError, OverflowError) as error:
+            raise _connect_failed(error, outgoing.service, instance) from error
+        return Connection(sock, self._clock)
+
+    def _pool(self, address: Address) -> _Pool:
+        now = self._clock.monotonic()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            for pool in list(self._pools.values()):
+                pool.sweep()
+        found = self._pools.get(address)
+        if found is None:
             with self._lock:
-                pool = self._pools.get(address)
-                if pool is None:
-                    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-                    # Not blocking: a burst opens further connections, which are closed afterwards.
-                    pool = urllib3.HTTPConnectionPool(host, address[1], maxsize=self._connections)
-                    self._pools[address] = pool
-        return pool
+                # Not bounded while in use: a burst opens further connections, which are closed afterwards.
+                found = self._pools.setdefault(address, _Pool(address, self._connections, self._clock))
+        return found
 
     def addresses(self) -> Collection[Address]:
         """Where there are pools now."""
@@ -257,13 +401,16 @@ class Transport:
                 pool.close()
 
 
-def translate(error: Exception, service: str, instance: Instance) -> CallError:
-    """urllib3's error as ours. Raises ValueError for what is the caller's own mistake."""
-    detail = f"{instance.address}:{instance.port}: {type(error).__name__}"
-    if isinstance(error, NewConnectionError | ConnectTimeoutError):
-        return ConnectFailed(service, detail, instance_id=instance.id)
-    if isinstance(error, ReadTimeoutError | TimeoutError):
-        return ResponseTimeout(service, detail, instance_id=instance.id)
-    if isinstance(error, ProtocolError | IncompleteRead | DecodeError | OSError):
-        return ResponseLost(service, detail, instance_id=instance.id)
-    raise ValueError(f"{service}: {error}") from error
+def _connect_failed(error: Exception, service: str, instance: Instance) -> ConnectFailed:
+    return ConnectFailed(service, _detail(error, instance), instance_id=instance.id)
+
+
+def translate(error: Exception, service: str, instance: Instance) -> ResponseLost:
+    """What went wrong once something had been written, as one of our errors."""
+    kind = ResponseTimeout if isinstance(error, TimeoutError) else ResponseLost
+    return kind(service, _detail(error, instance), instance_id=instance.id)
+
+
+def _detail(error: Exception, instance: Instance) -> str:
+    said = "" if isinstance(error, TimeoutError) else f": {error}"
+    return f"{instance.address}:{instance.port}: {type(error).__name__}{said}"[:200]

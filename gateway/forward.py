@@ -128,7 +128,7 @@ class Relay:
         self._response.close()
 
 
-def _headers(given: Mapping[str, str]) -> tuple[Headers, int | None]:
+def _headers(given: discovery.Headers) -> tuple[Headers, int | None]:
     """What is passed back, and the declared length. Repeated headers stay apart."""
     kept: Headers = []
     named: frozenset[str] = frozenset()
