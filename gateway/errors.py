@@ -56,7 +56,12 @@ class Refused(GatewayError):
 
 
 class PartFailed(Refused):
-    """A composed answer without a part that it needs: `members` has `part` (its name) and `parts` (how each of them went)."""
+    """A composed answer without a part that it needs: `members` has `part` (its name) and `parts` (how each of them went).
+
+    `attempts` were made for that part.
+    """
+
+    attempts = 0
 
 
 class ClientGone(BaseException):

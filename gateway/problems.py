@@ -124,7 +124,7 @@ class Problems:
             error,
             path=incoming.path,
             request_id=incoming.request_id,
-            service=incoming.service if incoming.route is not None else "",
+            service=incoming.service if incoming.route is not None else getattr(error, "service", ""),
             openai=incoming.openai,
             members=members,
         )
@@ -165,13 +165,14 @@ def fault_of(error: Exception) -> Fault:
 
 
 def _refused_fault(error: Refused) -> Fault:
-    failed = "service" if isinstance(error, PartFailed) and error.status >= 500 else "gateway"
+    failed = "service" if isinstance(error, PartFailed) else "gateway"
     return Fault(
         error.status,
         error.detail,
         failed,
         _CODES.get(error.status, "invalid_request"),
         error.retry_after_s if error.status == 503 and not _names(error.headers, "retry-after") else None,
+        error.attempts if isinstance(error, PartFailed) else 0,
         headers=tuple(error.headers),
     )
 

@@ -28,7 +28,7 @@ def problem(needed: Result, results: Sequence[Result]) -> PartFailed:
     retry_after = needed.header("retry-after") or ""
     if needed.answer_status in (429, 503) and re.fullmatch(r"[0-9]{1,5}", retry_after, re.ASCII):
         headers.append(("Retry-After", retry_after))
-    return PartFailed(
+    error = PartFailed(
         needed.answer_status,
         f"The part {needed.name!r}, from {needed.service}, is needed: {needed.reason}.",
         service=needed.service,
@@ -36,6 +36,8 @@ def problem(needed: Result, results: Sequence[Result]) -> PartFailed:
         members={"part": needed.name, "parts": {each.name: each.told() for each in results}},
         retry_after_s=needed.retry_after_s,
     )
+    error.attempts = needed.attempts
+    return error
 
 
 def whole(incoming: Incoming, results: Sequence[Result], *, personal: bool, vary: Sequence[str]) -> Answer:

@@ -1,0 +1,619 @@
+"""Composed answers from a real gateway: the routes that are shipped, and parts that do the worst that they can."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.eventually import eventually, time_scale
+from tests.support.gateway_rig import ROOT, Answer, Rig, Service, dead, gateway_rig, metric
+from tests.support.scripted import Handler, Upstream
+
+MIB = 1024 * 1024
+U, P = "a1" * 16, "0f" * 16
+PAIR = f"/api/{U}/{P}"
+SHIPPED = (ROOT / "gateway" / "compose" / "business.toml").read_text()
+# Short times: what waits here waits for them.
+QUICK_HEALTH = SHIPPED.replace("timeout_s = 1.0", "timeout_s = 0.5", 1).replace("remember_s = 1.0", "remember_s = 0.3")
+REMEMBER_S = 0.3
+MORE = """
+[[route]]
+name = "plates"
+path = "/api/plates/<id>"
+placeholders = { id = "[a-z0-9]+" }
+timeout_s = 1.0
+parts.fruit = { service = "fruits", path = "/api/fruits/<id>", take = "data", expect = "object" }
+parts.plate = { service = "products", path = "/api/products/<id>", required = true }
+
+[[route]]
+name = "needs"
+path = "/api/needs/<id>"
+placeholders = { id = "[a-z0-9]+" }
+timeout_s = 1.0
+parts.fruit = { service = "fruits", path = "/api/fruits/<id>", required = true, take = "data", expect = "object" }
+
+[[route]]
+name = "words"
+path = "/api/words/<word>"
+placeholders = { word = ".+" }
+parts.word = { service = "products", path = "/api/products/<word>/end?q=<word>", required = true }
+
+[[route]]
+name = "hedged"
+path = "/api/hedged"
+timeout_s = 5.0
+parts.nut = { service = "nuts", path = "/api/nuts", required = true, hedge = true }
+"""
+
+
+@dataclass
+class Stage:
+    """The services as they stand; `set` scripts one for as long as a test lasts."""
+
+    rig: Rig
+    services: dict[str, Service]
+    token: str
+    calm: dict[str, Callable[[Handler], None]] = field(default_factory=dict)
+
+    def set(self, name: str, behave: Callable[[Handler], None]) -> None:
+        for each in self.services[name].upstreams:
+            each.behave = lambda handler: behave(handler) if not is_check(handler) else ready(name, handler)
+
+    def reset(self) -> None:
+        for name, service in self.services.items():
+            self.set(name, self.calm[name])
+            for each in service.upstreams:
+                each.requests.clear()
+
+    def seen(self, name: str) -> list[Any]:
+        return [seen for seen in self.services[name].requests if not seen.path.startswith("/health")]
+
+    def get(self, path: str, *, token: bool = True, method: str = "GET", **headers: str) -> Answer:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token:
+            sent["Authorization"] = f"Bearer {self.token}"
+        return self.rig.ask(method, path, headers=sent)
+
+
+def is_check(handler: Handler) -> bool:
+    return handler.path == "/health/ready"
+
+
+def ready(name: str, handler: Handler) -> None:
+    handler.answer(200, b"{}", X_Service=name)
+
+
+def user(handler: Handler) -> None:
+    if "authorization" not in handler.seen.headers:
+        handler.answer(401, b"{}", WWW_Authenticate='Bearer realm="users"')
+    else:
+        handler.answer(
+            200, b'{"data":{"id":"%s","n":1.50}}\n' % U.encode(), Cache_Control="private, no-cache"
+        )
+
+
+def product(handler: Handler) -> None:
+    handler.answer(200, b'{"data":{"price":999}}', Cache_Control="public, max-age=5, s-maxage=5")
+
+
+def posts(handler: Handler) -> None:
+    handler.answer(
+        200, b'{"data": [{"title": "x"}], "page": {"limit": 10}}', Cache_Control="public, no-cache"
+    )
+
+
+def fruit(handler: Handler) -> None:
+    handler.answer(200, b'{"data":{"kind":"pear"}}')
+
+
+@pytest.fixture(scope="module")
+def whole_stage() -> Iterator[Stage]:
+    calm = {"auth": fruit, "users": user, "products": product, "posts": posts, "fruits": fruit}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compose-")))
+        (folder / "business.toml").write_text(QUICK_HEALTH + MORE)
+        rig = stack.enter_context(gateway_rig("business", env={"GATEWAY_COMPOSE_DIR": str(folder)}))
+        services = {
+            name: stack.enter_context(rig.service(behave, name=name, lane="direct"))
+            for name, behave in calm.items()
+        }
+        yield Stage(rig, services, rig.signer.token(U), calm)
+
+
+@pytest.fixture
+def stage(whole_stage: Stage) -> Iterator[Stage]:
+    whole_stage.reset()
+    yield whole_stage
+    whole_stage.reset()
+
+
+def body(answer: Answer) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(answer.body)
+    return parsed
+
+
+# -- the first routes
+
+
+def test_a_user_and_a_product_are_one_answer(stage: Stage) -> None:
+    answer = stage.get(PAIR)
+    said = body(answer)
+    assert answer.status == 200
+    assert list(said) == ["user", "product", "_complete", "_parts"]
+    assert (said["user"], said["product"], said["_complete"]) == ({"id": U, "n": 1.5}, {"price": 999}, True)
+    assert b'"n":1.50' in answer.body
+    assert said["_parts"]["user"] == {"status": "ok", "source": "users-0", "age": 0, "attempts": 1}
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "private, no-cache"
+    (asked,) = stage.seen("users")
+    assert asked.path == f"/api/users/{U}"
+    assert asked.headers["authorization"] == f"Bearer {stage.token}"
+    assert asked.headers["x-request-id"] == answer.headers["x-request-id"]
+    assert 0 < int(asked.headers["x-deadline-ms"]) <= 3000
+
+
+def test_who_has_the_answer_gets_304(stage: Stage) -> None:
+    tag = stage.get(PAIR).headers["etag"]
+    again = stage.get(PAIR, If_None_Match=tag)
+    assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
+    stage.set(
+        "users", lambda handler: handler.answer(200, b'{"data":{"id":2}}', Cache_Control="private, no-cache")
+    )
+    assert stage.get(PAIR, If_None_Match=tag).status == 200
+
+
+def test_head_is_get_without_a_body(stage: Stage) -> None:
+    head = stage.get(PAIR, method="HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert int(head.headers["content-length"]) > 100
+    assert {seen.method for seen in stage.seen("users")} == {"GET"}
+
+
+def test_other_methods_are_405_and_reach_nobody(stage: Stage) -> None:
+    for method in ("POST", "DELETE", "PUT"):
+        answer = stage.get(PAIR, method=method)
+        assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert stage.seen("users") == stage.seen("products") == []
+
+
+def test_without_a_token_the_service_says_who_may(stage: Stage) -> None:
+    """The gateway has no right of its own that a stranger could borrow."""
+    answer = stage.get(PAIR, token=False)
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == 'Bearer realm="users"'
+    assert body(answer)["part"] == "user"
+    assert all("authorization" not in seen.headers for seen in stage.seen("users"))
+
+
+@pytest.mark.parametrize(("status", "answered"), [(403, 403), (404, 404), (400, 502), (500, 502), (503, 503)])
+def test_a_part_that_is_needed_decides_the_status(stage: Stage, status: int, answered: int) -> None:
+    stage.set("users", lambda handler: handler.answer(status, b'{"secret": "of users"}'))
+    answer = stage.get(PAIR)
+    told = body(answer)
+    assert answer.status == told["status"] == answered
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (told["part"], told["service"], told["layer"]) == ("user", "users", "gateway")
+    assert told["parts"]["user"]["upstream_status"] == status
+    assert "secret" not in told
+    assert "user" in told["detail"]
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/quota/x",
+        "/api/health/x",
+        "/api/overview/",
+        "/api/overviewx",
+        f"/api/{U}",
+        f"/api/{U}/{P}/x",
+        f"/api/{U}x/{P}",
+        f"/api/{U}/{P.upper()}",
+        f"/api/{U}/%20",
+    ],
+)
+def test_a_path_that_nobody_holds_is_404(stage: Stage, path: str) -> None:
+    answer = stage.get(path)
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_an_overview_needs_a_token(stage: Stage) -> None:
+    assert stage.get("/api/overview", token=False).status == 401
+    for bad in ("Bearer x.y.z", "Bearer", "Basic YTpi", f"Bearer {stage.token}x"):
+        answer = stage.rig.ask("GET", "/api/overview", headers={"Authorization": bad})
+        assert answer.status == 401
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert stage.seen("users") == stage.seen("posts") == []
+
+
+def test_an_overview_says_which_services_there_are_not(stage: Stage) -> None:
+    answer = stage.get("/api/overview")
+    said = body(answer)
+    assert answer.status == 200
+    assert (said["profile"]["id"], said["posts"]) == (U, [{"title": "x"}])
+    for name in ("orders", "tickets", "notifications"):
+        assert said[name] is None
+        assert said["_parts"][name]["status"] == "absent"
+        assert said["_parts"][name]["reason"]
+    assert said["_complete"] is False
+    assert answer.headers["x-incomplete"] == "orders, tickets, notifications"
+    assert answer.headers["cache-control"] == "no-store"
+    assert stage.seen("users")[0].path == "/api/users/me"
+    assert stage.seen("posts")[0].path == f"/api/posts?author={U}&limit=10"
+
+
+def test_a_service_that_comes_is_a_part_at_once(stage: Stage) -> None:
+    with stage.rig.service(
+        lambda handler: handler.answer(200, b'{"data":[1]}'), name="orders", lane="direct"
+    ):
+        said = body(stage.get("/api/overview"))
+    assert (said["orders"], said["_parts"]["orders"]["status"]) == ([1], "ok")
+
+
+# -- parts that do the worst they can
+
+RELEASE = threading.Event()
+
+
+def hang(handler: Handler) -> None:
+    RELEASE.wait(3)
+    handler.hang_up()
+
+
+def drip(handler: Handler) -> None:
+    """A byte now and then, for ever."""
+    handler.begin_chunks()
+    while not RELEASE.wait(0.05):
+        handler.chunk(b" ")
+
+
+def drip_head(handler: Handler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+    while not RELEASE.wait(0.05):
+        handler.wfile.write(b"b")
+
+
+def babble(handler: Handler) -> None:
+    while not RELEASE.wait(0.05):
+        handler.wfile.write(b"SSH-2.0-OpenSSH ")
+
+
+def huge(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(50 * MIB))
+    handler.end_headers()
+    for _ in range(50):
+        handler.wfile.write(b'"' + b"x" * (MIB - 1))
+
+
+def endless(handler: Handler) -> None:
+    handler.begin_chunks()
+    while not RELEASE.is_set():
+        handler.chunk(b"[" * 65536)
+
+
+def bomb(handler: Handler) -> None:
+    handler.answer(200, BOMB, Content_Encoding="gzip")
+
+
+BOMB = gzip.compress(b'{"data":{"x":"' + b" " * (50 * MIB) + b'"}}')
+
+
+def cut(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    handler.wfile.write(b'{"data":{}}')
+    handler.hang_up()
+
+
+def says(data: bytes, status: int = 200, **headers: str) -> Callable[[Handler], None]:
+    return lambda handler: handler.answer(status, data, **headers)
+
+
+def says_raw(data: bytes) -> Callable[[Handler], None]:
+    def behave(handler: Handler) -> None:
+        handler.wfile.write(data)
+        handler.hang_up()
+
+    return behave
+
+
+WORST = {
+    "hangs": (hang, "timeout"),
+    "drips": (drip, "timeout"),
+    "drips its head": (drip_head, "timeout"),
+    "is 50 MB": (huge, "invalid"),
+    "never ends": (endless, "invalid"),
+    "unpacks to 50 MB": (bomb, "invalid"),
+    "is cut short": (cut, "failed"),
+    "hangs up": (lambda handler: handler.hang_up(), "failed"),
+    "is empty": (says(b""), "invalid"),
+    "is 404": (says(b"{}", 404), "refused"),
+    "is 500": (says(b"{}", 500), "failed"),
+    "redirects": (says(b"{}", 302, Location="http://127.0.0.1:1/"), "invalid"),
+    "is not JSON": (says(b"<html>oops</html>"), "invalid"),
+    "is nested deep": (says(b'{"data":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}"), "invalid"),
+    "is of another shape": (says(b'{"data":[1,2]}'), "invalid"),
+    "adds members": (says(b'{"data":{}},"plate":{"data":{"free":true}'), "invalid"),
+    "is no HTTP": (says_raw(b"SSH-2.0-OpenSSH\r\n"), "failed"),
+    "babbles": (babble, None),
+}
+
+
+@pytest.fixture
+def released(stage: Stage) -> Iterator[Stage]:
+    RELEASE.clear()
+    yield stage
+    RELEASE.set()
+
+
+def workers(rig: Rig) -> list[int]:
+    """The processes of the gateway: its master and its worker."""
+    master = rig.gateways[0].process.pid
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return [master, *map(int, children)]
+
+
+def most_memory(rig: Rig) -> int:
+    """The most bytes that any of them has held in memory so far."""
+    peaks = []
+    for pid in workers(rig):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                peaks.append(int(line.split()[1]) * 1024)
+    return max(peaks)
+
+
+@pytest.mark.parametrize("worst", WORST)
+def test_the_worst_of_parts_costs_its_own_part_and_nothing_else(released: Stage, worst: str) -> None:
+    stage = released
+    behave, status = WORST[worst]
+    stage.get("/api/plates/1")
+    before = most_memory(stage.rig)
+    stage.set("fruits", behave)
+    began = time.monotonic()
+    answer = stage.get("/api/plates/1")
+    took_s = time.monotonic() - began
+    said = body(answer)
+    assert len(stage.seen("fruits")) >= 2, "the fault did not happen"
+    assert answer.status == 200
+    assert (said["fruit"], said["_complete"]) == (None, False)
+    assert said["plate"] == {"data": {"price": 999}}
+    assert status is None or said["_parts"]["fruit"]["status"] == status
+    assert said["_parts"]["fruit"]["reason"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert took_s < 1.0 + 0.5 * time_scale()
+    assert most_memory(stage.rig) - before < 16 * MIB
+
+
+@pytest.mark.parametrize("worst", ["hangs", "drips", "is 50 MB", "is not JSON", "is cut short"])
+def test_the_worst_of_needed_parts_is_an_error_that_names_it(released: Stage, worst: str) -> None:
+    stage = released
+    behave, status = WORST[worst]
+    stage.set("fruits", behave)
+    began = time.monotonic()
+    answer = stage.get("/api/needs/1")
+    assert time.monotonic() - began < 1.0 + 0.5 * time_scale()
+    assert stage.seen("fruits"), "the fault did not happen"
+    assert answer.status == (504 if status == "timeout" else 502)
+    assert body(answer)["part"] == "fruit"
+    assert "127.0.0.1" not in answer.body.decode()
+
+
+# -- paths
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("a%3Fb", "/api/products/a%3Fb/end?q=a%3Fb"),
+        ("a%23b", "/api/products/a%23b/end?q=a%23b"),
+        ("a%26q=2", "/api/products/a%26q%3D2/end?q=a%26q%3D2"),
+        ("caf%C3%A9", "/api/products/caf%C3%A9/end?q=caf%C3%A9"),
+        ("a+b", "/api/products/a%2Bb/end?q=a%2Bb"),
+        ("..a", "/api/products/..a/end?q=..a"),
+        ("a:b@c", "/api/products/a%3Ab%40c/end?q=a%3Ab%40c"),
+    ],
+)
+def test_a_value_stays_in_its_place(stage: Stage, asked: str, sent: str) -> None:
+    assert stage.get(f"/api/words/{asked}").status == 200
+    assert [seen.path for seen in stage.seen("products")] == [sent]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "..",
+        ".",
+        "%2e%2e",
+        "%2E.",
+        "..%2f..%2fadmin",
+        "a%2fb",
+        "%252e%252e",
+        "%00",
+        "a%0d%0aX:%20y",
+        "%c0%ae%c0%ae",
+        "a\\b",
+        "a;b=c",
+        "",
+    ],
+)
+def test_no_value_reaches_another_path(stage: Stage, asked: str) -> None:
+    answer = stage.get(f"/api/words/{asked}")
+    assert answer.status in (400, 404)
+    assert stage.seen("products") == []
+
+
+# -- instances that fail, and that are slow
+
+
+def answered_by(one: Upstream) -> int:
+    return len([seen for seen in one.requests if not seen.path.startswith("/health")])
+
+
+def test_one_dead_of_three_costs_no_composed_answer(stage: Stage) -> None:
+    nut = says(b'{"kind":"walnut"}')
+    with stage.rig.service(nut, dead, nut, name="nuts", lane="direct"), ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: stage.get("/api/hedged"), range(50)))
+    assert {answer.status for answer in answers} == {200}
+    tried = [body(answer)["_parts"]["nut"]["attempts"] for answer in answers]
+    assert max(tried) > 1, "nobody met the dead one"
+
+
+def test_a_body_that_is_cut_short_is_fetched_from_another_instance(stage: Stage) -> None:
+    with stage.rig.service(cut, says(b'{"kind":"walnut"}'), name="nuts", lane="direct") as nuts:
+        answers = [stage.get("/api/hedged") for _ in range(4)]
+        assert answered_by(nuts.upstreams[0]) > 0, "the fault did not happen"
+    assert [answer.status for answer in answers] == [200] * 4
+
+
+def test_a_slow_instance_is_hedged_and_left(stage: Stage) -> None:
+    slow, left = threading.Event(), threading.Event()
+
+    def sometimes(handler: Handler) -> None:
+        if slow.is_set():
+            handler.connection.settimeout(8)
+            with contextlib.suppress(OSError):
+                # The gateway closes the connection of the attempt that lost.
+                if handler.connection.recv(1) == b"":
+                    left.set()
+            handler.hang_up()
+        else:
+            handler.answer(200, b"1")
+
+    labels = {"service": "nuts", "winner": "second"}
+    with stage.rig.service(sometimes, says(b"1"), name="nuts", lane="direct") as nuts:
+        for _ in range(60):
+            assert stage.get("/api/hedged").status == 200
+        before = metric(stage.rig, "gateway_hedges_total", labels)
+        slow.set()
+        reached = answered_by(nuts.upstreams[0])
+        took = []
+        for _ in range(6):
+            began = time.monotonic()
+            assert stage.get("/api/hedged").status == 200
+            took.append(time.monotonic() - began)
+        assert answered_by(nuts.upstreams[0]) > reached, "nobody met the slow one"
+        assert left.wait(5), "the attempt that lost goes on"
+        assert metric(stage.rig, "gateway_hedges_total", labels) > before
+    # Without the hedge the attempt would have half of the 5 s.
+    assert max(took) < 1.0 * time_scale()
+
+
+# -- the fleet's health
+
+
+@pytest.fixture
+def sound(stage: Stage) -> Iterator[Stage]:
+    eventually(lambda: stage.get("/api/health", token=False).status == 200, 10)
+    yield stage
+    stage.reset()
+
+
+def test_health_tells_of_every_service_and_of_no_address(sound: Stage) -> None:
+    answer = sound.get("/api/health", token=False)
+    said = body(answer)
+    assert (answer.status, said["status"]) == (200, "healthy")
+    assert {"auth", "users", "products", "posts"} <= set(said["services"])
+    assert said["services"]["users"] == {"status": "healthy", "instances": 1, "live": 1}
+    assert answer.headers["cache-control"] == "no-store"
+    text = answer.body.decode()
+    assert "127.0.0.1" not in text
+    assert str(sound.services["users"].upstreams[0].port) not in text
+
+
+@pytest.mark.parametrize(
+    "sick",
+    [
+        lambda handler: handler.answer(503, b"{}", X_Service="posts"),
+        lambda handler: handler.answer(200, b"{}", X_Service="somebody-else"),
+        lambda handler: handler.answer(200, b"{}"),
+        hang,
+        drip_head,
+    ],
+    ids=["not ready", "another service", "nobody", "hangs", "drips"],
+)
+def test_a_service_whose_instances_are_not_ready_is_down(
+    sound: Stage, sick: Callable[[Handler], None]
+) -> None:
+    """Consul still believes in it."""
+    RELEASE.clear()
+    sound.services["posts"].upstreams[0].behave = sick
+    try:
+        answer = eventually(lambda: (a := sound.get("/api/health", token=False)).status == 503 and a, 6)
+        began = time.monotonic()
+        eventually(lambda: sound.get("/api/health", token=False), 1)
+        assert time.monotonic() - began < 1.5 * time_scale()
+    finally:
+        RELEASE.set()
+    said = body(answer)
+    assert said["status"] == "degraded"
+    assert said["services"]["posts"] == {"status": "down", "instances": 1, "live": 0}
+    assert said["services"]["users"]["status"] == "healthy"
+    sound.reset()
+    eventually(lambda: sound.get("/api/health", token=False).status == 200, 6)
+
+
+def test_a_service_out_of_consul_is_down_and_one_that_was_never_expected_is_not_missed(sound: Stage) -> None:
+    sound.rig.mark("users-0", "critical")
+    try:
+        answer = eventually(lambda: (a := sound.get("/api/health", token=False)).status == 503 and a, 6)
+        assert body(answer)["services"]["users"] == {"status": "down", "instances": 1, "live": 0}
+    finally:
+        sound.rig.mark("users-0", "passing")
+    eventually(lambda: sound.get("/api/health", token=False).status == 200, 6)
+    with sound.rig.service(lambda handler: ready("guests", handler), name="guests"):
+        eventually(lambda: "guests" in body(sound.get("/api/health", token=False))["services"], 6)
+    answer = eventually(
+        lambda: (a := sound.get("/api/health", token=False)) and "guests" not in body(a)["services"] and a, 6
+    )
+    assert answer.status == 200
+
+
+def test_health_cannot_be_used_to_hammer_the_fleet(sound: Stage) -> None:
+    upstream = sound.services["users"].upstreams[0]
+    before, began = len(upstream.requests), time.monotonic()
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: sound.get("/api/health", token=False).status, range(200)))
+    looks = len(upstream.requests) - before
+    assert set(answers) == {200}
+    assert looks <= (time.monotonic() - began) / REMEMBER_S + 2
+
+
+# -- declarations
+
+
+def test_a_wrong_declaration_ends_the_gateway_with_the_place_of_the_mistake(tmp_path: Path) -> None:
+    wrong = SHIPPED.replace("required = true", "requierd = true", 1)
+    (tmp_path / "business.toml").write_text(wrong)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "GATEWAY_COMPOSE_DIR": str(tmp_path),
+        "DATA_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway"], env=env, cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode != 0
+    assert "business.toml: route user-product: parts.user.requierd: Extra inputs" in done.stderr
+    assert "Traceback" not in done.stderr
