@@ -28,7 +28,9 @@ U, P = "a1" * 16, "0f" * 16
 PAIR = f"/api/{U}/{P}"
 SHIPPED = (ROOT / "gateway" / "compose" / "business.toml").read_text()
 # Short times: what waits here waits for them.
-QUICK_HEALTH = SHIPPED.replace("timeout_s = 1.0", "timeout_s = 0.5", 1).replace("remember_s = 1.0", "remember_s = 0.3")
+QUICK_HEALTH = SHIPPED.replace("timeout_s = 1.0", "timeout_s = 0.5", 1).replace(
+    "remember_s = 1.0", "remember_s = 0.3"
+)
 REMEMBER_S = 0.3
 MORE = """
 [[route]]
