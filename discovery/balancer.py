@@ -51,6 +51,12 @@ def usable(instances: Sequence[Instance]) -> list[Instance]:
     ]
 
 
+def some_came(before: Sequence[Instance], after: Sequence[Instance]) -> bool:
+    """Whether somebody may be called now who was not there before, or not to be called."""
+    known = {(each.key, each.address, each.port) for each in usable(before)}
+    return any((each.key, each.address, each.port) not in known for each in usable(after))
+
+
 def candidates(
     instances: Sequence[Instance], ejected: Collection[Identity], tried: Collection[Identity]
 ) -> list[Instance]:

@@ -126,6 +126,11 @@ class Breaker:
             raise BreakerOpen(self._service, retry_after_s=wait_s) from None
         return Permit(calling, self._storage, caller)
 
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half-open`."""
+        return self._storage.state
+
     def snapshot(self) -> BreakerSnapshot:
         with self._machine.lock:
             calls, failures = self._storage.window.totals()
@@ -163,6 +168,13 @@ class Breaker:
                 return False
             self._storage.open_for(max(for_s, self._storage.retry_after_s()))
             return True
+
+    def reconsider(self, reason: str) -> None:
+        """Let the trials through early, if it was our own calls that opened it: who it was opened for may have changed."""
+        with self._machine.lock:
+            last = self._history.last
+            if self._storage.state == pybreaker.STATE_OPEN and last is not None and last.who == "local":
+                self._force(pybreaker.STATE_HALF_OPEN, ("local", reason, ""), None)
 
     def _held(self) -> bool:
         last = self._history.last

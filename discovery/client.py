@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from discovery.balancer import balance_of, usable
+from discovery.balancer import balance_of, some_came, usable
 from discovery.breaker import Breaker, BreakerSettings, BreakerSnapshot, Permit
 from discovery.call import DEADLINE_HEADER, Body, Call, Query, target
 from discovery.clock import SYSTEM_CLOCK, Clock
@@ -25,7 +25,7 @@ from discovery.errors import (
     ResponseLost,
     ResponseTimeout,
 )
-from discovery.model import Balance, Instance
+from discovery.model import Balance, Instance, Snapshot
 from discovery.observer import Observer
 from discovery.outlier import Identity, OutlierSettings, identity
 from discovery.retry import RetrySettings, backoff_s, may_retry
@@ -87,11 +87,16 @@ class ServiceClient:
         )
         self._lock = threading.Lock()
         self._upstreams: dict[str, Upstream] = {}
-        self._version = -1
+        self._before = Snapshot(version=-1)
 
     def breakers(self) -> dict[str, BreakerSnapshot]:
         """The breaker of every service called so far."""
         return {service: upstream.breaker.snapshot() for service, upstream in list(self._upstreams.items())}
+
+    def breaker_state(self, service: str) -> str:
+        """`closed`, `open` or `half-open`; a service that was never called has nothing against it."""
+        upstream = self._upstreams.get(service)
+        return upstream.breaker.state if upstream is not None else "closed"
 
     def breaker(self, service: str) -> Breaker:
         """The service's breaker, made now if it was never called. It is kept: ask for services that there are."""
@@ -348,14 +353,16 @@ class ServiceClient:
         return upstream
 
     def _forget_gone(self) -> None:
-        """After a change of the catalog, drop the pools and ejections of instances that are no more."""
-        snapshot = self._view.snapshot()
-        if snapshot.version == self._version:
+        """After a change of the catalog, drop the pools and ejections of instances that are no more, and give new ones a chance."""
+        snapshot, before = self._view.snapshot(), self._before
+        if snapshot.version == before.version:
             return
-        self._version = snapshot.version
+        self._before = snapshot
         live: set[tuple[str, int]] = set()
         for service, upstream in list(self._upstreams.items()):
             instances = snapshot.instances(service)
             live |= {(instance.address, instance.port) for instance in instances}
             upstream.outliers.forget_all_but(instances)
+            if some_came(before.instances(service), instances):
+                upstream.breaker.reconsider("an instance has come")
         self._transport.drop([address for address in self._transport.addresses() if address not in live])

@@ -74,5 +74,4 @@ class Calls:
 
     def breaker(self, service: str) -> str:
         """The state of the service's breaker: `closed`, `open` or `half-open`."""
-        known = self.client.breakers().get(service)
-        return known.state if known is not None else "closed"
+        return self.client.breaker_state(service)

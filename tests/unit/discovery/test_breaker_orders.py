@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from discovery.breaker import Breaker, BreakerSettings
+from discovery.breaker import Breaker, BreakerSettings, Who
 from discovery.errors import BreakerOpen
 from discovery.window import BUCKETS, MAX_CALLERS, CallWindow
 from tests.support.clock import ManualClock
@@ -124,6 +124,23 @@ def test_prolonging_never_shortens_and_concerns_the_open_only(one: Breaker) -> N
     assert one.snapshot().retry_after_s == pytest.approx(8.0)
     assert one.prolong(9.0)
     assert one.snapshot().retry_after_s == pytest.approx(9.0)
+
+
+def test_new_instance_is_worth_a_trial_before_the_time_is_over(one: Breaker) -> None:
+    fail(one, 10)
+    one.reconsider("an instance has come")
+    assert one.snapshot().transitions[-1].reason == "an instance has come"
+    succeed(one, 2)
+    assert one.snapshot().state == "closed"
+
+
+@pytest.mark.parametrize("who", ["hand", "shared"])
+def test_new_instance_changes_nothing_where_somebody_else_has_opened_it(one: Breaker, who: Who) -> None:
+    one.reconsider("an instance has come")
+    assert one.snapshot().number == 0
+    one.open(5.0, who=who, reason="")
+    one.reconsider("an instance has come")
+    assert one.snapshot().state == "open"
 
 
 # -- what it remembers

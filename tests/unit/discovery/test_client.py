@@ -18,6 +18,7 @@ from discovery import (
     DeadlineExceeded,
     Instance,
     NoInstance,
+    NotSent,
     Observer,
     OutlierSettings,
     ResponseLost,
@@ -272,6 +273,35 @@ def test_breaker_opens_and_then_nothing_is_sent() -> None:
         assert 25 < opened.value.retry_after_s <= 30
         assert len(bad.requests) == 5
         assert calls.breakers()["users"].state == "open"
+
+
+def test_open_breaker_gives_an_instance_that_comes_a_chance_at_once(good: Upstream) -> None:
+    view = StaticView([dead()])
+    settings = ClientSettings(breaker=BreakerSettings(min_calls=4, open_s=60), outlier=NO_EJECTION)
+    calls = ServiceClient(view, settings=settings)
+    for _ in range(4):
+        with pytest.raises(NotSent):
+            calls.request("POST", "users", "/")
+    with pytest.raises(BreakerOpen):
+        calls.request("POST", "users", "/")
+    view.replace([good.instance()])
+    object.__setattr__(view.snapshot(), "version", 2)
+    statuses = {calls.request("GET", "users", "/").status for _ in range(10)}
+    assert (statuses, calls.breakers()["users"].state) == ({200}, "closed")
+
+
+def test_open_breaker_does_not_care_for_an_instance_that_goes() -> None:
+    gone = dead()
+    view = StaticView([gone, dead("users-1-dead")])
+    settings = ClientSettings(breaker=BreakerSettings(min_calls=4, open_s=60), outlier=NO_EJECTION)
+    calls = ServiceClient(view, settings=settings)
+    for _ in range(4):
+        with pytest.raises(NotSent):
+            calls.request("POST", "users", "/")
+    view.replace([gone])
+    object.__setattr__(view.snapshot(), "version", 2)
+    with pytest.raises(BreakerOpen):
+        calls.request("GET", "users", "/")
 
 
 def test_callers_mistakes_do_not_count_against_the_service(good: Upstream) -> None:
