@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m bench [a b c d e] [--rounds 5] [--seconds 2] [--strict]`."""
+"""Run the benchmarks: `python -m bench [a b c d e f] [--rounds 5] [--seconds 2] [--strict]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import convergence, forwarding, kit, scale
+from bench import convergence, forwarding, gateway, kit, scale
 from bench.results import Result, save, show
 
 PARTS: dict[str, Callable[[int, float], Result]] = {
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[int, float], Result]] = {
     "c": kit.against_flask,
     "d": convergence.one_after_the_other,
     "e": scale.thousand_services,
+    "f": gateway.against_tutorial,
 }
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import statistics
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from bench.programs import FEEDING_CORE, cpu_s, pinned
 
@@ -16,12 +18,22 @@ _UNIT_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to measure: the URL to ask, and the process whose processor time counts."""
+    """One thing to measure: the URL to ask, and the process whose processor time counts (with `others`).
+
+    `script` is wrk's own, in Lua. `rest_s` is waited after a run: a server without keep-alive still works off what wrk has left.
+    """
 
     name: str
     url: str
     pid: int
     headers: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[int, ...] = ()
+    script: Path | None = None
+    rest_s: float = 0.0
+
+    def cpu_s(self) -> float:
+        """Processor seconds used so far."""
+        return sum(cpu_s(pid) for pid in (self.pid, *self.others))
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Sample:
 
 
 def _quantile_ms(text: str, quantile: str) -> float:
-    match = re.search(rf"^\s+{quantile}%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+    match = re.search(rf"^\s+{quantile}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
     if match is None:
         raise ValueError(f"wrk printed no {quantile}% latency:\n{text}")
     return float(match[1]) * _UNIT_MS[match[2]]
@@ -51,10 +63,20 @@ def _failed(text: str) -> int:
 
 def measure(subject: Subject, seconds: float) -> Sample:
     """One run, with wrk on the core that is not measured. Raises on a failing wrk."""
-    command = ["wrk", "--latency", "-t1", f"-c{CONNECTIONS}", f"-d{max(int(seconds), 1)}s"]
+    command = [
+        "wrk",
+        "--latency",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{max(int(seconds), 1)}s",
+        "--timeout",
+        "10s",
+    ]
     for name, value in subject.headers.items():
         command += ["-H", f"{name}: {value}"]
-    before = cpu_s(subject.pid)
+    if subject.script is not None:
+        command += ["-s", str(subject.script)]
+    before = subject.cpu_s()
     run = subprocess.run(
         pinned(FEEDING_CORE, [*command, subject.url]),
         capture_output=True,
@@ -62,7 +84,8 @@ def measure(subject: Subject, seconds: float) -> Sample:
         timeout=seconds + 30,
         check=True,
     )
-    used_s = cpu_s(subject.pid) - before
+    used_s = subject.cpu_s() - before
+    time.sleep(subject.rest_s)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", run.stdout)
     count = re.search(r"(\d+) requests in", run.stdout)
     if rate is None or count is None:

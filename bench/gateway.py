@@ -1,0 +1,220 @@
+"""(f) The gateway against the tutorial's, and against the fast lane.
+
+The tutorial's gateway runs as our own group does: two processes (sync workers, as it says), each with its own instance of both
+services at hand, behind the same minimal HAProxy as our two instances. Everything that is compared has one core, and what feeds
+it (wrk, the services, Consul, Redis) the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench import tutorial
+from bench.edge import Edge, controlled_edge
+from bench.forwarding import compared
+from bench.programs import FEEDING_CORE, MEASURED_CORE, pinned, program, wait_until
+from bench.results import Figure, Result
+from bench.wrk import Sample, Subject, interleaved, median
+from tests.support import servers
+
+INSTANCES = 2
+# As services that mostly wait are run; eight threads could not wait for what the gateway asks of them at once.
+SERVICE_ENV = {"WORKER_CLASS": "gevent", "LOG_LEVEL": "warning"}
+
+FRONT = """global
+    maxconn 4096
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+listen front
+    bind 127.0.0.1:{port}
+    balance leastconn
+    http-reuse always
+{servers}
+"""
+
+# Every request asks for another product, so that none comes from a cache.
+FRESH_IDS = """local n = math.random(1, 2 ^ 40)
+request = function()
+  n = n + 1
+  return wrk.format("GET", string.format("{path}{kind}%031x", n))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Processes of one side, and the port that they are reached at."""
+
+    port: int
+    pids: tuple[int, ...]
+
+    def subject(self, name: str, path: str, *, script: Path | None = None, rest_s: float = 0.0) -> Subject:
+        first, *others = self.pids
+        url = f"http://127.0.0.1:{self.port}{path}"
+        return Subject(name, url, first, others=tuple(others), script=script, rest_s=rest_s)
+
+
+def _id(kind: str) -> str:
+    return kind + "1" * 31
+
+
+@contextlib.contextmanager
+def services(folder: Path, env: Mapping[str, str]) -> Iterator[dict[str, list[int]]]:
+    """Two instances each of users and products; yields their ports."""
+    ports: dict[str, list[int]] = {"users": [], "products": []}
+    with contextlib.ExitStack() as stack:
+        for name, own in ports.items():
+            for port in servers.free_ports(INSTANCES):
+                command = pinned(FEEDING_CORE, [sys.executable, "-m", "bench.tutorial", name])
+                given = {**env, **SERVICE_ENV, "PORT": str(port)}
+                stack.enter_context(program(command, folder / f"{name}-{port}.log", port=port, env=given))
+                own.append(port)
+        yield ports
+
+
+@contextlib.contextmanager
+def front(folder: Path, name: str, ports: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """A HAProxy that only balances; yields (port, pid)."""
+    port = servers.free_port()
+    lines = "\n".join(f"    server s{number} 127.0.0.1:{each}" for number, each in enumerate(ports))
+    config = folder / f"{name}.cfg"
+    config.write_text(FRONT.format(port=port, servers=lines))
+    command = pinned(MEASURED_CORE, ["haproxy", "-W", "-db", "-f", str(config)])
+    with program(command, folder / f"{name}.log", port=port) as process:
+        yield port, process.pid
+
+
+@contextlib.contextmanager
+def tutorial_gateway(folder: Path, behind: Mapping[str, Sequence[int]]) -> Iterator[Running]:
+    """The tutorial's gateway under two of gunicorn's sync workers."""
+    with contextlib.ExitStack() as stack:
+        ports, pids = servers.free_ports(INSTANCES), []
+        for number, port in enumerate(ports):
+            env = {
+                "USER_SERVICE_URL": f"http://localhost:{behind['users'][number]}/user/",
+                "PRODUCT_SERVICE_URL": f"http://localhost:{behind['products'][number]}/product/",
+            }
+            command = [sys.executable, "-m", "gunicorn", "bench.tutorial:app_gateway", "--no-control-socket"]
+            command += ["-k", "sync", "-w", "1", "-b", f"127.0.0.1:{port}"]
+            log = folder / f"tutorial-{port}.log"
+            process = stack.enter_context(program(pinned(MEASURED_CORE, command), log, port=port, env=env))
+            pids.append(process.pid)
+        port, pid = stack.enter_context(front(folder, "tutorial", ports))
+        yield Running(port, (*pids, pid))
+
+
+@contextlib.contextmanager
+def gateways(folder: Path, env: Mapping[str, str]) -> Iterator[Running]:
+    """The business group, two instances, registered, behind a HAProxy that only balances."""
+    with contextlib.ExitStack() as stack:
+        ports, pids = servers.free_ports(INSTANCES), []
+        for port in ports:
+            command = pinned(MEASURED_CORE, [sys.executable, "-m", "gateway"])
+            given = {**env, "PORT": str(port), "GATEWAY_DOMAIN": "business"}
+            process = stack.enter_context(
+                program(command, folder / f"gateway-{port}.log", port=port, env=given)
+            )
+            pids.append(process.pid)
+        port, pid = stack.enter_context(front(folder, "gateways", ports))
+        yield Running(port, (*pids, pid))
+
+
+def _register_smart(consul: servers.ConsulServer, ports: Sequence[int]) -> None:
+    """The instances of products once more, as a service whose lane is the gateway's."""
+    meta = {
+        "edge-path": "/api/smart",
+        "edge-auth": "public",
+        "edge-lane": "gateway",
+        "edge-check-identity": "off",
+    }
+    for port in ports:
+        entry = {"ID": f"smart-{port}", "Name": "smart", "Address": "127.0.0.1", "Port": port, "Meta": meta}
+        consul.call("PUT", "/v1/agent/service/register", entry)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own, on loopback
+            return answer.status == 200 and json.loads(answer.read()) is not None
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _subjects() -> Iterator[list[Subject]]:
+    """Everything that is compared, running and warm."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        folder.chmod(0o755)
+        consul = stack.enter_context(servers.consul(folder))
+        redis = stack.enter_context(servers.redis(folder))
+        env = {"CONSUL_HTTP_ADDR": consul.address, "REDIS_CACHE_URL": redis.url, "DATA_DIR": str(folder)}
+        behind = stack.enter_context(services(folder, env))
+        _register_smart(consul, behind["products"])
+        theirs = stack.enter_context(tutorial_gateway(folder, behind))
+        ours = stack.enter_context(gateways(folder, env))
+        edge, controller = stack.enter_context(controlled_edge(folder, consul.address))
+        subjects = list(_compared(folder, theirs, ours, edge))
+        for subject in subjects:
+            wait_until(f"{subject.name} at {subject.url}", lambda url=subject.url: _answers(url), 30, 0.1)  # type: ignore[misc]
+        yield subjects
+
+
+def _compared(folder: Path, theirs: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
+    public = Running(edge.port, (*ours.pids[:INSTANCES], edge.pid))
+    for kind, work in ((tutorial.AT_ONCE, "0 ms"), (tutorial.WAITING, "20 ms")):
+        user = _id(kind)
+        script = folder / f"fresh-{kind}.lua"
+        script.write_text(FRESH_IDS.format(path=f"/api/{user}/", kind=kind))
+        path = f"/api/{user}/{_id(kind)}"
+        yield theirs.subject(
+            f"tutorial, {work}", path, script=script, rest_s=2.0 if kind == tutorial.WAITING else 0.2
+        )
+        yield ours.subject(f"composed, {work}", path, script=script)
+        yield public.subject(f"fast lane, {work}", f"/api/products/{_id(kind)}")
+        yield public.subject(f"forwarded, {work}", f"/api/smart/{_id(kind)}")
+    kept = f"/api/{_id(tutorial.KEEPABLE)}/{_id(tutorial.KEEPABLE)}"
+    yield ours.subject("from the gateway's cache", kept)
+    yield public.subject("from the edge's cache", kept)
+
+
+BOUNDS = [
+    ("composed, 0 ms", "tutorial, 0 ms", 3.0),
+    ("composed, 20 ms", "tutorial, 20 ms", 20.0),
+    ("from the gateway's cache", "tutorial, 0 ms", 15.0),
+    ("from the edge's cache", "tutorial, 0 ms", 150.0),
+    ("forwarded, 0 ms", "fast lane, 0 ms", 0.6),
+    ("forwarded, 20 ms", "fast lane, 20 ms", 0.6),
+]
+
+
+def against_tutorial(rounds: int, seconds: float) -> Result:
+    """Part (f)."""
+    with _subjects() as subjects:
+        samples = interleaved(subjects, rounds, seconds)
+    result = compared("f", "the gateway against the tutorial's and the fast lane", samples, BOUNDS)
+    return with_tails(result, samples)
+
+
+def with_tails(result: Result, samples: Mapping[str, Sequence[Sample]]) -> Result:
+    """The result, and how the gateway's p99 compares with the tutorial's under the same connections."""
+    tails = tuple(
+        Figure(
+            f"p99, composed / tutorial, {work}",
+            median(samples[f"composed, {work}"]).p99_ms / median(samples[f"tutorial, {work}"]).p99_ms,
+            bound=1.0,
+            at_least=False,
+        )
+        for work in ("0 ms", "20 ms")
+    )
+    return replace(result, figures=(*result.figures, *tails))

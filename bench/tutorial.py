@@ -1,0 +1,84 @@
+"""What part (f) measures with: the gateway of the tutorial, and the two services behind it and behind ours.
+
+`python -m bench.tutorial users|products` is one instance; the gateway is `bench.tutorial:app_gateway` under gunicorn's sync workers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import requests
+from flask import Flask, jsonify
+
+from services.kit import create_service, run
+from services.kit.api import ServiceApp
+
+# -- the gateway: shared/seeds, second document, word for word but for where the services are
+
+app_gateway = Flask(__name__)
+
+USER_SERVICE_URL = os.environ.get("USER_SERVICE_URL", "http://localhost:5001/user/")
+PRODUCT_SERVICE_URL = os.environ.get("PRODUCT_SERVICE_URL", "http://localhost:5002/product/")
+
+
+@app_gateway.route("/api/<user_id>/<product_id>")
+def get_user_and_product(user_id, product_id):  # type: ignore[no-untyped-def]
+    user_response = requests.get(f"{USER_SERVICE_URL}{user_id}")  # noqa: S113 - as the tutorial has it
+    user_data = user_response.json()
+
+    product_response = requests.get(f"{PRODUCT_SERVICE_URL}{product_id}")  # noqa: S113
+    product_data = product_response.json()
+
+    result = {"user": user_data, "product": product_data}
+
+    return jsonify(result)
+
+
+# -- the services: the tutorial's answers, given by services of this project's kit
+
+# Ids are 32 hexadecimal digits, as the composed route wants them, and the first says what is asked for.
+AT_ONCE, WAITING, KEEPABLE = "0", "a", "c"
+WORK_S = 0.02
+# Long enough that nothing expires during a run; the edge keeps nothing for longer.
+MAX_AGE_S = 300
+
+
+def _work(item_id: str) -> dict[str, str]:
+    """What the id asks for; answers with the headers."""
+    if item_id[0] == WAITING:
+        time.sleep(WORK_S)
+    return {"Cache-Control": f"public, max-age={MAX_AGE_S}" if item_id[0] == KEEPABLE else "no-store"}
+
+
+def users() -> ServiceApp:
+    """`/user/<id>` for the tutorial's gateway, `/api/users/<id>` for ours."""
+    app = create_service("users", paths=["/api/users"], auth="public")
+
+    @app.get("/user/<user_id>", endpoint="tutorial")
+    @app.get("/api/users/<user_id>", endpoint="contract")
+    def user(user_id: str) -> object:
+        headers = _work(user_id)
+        data = {"user_id": user_id, "username": f"user_{user_id}", "email": f"user_{user_id}@example.com"}
+        return {"data": data}, headers
+
+    return app
+
+
+def products() -> ServiceApp:
+    """`/product/<id>` for the tutorial's gateway, `/api/products/<id>` for ours, `/api/smart/<id>` for its plain forwarding."""
+    app = create_service("products", paths=["/api/products"], auth="public")
+
+    @app.get("/product/<product_id>", endpoint="tutorial")
+    @app.get("/api/products/<product_id>", endpoint="contract")
+    @app.get("/api/smart/<product_id>", endpoint="smart")
+    def product(product_id: str) -> object:
+        headers = _work(product_id)
+        return {"data": {"product_id": product_id, "name": f"Produit_{product_id}", "price": 19.99}}, headers
+
+    return app
+
+
+if __name__ == "__main__":
+    run({"users": users, "products": products}[sys.argv[1]])
