@@ -21,10 +21,13 @@ def keys() -> Iterator[Signer]:
         yield one
 
 
-@pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory, keys: Signer) -> Iterator[Running]:
+@pytest.fixture(scope="module", params=["gthread", "gevent"])
+def instance(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, keys: Signer
+) -> Iterator[Running]:
     folder: Path = tmp_path_factory.mktemp("wire")
-    with running(folder, MAX_BODY_BYTES=str(LIMIT), AUTH_JWKS_URL=keys.url) as one:
+    kind = str(request.param)
+    with running(folder, MAX_BODY_BYTES=str(LIMIT), AUTH_JWKS_URL=keys.url, WORKER_CLASS=kind) as one:
         yield one
 
 
