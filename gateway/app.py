@@ -11,6 +11,7 @@ from redis import Redis
 import discovery
 from discovery.model import Domain
 from gateway import breakers
+from gateway.breaker_line import TIMEOUT_S as LINE_TIMEOUT_S
 from gateway.breaker_line import Line
 from gateway.cache import AnswerCache
 from gateway.calls import Calls
@@ -87,7 +88,9 @@ class Parts:
         observer = breakers.BreakerObserver(kit.metrics, breaker_metrics)
         client = discovery.ServiceClient(
             view,
-            settings=discovery.ClientSettings(attempt_timeout_s=settings.deadline_s),
+            settings=discovery.ClientSettings(
+                attempt_timeout_s=settings.deadline_s, breaker=settings.breaker()
+            ),
             observer=observer,
         )
         self._sharing = self._share(client, view, observer, breaker_metrics)
@@ -133,21 +136,21 @@ class Parts:
             view,
             group=self.settings.gateway_domain,
             instance=self.kit.instance_id,
-            line=Line(self._redis()),
+            line=Line(self._redis(connections=8, timeout_s=LINE_TIMEOUT_S)),
             metrics=metrics,
         )
         observer.tell = sharing.changed
         sharing.start()
         return sharing
 
-    def _redis(self, connections: int | None = None) -> Redis | None:
+    def _redis(self, connections: int | None = None, timeout_s: float | None = None) -> Redis | None:
         """The losable Redis: cache, limits, and what the group shares."""
         settings = self.settings
         return connect(
             settings.redis_cache_url,
             secret(settings.redis_password),
             username=settings.redis_username,
-            timeout_s=settings.redis_cache_timeout_s,
+            timeout_s=timeout_s or settings.redis_cache_timeout_s,
             connections=connections or settings.redis_connections,
         )
 

@@ -16,6 +16,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+# For each step of a client that a Line is given: no call waits for it, and a busy process must not take itself for a dead Redis.
+TIMEOUT_S = 0.5
 FAILURES_TO_OPEN = 3
 OPEN_S = 1.0
 # A subscription says nothing while nothing happens: it is pinged, and taken for dead when it answers no more.

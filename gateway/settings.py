@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from discovery.breaker import BreakerSettings
 from discovery.contract import Policy, check_port, parse_networks
 from discovery.errors import ContractError
 from discovery.model import Domain
@@ -60,6 +61,14 @@ class GatewaySettings(ServiceSettings):
     gateway_streams: int = Field(default=512, ge=1, le=100_000)
     gateway_upstream_streams: int = Field(default=256, ge=1, le=100_000)
 
+    # A breaker opens when this share of the calls of so many seconds failed, of so many at least; and lets so many calls
+    # through, half-open, in each `gateway_breaker_open_s`.
+    gateway_breaker_window_s: float = Field(default=10.0, gt=0, le=600)
+    gateway_breaker_min_calls: int = Field(default=20, ge=1, le=1_000_000)
+    gateway_breaker_rate: float = Field(default=0.5, gt=0, le=1)
+    gateway_breaker_open_s: float = Field(default=5.0, gt=0, le=600)
+    gateway_breaker_trials: int = Field(default=3, ge=1, le=1000)
+
     # By verified subject, as in `10/second;600/minute`, or `off`; for tokens made from API keys apart.
     gateway_rate_limits: Annotated[str, AfterValidator(lambda text: _limits("rate", text))] = "30000/minute"
     gateway_quotas: Annotated[str, AfterValidator(lambda text: _limits("quota", text))] = "5000000/day"
@@ -67,6 +76,17 @@ class GatewaySettings(ServiceSettings):
         "30000/minute"
     )
     gateway_key_quotas: Annotated[str, AfterValidator(lambda text: _limits("quota", text))] = "5000000/day"
+
+    def breaker(self) -> BreakerSettings:
+        """When breakers open. Two good trials close one, or the only one that it lets through."""
+        return BreakerSettings(
+            window_s=self.gateway_breaker_window_s,
+            min_calls=self.gateway_breaker_min_calls,
+            rate=self.gateway_breaker_rate,
+            open_s=self.gateway_breaker_open_s,
+            trials=self.gateway_breaker_trials,
+            successes=min(2, self.gateway_breaker_trials),
+        )
 
     def shed(self) -> ShedSettings:
         """How much at once. A maximum below the minimum, or an initial limit outside, is brought in."""

@@ -254,7 +254,7 @@ class Sharing:
         """Another process has tripped: open too, and leave it to that one to try."""
         breaker = self._client.breaker(news.service)
         closed_at = max((each.at for each in seen.transitions if each.state == "closed"), default=0.0)
-        if seen.held or news.state != "open" or news.at_ms < closed_at * 1000:
+        if seen.held or news.state != "open" or news.at_ms < int(closed_at * 1000):
             return False
         open_s = breaker.settings.open_s
         wait_s = min(news.left_s(self._clock.time()), open_s) + open_s
