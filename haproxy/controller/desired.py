@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from discovery.contract import Policy, check_name, parse_placement, parse_route
@@ -12,6 +12,7 @@ from discovery.errors import ContractError
 from discovery.model import Instance, Placement, Route
 from haproxy.controller.model import Backend, EdgeState, Server, VerifyKey
 from haproxy.controller.owners import Claim, OwnerBook, Refusal
+from haproxy.controller.places import Place, Places, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,18 @@ class Election:
 Asked = tuple[Instance, Route | None, Placement | None]
 
 
-def elect(service: str, instances: Sequence[Instance], policy: Policy) -> Election:
+# Which service was first at an address and port.
+Holder = Callable[[Place], str | None]
+
+
+def elect(
+    service: str, instances: Sequence[Instance], policy: Policy, holder: Holder = lambda _: None
+) -> Election:
     """What a service asks for, by the majority of its instances; a tie goes to the newest (highest create index).
 
     An instance with a bad value is rejected alone. One that asks validly for another route than the majority is
-    served by the majority's, and told so; one that asks for none is not exposed.
+    served by the majority's, and told so; one that asks for none is not exposed. Where the edge is not to check who
+    answers, an instance must not live where another service was first (`holder`).
     """
     rejections: list[Rejection] = []
     asked: list[Asked] = []
@@ -71,7 +79,7 @@ def elect(service: str, instances: Sequence[Instance], policy: Policy) -> Electi
     route = _majority(asked)
     placed = []
     if route is not None:
-        placed = _place(route, asked, rejections)
+        placed = _place(route, asked, rejections, holder)
     named = _name(placed)
     return Election(
         service=service,
@@ -96,11 +104,18 @@ def _place(
     route: Route,
     asked: Iterable[Asked],
     rejections: list[Rejection],
+    holder: Holder,
 ) -> list[tuple[Instance, Server]]:
     placed = []
     for instance, other, placement in asked:
         if other is None or placement is None:
             rejections.append(Rejection(instance.id, "edge-path", "asks for no route, unlike most instances"))
+            continue
+        # With the check, HAProxy sees for itself whose port it is, and no squatter can take an instance out.
+        first = None if route.check_identity else holder(place_of(instance))
+        if first not in (None, route.service):
+            text = f"{instance.address}:{instance.port} is held by {first}, which had it first"
+            rejections.append(Rejection(instance.id, "address", text))
             continue
         if other != route:
             text = "asks for another route than most instances of the service, which decides"
@@ -156,16 +171,19 @@ class Desire:
         self._elections: dict[str, Election] = {}
         self._refused: Mapping[str, tuple[Refusal, ...]] = {}
         self._backends: dict[str, Backend] = {}
+        self._places = Places()
         self.serving = 0
 
     def update(self, services: Mapping[str, Sequence[Instance]], now: float) -> bool:
-        """Take in the services that changed (no instances: gone). Answers whether the claims were settled anew,
-        in which case any route may be another. `now` in Unix seconds."""
+        """Take in the services that changed (no instances: gone), and with them their `neighbours`. Answers whether the
+        claims were settled anew, in which case any route may be another. `now` in Unix seconds."""
         settle = False
+        for service, instances in services.items():
+            self._places.update(service, instances)
         for service, instances in services.items():
             before = self._elections.pop(service, None)
             self._backends.pop(service, None)
-            after = elect(service, instances, self._policy) if instances else None
+            after = elect(service, instances, self._policy, self._places.holder) if instances else None
             if after is not None:
                 self._elections[service] = after
             self.serving += len(after.servers if after else ()) - len(before.servers if before else ())
@@ -173,6 +191,13 @@ class Desire:
         if settle:
             self.settle(now)
         return settle
+
+    def neighbours(self, services: Mapping[str, Sequence[Instance]]) -> set[str]:
+        """Other services of which something may change when these do: they live at the same addresses and ports."""
+        found = {
+            name for service, here in services.items() for name in self._places.neighbours(service, here)
+        }
+        return found - set(services)
 
     def settle(self, now: float) -> None:
         """Give out all prefixes anew: claims, pins or the time have changed."""

@@ -18,6 +18,7 @@ from haproxy.controller.guard import Guard
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.model import EdgeState, Server, VerifyKey
 from haproxy.controller.owners import OwnerBook
+from haproxy.controller.patience import Patience
 from haproxy.controller.reload import FileWriter, Reloader, fingerprint
 from haproxy.controller.render import pace
 from haproxy.controller.runtime import ProcessInfo, Runtime
@@ -27,7 +28,6 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
 AWAY_TICK_S = 0.2
-RELOAD_EVERY_S = 1.0
 # A refused configuration is not tried again before something changes, or this time has passed.
 RETRY_RELOAD_S = 30.0
 # How much of a full sync runs before the loop looks for changes again.
@@ -115,7 +115,7 @@ class Sync:
         self._loaded: str | None = None
         self._reload: str | None = None
         self._reload_at = 0.0
-        self._reloaded_at = float("-inf")
+        self._patience = Patience()
         self._refused: str | None = None
         self._waiting: dict[str, float] = {}
         self._touched: set[str] = set()
@@ -174,15 +174,18 @@ class Sync:
         if pins is not None:
             self._book.set_pins(pins)
             self.desire.settle(now)
+            self._patience.unknown()
             settled = True
         if dirty:
-            before = {name: self.desire.servers(name) for name in dirty}
             instances: dict[str, tuple[Instance, ...]] = {name: snapshot.instances(name) for name in dirty}
+            beside = self.desire.neighbours(instances)
+            instances |= {name: snapshot.instances(name) for name in beside}
+            before = {name: self.desire.servers(name) for name in instances}
             settled |= self.desire.update(instances, now)
             self._guard(before)
             for name, since in dirty.items():
                 self._waiting.setdefault(name, since)
-            self._touch(dirty)
+            self._touch(instances)
         if keys is not None:
             self.keys = keys
             self._route_change("keys")
@@ -219,15 +222,18 @@ class Sync:
 
     def _route_change(self, reason: str) -> None:
         """Find out whether the worker has what the file should say; if not, a reload is due."""
-        wanted = self._fingerprint()
+        wanted, routes = self._fingerprint(), self.desire.routes()
         if wanted != self._loaded:
             self._reload = self._reload or reason
             self._metrics.in_step.set(0)
+            if self._loaded is None:
+                self._patience.unknown()
             if wanted != self._refused:
-                self._reload_at = self._reloaded_at + RELOAD_EVERY_S
+                self._reload_at = self._patience.due(routes, self.keys)
             self._file_changes()
         else:
             self._reload = None
+            self._patience.in_step(routes, self.keys)
 
     def _fingerprint(self) -> str:
         return fingerprint(self.desire.routes(), self.keys, self._settings)
@@ -322,7 +328,7 @@ class Sync:
         if self._reload is None or now < self._reload_at:
             return
         reason, wanted = self._reload, self._fingerprint()
-        self._reloaded_at = now
+        self._patience.tried(now)
         try:
             self._process = self._reloader.reload(self._state(), wanted)
         except (ConfigRefused, ReloadFailed, OSError) as error:
@@ -335,6 +341,7 @@ class Sync:
 
     def _after_reload(self, reason: str, wanted: str) -> None:
         self._loaded, self._reload, self._refused = wanted, None, None
+        self._patience.reloaded(self.desire.routes(), self.keys, self._clock.monotonic())
         self._metrics.reloads.labels(reason).inc()
         log.info("reloaded haproxy", reason=reason, pid=self._process and self._process.pid)
         # The file that was just loaded is also the newest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -262,3 +263,49 @@ def test_age_and_latency_are_measured(running: Edge) -> None:
     assert running.metric("breakwater_controller_change_to_applied_seconds_count") > 0
     assert running.metric('breakwater_controller_commands_total{command="add server",outcome="ok"}') > 0
     assert running.metric('breakwater_controller_commands_total{command="add server",outcome="refused"}') == 0
+
+
+def test_unchecked_instance_gets_nothing_where_another_service_was_first(running: Edge) -> None:
+    held = running.instance("held", "held-1")
+    running.serves("/api/held", {"held-1"})
+    running.register("squat", "squat-1", held.port, meta("squat") | {"edge-check-identity": "off"})
+    told = eventually(lambda: running.verdict("squat"), 5)
+    assert told["rejected_instances"] == [
+        {
+            "id": "squat-1",
+            "field": "address",
+            "reason": f"127.0.0.1:{held.port} is held by held, which had it first",
+        }
+    ]
+    running.serves("/api/squat", {"503"})
+    assert held.seen > 0
+    # With nobody else there, the port is its own: without a reload, and without waiting for the full sync.
+    before = running.reloads()
+    running.deregister("held-1")
+    eventually(lambda: running.answers("/api/squat", 1) == {"held-1"}, 1.5)
+    assert running.reloads() == before
+
+
+def test_route_that_flaps_waits_with_its_reloads_and_keeps_nobody_else_waiting(running: Edge) -> None:
+    flap, turn = running.instance("flap", "flap-1"), 0
+    running.serves("/api/flap", {"flap-1"})
+
+    def put_off() -> bool:
+        """Another route each time, until the controller says that it waits longer than it must."""
+        nonlocal turn
+        turn += 1
+        running.register("flap", "flap-1", flap.port, meta("flap", timeout=str(1 + turn)))
+        return re.search(r'"wait_s": ?4\.0', running.log) is not None
+
+    eventually(put_off, 20, every_s=0.2)
+    reloads = 'breakwater_controller_reloads_total{reason="routes"}'
+    before = running.metric(reloads)
+    since = time.monotonic()
+    while time.monotonic() - since < 2.5:
+        put_off()
+        time.sleep(0.2)
+    assert running.metric(reloads) == before
+    running.serves("/api/flap", {"flap-1"})
+    running.instance("beside", "beside-1")
+    running.serves("/api/beside", {"beside-1"}, 1.5)
+    eventually(lambda: running.metric(reloads) == before + 1, 2)

@@ -157,3 +157,101 @@ def test_verdict_names_states_and_reasons(tmp_path: Path) -> None:
     assert (told(desire)["state"], told(desire)["accepted"]) == ("rejected", False)
     desire.update({"users": [Instance("users", "a", "n", "127.0.0.1", 1)]}, 0)
     assert told(desire)["state"] == "not-exposed"
+
+
+@pytest.fixture(name="desire")
+def desire_fixture(tmp_path: Path) -> Desire:
+    return make(tmp_path)
+
+
+def at(service: str, id_: str, port: int, index: int, status: Status = "passing", **meta: str) -> Instance:
+    given = {f"edge-{key.replace('_', '-')}": value for key, value in meta.items()}
+    asked = {"edge-path": f"/api/{service}", **given}
+    return Instance(service, id_, "n1", "127.0.0.1", port, status, False, asked, index)
+
+
+def rejected(desire: Desire, service: str) -> list[tuple[str, str, str]]:
+    outcome = desire.outcome(service)
+    return [] if outcome is None else [(r.instance, r.field, r.reason) for r in outcome.election.rejections]
+
+
+def serving(desire: Desire, service: str) -> set[str]:
+    return set(desire.servers(service))
+
+
+def test_unchecked_instance_does_not_live_where_another_service_was_first(desire: Desire) -> None:
+    squatter = at("evil", "evil-1", 20001, 2, check_identity="off")
+    own = at("evil", "evil-2", 20002, 3, check_identity="off")
+    desire.update({"users": [instance("users-1")], "evil": [squatter, own]}, 0)
+    assert serving(desire, "users") == {"users-1"}
+    assert serving(desire, "evil") == {"evil-2"}
+    assert rejected(desire, "evil") == [
+        ("evil-1", "address", "127.0.0.1:20001 is held by users, which had it first")
+    ]
+    told = verdict(desire.outcome("evil"))  # type: ignore[arg-type]
+    assert told["state"] == "partly"
+    assert told["rejected_instances"][0]["id"] == "evil-1"
+
+
+def test_first_at_an_address_and_port_keeps_it_whoever_comes_later(desire: Desire) -> None:
+    """A foreign program is not driven out by somebody who registers on its port."""
+    nginx = at("docs", "docs-1", 20001, 1, check_identity="off")
+    desire.update({"docs": [nginx]}, 0)
+    later = [at("evil", "evil-1", 20001, 2), at("bad", "bad-1", 20001, 3, check_identity="off")]
+    desire.update({"evil": later[:1], "bad": later[1:]}, 1)
+    assert serving(desire, "docs") == {"docs-1"}
+    assert serving(desire, "bad") == set()
+    # Whose port it is HAProxy sees for itself: its check wants the name of the service.
+    assert serving(desire, "evil") == {"evil-1"}
+
+
+def test_checked_instance_is_never_kept_out_by_a_squatter(desire: Desire) -> None:
+    desire.update({"evil": [at("evil", "evil-1", 20001, 1, check_identity="off")]}, 0)
+    desire.update({"users": [instance("users-1", index=2)]}, 1)
+    assert serving(desire, "users") == {"users-1"}
+
+
+def test_majority_does_not_hide_a_squatter_that_asks_for_the_check(desire: Desire) -> None:
+    evil = [
+        at("evil", "evil-1", 20001, 4),
+        at("evil", "evil-2", 20002, 5, check_identity="off"),
+        at("evil", "evil-3", 20003, 6, check_identity="off"),
+    ]
+    desire.update({"users": [instance("users-1")], "evil": evil}, 0)
+    assert serving(desire, "evil") == {"evil-2", "evil-3"}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_another_spelling_of_the_address_is_the_same_place(desire: Desire, address: str) -> None:
+    meta = {"edge-path": "/api/evil", "edge-check-identity": "off"}
+    squatter = Instance("evil", "evil-1", "n1", address, 20001, "passing", False, meta, 2)
+    desire.update({"users": [instance("users-1")], "evil": [squatter]}, 0)
+    assert serving(desire, "evil") == set()
+
+
+def test_port_of_a_dead_registration_is_free_until_it_lives_again(desire: Desire) -> None:
+    follower = at("docs", "docs-1", 20001, 2, check_identity="off")
+    instances = {"users": [instance("users-1", status="critical")], "docs": [follower]}
+    desire.update(instances, 0)
+    assert serving(desire, "docs") == {"docs-1"}
+    back = {"users": [instance("users-1")]}
+    beside = desire.neighbours(back)
+    assert beside == {"docs"}
+    desire.update(back | {name: instances[name] for name in beside}, 1)
+    assert serving(desire, "docs") == set()
+    gone: dict[str, list[Instance]] = {"users": []}
+    assert desire.neighbours(gone) == {"docs"}
+    desire.update(gone | {"docs": [follower]}, 2)
+    assert serving(desire, "docs") == {"docs-1"}
+
+
+def test_service_that_is_not_exposed_holds_its_place_as_well(desire: Desire) -> None:
+    inner = Instance("inference", "inference-1", "n1", "127.0.0.1", 20001, "passing", False, {}, 1)
+    desire.update({"inference": [inner], "evil": [at("evil", "e", 20001, 2, check_identity="off")]}, 0)
+    assert serving(desire, "evil") == set()
+
+
+def test_instances_of_one_service_may_follow_each_other_on_a_port(desire: Desire) -> None:
+    both = [at("docs", f"docs-{n}", 20001, n, check_identity="off") for n in (1, 2)]
+    desire.update({"docs": both}, 0)
+    assert serving(desire, "docs") == {"docs-1", "docs-2"}
