@@ -57,7 +57,7 @@ parts.word = { service = "products", path = "/api/products/<word>/end?q=<word>",
 [[route]]
 name = "hedged"
 path = "/api/hedged"
-timeout_s = 5.0
+timeout_s = 20.0
 parts.nut = { service = "nuts", path = "/api/nuts", required = true, hedge = true }
 """
 
@@ -84,11 +84,19 @@ class Stage:
     def seen(self, name: str) -> list[Any]:
         return [seen for seen in self.services[name].requests if not seen.path.startswith("/health")]
 
-    def get(self, path: str, *, token: bool = True, method: str = "GET", **headers: str) -> Answer:
+    def get(
+        self,
+        path: str,
+        *,
+        token: bool = True,
+        method: str = "GET",
+        client: str | None = None,
+        **headers: str,
+    ) -> Answer:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if token:
             sent["Authorization"] = f"Bearer {self.token}"
-        return self.rig.ask(method, path, headers=sent)
+        return self.rig.ask(method, path, headers=sent, client=client)
 
 
 def is_check(handler: Handler) -> bool:
@@ -488,37 +496,40 @@ def test_a_body_that_is_cut_short_is_fetched_from_another_instance(stage: Stage)
     assert [answer.status for answer in answers] == [200] * 4
 
 
-def test_a_slow_instance_is_hedged_and_left(stage: Stage) -> None:
-    slow, left = threading.Event(), threading.Event()
+def test_a_slow_instance_is_hedged_on_another_and_left(stage: Stage) -> None:
+    """All from one address, which balancing by source sends to one instance."""
+    left = threading.Event()
 
-    def sometimes(handler: Handler) -> None:
-        if slow.is_set():
-            handler.connection.settimeout(8)
-            with contextlib.suppress(OSError):
-                # The gateway closes the connection of the attempt that lost.
-                if handler.connection.recv(1) == b"":
-                    left.set()
-            handler.hang_up()
-        else:
-            handler.answer(200, b"1")
+    def slow(handler: Handler) -> None:
+        handler.connection.settimeout(8)
+        with contextlib.suppress(OSError):
+            # The gateway closes the connection of the attempt that lost.
+            if handler.connection.recv(1) == b"":
+                left.set()
+        handler.hang_up()
+
+    def ask() -> Answer:
+        return stage.get("/api/hedged", client="10.77.7.7")
 
     labels = {"service": "nuts", "winner": "second"}
-    with stage.rig.service(sometimes, says(b"1"), name="nuts", lane="direct") as nuts:
+    with stage.rig.service(says(b"1"), says(b"1"), name="nuts", lane="direct", balance="source") as nuts:
         for _ in range(60):
-            assert stage.get("/api/hedged").status == 200
+            assert ask().status == 200
+        chosen, other = sorted(nuts.upstreams, key=answered_by, reverse=True)
         before = metric(stage.rig, "gateway_hedges_total", labels)
-        slow.set()
-        reached = answered_by(nuts.upstreams[0])
-        took = []
-        for _ in range(6):
-            began = time.monotonic()
-            assert stage.get("/api/hedged").status == 200
-            took.append(time.monotonic() - began)
-        assert answered_by(nuts.upstreams[0]) > reached, "nobody met the slow one"
-        assert left.wait(5), "the attempt that lost goes on"
-        assert metric(stage.rig, "gateway_hedges_total", labels) > before
-    # Without the hedge the attempt would have half of the 5 s.
-    assert max(took) < 1.0 * time_scale()
+        counts = answered_by(chosen), answered_by(other)
+        assert counts[0] >= 50
+        chosen.behave = slow
+        began = time.monotonic()
+        answer = ask()
+        took_s = time.monotonic() - began
+        assert answer.status == 200
+        assert body(answer)["_parts"]["nut"]["attempts"] == 2
+        assert (answered_by(chosen), answered_by(other)) == (counts[0] + 1, counts[1] + 1)
+        assert metric(stage.rig, "gateway_hedges_total", labels) == before + 1
+        assert left.wait(2 * time_scale()), "the attempt that lost goes on"
+    # Without the hedge the attempt would have half of the 20 s.
+    assert took_s < 1.0 * time_scale()
 
 
 # -- the fleet's health

@@ -387,6 +387,16 @@ def test_the_last_good_answer_stands_in_for_a_part(tmp_path: Path) -> None:
     assert store.asked == [("lefts", "/lefts/7", PartPolicy(0), Identity(U, frozenset({"user"}), 2e9))]
 
 
+def test_there_is_time_left_for_what_stands_in_for_a_part_that_hangs(tmp_path: Path) -> None:
+    text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
+    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="snapshot"))
+    upstreams = Upstreams({"lefts": answers(after_s=30), "rights": answers(b"1")})
+    began = time.monotonic()
+    told = said(ask(compositions(tmp_path, text, upstreams, cache=store)))
+    assert time.monotonic() - began < 1.1
+    assert (told["left"], told["_parts"]["left"]["reason"]) == ({"old": 1}, "no answer in time")
+
+
 @pytest.mark.parametrize("behave", [answers(b"{}", 403), answers(b"{}", 404), answers(b"{}", 401)])
 def test_nothing_stands_in_for_a_refusal(tmp_path: Path, behave: Behave) -> None:
     text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
