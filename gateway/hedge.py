@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import gevent
-from gevent.event import Event
 
 T = TypeVar("T")
 
@@ -28,39 +27,79 @@ class Outcome(Generic[T]):
     won: bool = False
 
 
+class _Overtaken(BaseException):
+    """Thrown into the first attempt where it waits, once the second has won."""
+
+
 class _Race(Generic[T]):
-    def __init__(self, attempt: Callable[[], T], good: Callable[[T], bool]) -> None:
-        self.over = Event()
+    """Two attempts: the first runs in the greenlet that asks, the second in one that a timer starts."""
+
+    def __init__(self, attempt: Callable[[], T], may: Callable[[], bool], good: Callable[[T], bool]) -> None:
         self._attempt = attempt
+        self._may = may
         self._good = good
-        self._running = 0
-        self._ended: list[tuple[int, T | None, Exception | None]] = []
+        self._asker = gevent.getcurrent()
+        self._first_runs = True
+        self._second: gevent.Greenlet | None = None
+        self._hedged = False
+        self._values: list[tuple[T, bool]] = []
+        self._errors: list[Exception] = []
 
-    def start(self, number: int) -> gevent.Greenlet:
-        self._running += 1
-        return gevent.spawn(self._run, number)
+    def run(self, delay_s: float) -> Outcome[T]:
+        timer = gevent.get_hub().loop.timer(delay_s)
+        timer.start(self._start_second)
+        try:
+            won = self._first()
+            if not won and self._second is not None:
+                self._second.join()
+        finally:
+            timer.close()
+            if self._second is not None and not self._second.dead:
+                self._second.kill(block=False)
+        return self._outcome()
 
-    def _run(self, number: int) -> None:
-        value: T | None = None
-        error: Exception | None = None
+    def _first(self) -> bool:
+        """Whether it is over: with a good value, or because the second has one."""
         try:
             value = self._attempt()
-        except Exception as raised:  # told to who waits
-            error = raised
-        self._running -= 1
-        good = error is None and self._good(value)  # type: ignore[arg-type]
-        self._ended.insert(0 if good else len(self._ended), (number, value, error))
-        if good or not self._running:
-            self.over.set()
+        except _Overtaken:
+            return True
+        except Exception as error:  # told to who asks, unless the second does better
+            self._errors.append(error)
+            return False
+        finally:
+            self._first_runs = False
+        self._values.append((value, False))
+        return self._good(value)
 
-    def outcome(self, *, hedged: bool) -> Outcome[T]:
-        """The good one; without one an answer rather than an error, the first rather than the second."""
-        number, value, error = min(
-            self._ended, key=lambda each: (each[2] is not None, self._ended.index(each))
-        )
-        if error is not None:
-            raise error
-        return Outcome(value, hedged, hedged and number == 2)  # type: ignore[arg-type]
+    def _start_second(self) -> None:
+        """Called by the loop, where nothing may wait."""
+        if self._first_runs:
+            self._second = gevent.spawn(self._run_second)
+
+    def _run_second(self) -> None:
+        if not self._may():
+            return
+        self._hedged = True
+        try:
+            value = self._attempt()
+        except Exception as error:  # as above
+            self._errors.append(error)
+            return
+        self._values.append((value, True))
+        if self._good(value):
+            gevent.get_hub().loop.run_callback(self._overtake)
+
+    def _overtake(self) -> None:
+        if self._first_runs:
+            self._asker.throw(_Overtaken())
+
+    def _outcome(self) -> Outcome[T]:
+        if not self._values:
+            raise self._errors[0]
+        # A good one counts; of two others, the first's.
+        value, by_second = min(self._values, key=lambda each: (not self._good(each[0]), each[1]))
+        return Outcome(value, self._hedged, by_second)
 
 
 def hedged(
@@ -68,15 +107,7 @@ def hedged(
 ) -> Outcome[T]:
     """Run `attempt`; once it has taken `delay_s` and `may()` agrees, run it a second time at the same moment.
 
-    The first that ends with a `good` value wins, and the other is cut off where it waits (GreenletExit): its connection is
+    The first that ends with a `good` value wins, and the other is cut off where it waits, by a BaseException: its connection is
     closed, and nothing is counted. An error is raised only when no attempt is left that could do better.
     """
-    race = _Race(attempt, good)
-    greenlets = [race.start(1)]
-    try:
-        if not race.over.wait(max(MIN_DELAY_S, delay_s)) and may():
-            greenlets.append(race.start(2))
-        race.over.wait()
-    finally:
-        gevent.killall([each for each in greenlets if not each.dead], block=False)
-    return race.outcome(hedged=len(greenlets) == 2)
+    return _Race(attempt, may, good).run(max(MIN_DELAY_S, delay_s))

@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.static_view import Reading
 from gateway.cache import AnswerCache
@@ -15,9 +18,21 @@ from gateway.compose.declaration import Declaration, DeclarationError
 from gateway.compose.fetch import Fetcher, Sending
 from gateway.health import FleetHealth
 from gateway.metrics import GatewayMetrics
-from gateway.model import Incoming
+from gateway.model import Answer, Incoming
 
 __all__ = ["Composition", "Compositions", "Declaration", "DeclarationError"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A composition, and what its placeholders stand for in this path."""
+
+    composition: Composition
+    values: Mapping[str, str]
+
+    def answer(self, incoming: Incoming) -> Answer:
+        """See `Composition.answer`."""
+        return self.composition.answer(incoming, self.values)
 
 
 class Compositions:
@@ -34,22 +49,24 @@ class Compositions:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         fetcher = Fetcher(calls, view, cache, metrics, clock)
-        self._fixed: dict[str, Composition | FleetHealth] = {}
+        self._fixed: dict[str, Found | FleetHealth] = {}
         self._templates: list[Composition] = []
         for route in declaration.route:
             composition = Composition(route, fetcher, metrics, clock)
             if route.template.names:
                 self._templates.append(composition)
             else:
-                self._fixed[route.path] = composition
+                self._fixed[route.path] = Found(composition, {})
         if declaration.health is not None:
             self._fixed[declaration.health.path] = FleetHealth(declaration.health, view, clock)
 
-    def find(self, incoming: Incoming) -> Composition | FleetHealth | None:
+    def find(self, incoming: Incoming) -> Found | FleetHealth | None:
         """Who answers this path, whatever the method; None when nothing here does."""
         fixed = self._fixed.get(incoming.path)
         if fixed is not None:
             return fixed
-        return next(
-            (each for each in self._templates if each.route.template.match(incoming.path) is not None), None
-        )
+        for composition in self._templates:
+            values = composition.match(incoming.path)
+            if values is not None:
+                return Found(composition, values)
+        return None

@@ -35,19 +35,23 @@ class Composition:
         self._clock = clock
         self._vary = sorted({header for part in route.parts.values() for header in part.headers})
 
-    def answer(self, incoming: Incoming) -> Answer:
-        """The whole. Raises Refused: another method, no token where there must be one; PartFailed for a part that is needed."""
+    def match(self, path: str) -> dict[str, str] | None:
+        """The placeholders' values in a path of this route; None for another's."""
+        return self.route.template.match(path)
+
+    def answer(self, incoming: Incoming, found: Mapping[str, str]) -> Answer:
+        """The whole; `found` is what `match` found. Raises Refused: another method, no token where there must be one; PartFailed for a part that is needed."""
         route = self.route
         current().route = route.path
         if incoming.method not in route.methods:
             allowed = ", ".join(route.methods)
             raise Refused(405, f"This path takes {allowed}.", headers=[("Allow", allowed)])
-        values = route.template.match(incoming.path) or {}
+        values = found
         if route.auth == "token":
             identity = incoming.identify()
             if identity is None:
                 raise _challenge(incoming)
-            values[SUBJECT] = identity.subject
+            values = {**found, SUBJECT: identity.subject}
         results = self._gather(incoming, values)
         if self._metrics is not None:
             for each in results:
@@ -57,9 +61,10 @@ class Composition:
             # What is to be done first, where several are missing: say who you are, then ask for what you may have.
             raise problem(min(needed, key=lambda each: each.answer_status), results)
         answer = whole(incoming, results, personal=route.auth == "token", vary=self._vary)
-        if incoming.method == "HEAD" and isinstance(answer.body, bytes):
+        if answer.status == 200 and isinstance(answer.body, bytes):
             answer.headers.append(("Content-Length", str(len(answer.body))))
-            answer.body = b""
+            if incoming.method == "HEAD":
+                answer.body = b""
         return answer
 
     def _gather(self, incoming: Incoming, values: Mapping[str, str]) -> list[Result]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +14,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -99,31 +99,27 @@ class Part(_Declared):
     headers: Annotated[tuple[Annotated[str, AfterValidator(_passable)], ...], Field(strict=False)] = ()
     max_bytes: Annotated[int, Field(ge=1, le=8 * MIB)] = MIB
 
-    _target: TargetPath = PrivateAttr()
-    _policy: PartPolicy | None = PrivateAttr(default=None)
-
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self._target = TargetPath(self.path)
+        _ = self.target
         if self.fallback == "empty" and self.expect == "any":
             raise ValueError('fallback "empty" needs to know what is expected: an object or an array')
-        kept = self.cache
-        if kept is not None:
-            if self.headers:
-                raise ValueError("what is kept is the same for all: headers cannot be passed on with cache")
-            self._policy = PartPolicy(
-                kept.ttl_s, kept.stale_while_revalidate_s, kept.stale_if_error_s, kept.scope
-            )
+        if self.cache is not None and self.headers:
+            raise ValueError("what is kept is the same for all: headers cannot be passed on with cache")
         return self
 
-    @property
+    @cached_property
     def target(self) -> TargetPath:
-        return self._target
+        """`path`, to be filled. Raises ValueError."""
+        return TargetPath(self.path)
 
-    @property
+    @cached_property
     def policy(self) -> PartPolicy | None:
         """`cache` as the cache takes it."""
-        return self._policy
+        kept = self.cache
+        if kept is None:
+            return None
+        return PartPolicy(kept.ttl_s, kept.stale_while_revalidate_s, kept.stale_if_error_s, kept.scope)
 
 
 class Route(_Declared):
@@ -142,11 +138,9 @@ class Route(_Declared):
     placeholders: dict[str, str] = Field(default_factory=dict)
     parts: Annotated[dict[str, Part], Field(min_length=1, max_length=MAX_PARTS)]
 
-    _template: RoutePath = PrivateAttr()
-
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self._template = RoutePath(self.path, self.placeholders)
+        _ = self.template
         known = {*self.placeholders, *([SUBJECT] if self.auth == "token" else [])}
         if SUBJECT in self.placeholders:
             raise ValueError(f"<{SUBJECT}> is whose token it is, and cannot stand in a route's path")
@@ -158,9 +152,10 @@ class Route(_Declared):
                 raise ValueError(f"part {name}: path: <{unknown[0]}> is not known to the route")
         return self
 
-    @property
+    @cached_property
     def template(self) -> RoutePath:
-        return self._template
+        """`path`, to be matched. Raises ValueError."""
+        return RoutePath(self.path, self.placeholders)
 
 
 class Health(_Declared):

@@ -31,16 +31,9 @@ MIN_LEFT_S = 0.001
 # A part's own answer ends this much before the whole must be there, so that there is time for what stands in for it.
 RESERVE_SHARE = 0.1
 MOST_RESERVE_S = 0.15
-_KEPT = (
-    "cache-control",
-    "vary",
-    "age",
-    "etag",
-    "last-modified",
-    "content-type",
-    "retry-after",
-    "www-authenticate",
-)
+# What is looked at of an answer's headers; for the cache, which judges by more of them, all are kept.
+_SAYS = ("cache-control", "vary", "age")
+_REFUSES = ("retry-after", "www-authenticate")
 
 
 class Client(Protocol):
@@ -170,7 +163,11 @@ class Fetcher:
         except ValueError:
             raise NotUsable(f"longer than {part.max_bytes} bytes") from None
         response = won.value
-        headers = [(key, value) for key in _KEPT if (value := response.headers.get(key)) is not None]
+        if part.cache is not None:
+            headers = list(response.headers.items())
+        else:
+            names = _SAYS if response.status == 200 else _REFUSES
+            headers = [(name, value) for name in names if (value := response.headers.get(name)) is not None]
         if response.status == 200 and part.cache is not None:
             member_of(response.data, part.take, part.expect)
         return Answer(

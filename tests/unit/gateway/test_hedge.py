@@ -31,7 +31,7 @@ class Script:
         seconds, answer = self.steps[number]
         try:
             gevent.sleep(seconds)
-        except gevent.GreenletExit:
+        except BaseException:
             self.cut.append(number)
             raise
         if isinstance(answer, Exception):
