@@ -139,6 +139,16 @@ def test_an_answer_without_a_body_keeps_its_headers_and_the_connection(
         assert pears.upstreams[0].connections == 1  # nothing was left over on it
 
 
+def test_early_hints_are_not_taken_for_the_answer(rig: Rig) -> None:
+    def behave(handler: Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
+        handler.answer(200, b"whole")
+
+    with rig.service(behave) as pears:
+        answer = rig.ask("GET", pears.path, service=pears)
+    assert (answer.status, answer.body) == (200, b"whole")
+
+
 def test_statuses_and_redirects_of_a_service_pass_unchanged(rig: Rig) -> None:
     def behave(handler: Handler) -> None:
         handler.answer(int(handler.path.rpartition("/")[2]), b"told", Location="/elsewhere")
