@@ -19,6 +19,8 @@ from services.kit.http_output import Reply
 # As gunicorn's gthread: for a request that a client may already be sending on a connection that it keeps.
 LINGER_S = 2.0
 SWEEP_S = 5.0
+# libev's EV_READ.
+READABLE = 1
 
 log = structlog.get_logger(__name__)
 
@@ -74,9 +76,18 @@ class GeventWorker(_GeventWorker):
 
     def _serve(self, client: socket.socket, surroundings: dict[str, Any]) -> None:
         requests = Requests()
+        arrival = gevent.get_hub().loop.io(client.fileno(), READABLE)
+        try:
+            self._serve_all(client, requests, arrival, surroundings)
+        finally:
+            arrival.close()
+
+    def _serve_all(
+        self, client: socket.socket, requests: Requests, arrival: Any, surroundings: dict[str, Any]
+    ) -> None:
         while True:
             try:
-                request = self._next(client, requests)
+                request = self._next(client, requests, arrival)
             except BadRequest as error:
                 util.write_error(client, error.status, error.reason, "")
                 return self._linger(client)
@@ -93,12 +104,15 @@ class GeventWorker(_GeventWorker):
     def _may_keep(self) -> bool:
         return bool(self.alive)
 
-    def _next(self, client: socket.socket, requests: Requests) -> Request | None:
+    def _next(self, client: socket.socket, requests: Requests, arrival: Any) -> Request | None:
         """The next request once its head is there, None at the end of the connection. Raises BadRequest."""
         if not requests.ready:
-            if not self.alive:
-                client.settimeout(LINGER_S)
             self._idle[client] = time.monotonic()
+            if self.alive:
+                # Even if it is here already: a sender who is quick enough would be served for ever, and nobody else.
+                gevent.get_hub().wait(arrival)
+            else:
+                client.settimeout(LINGER_S)
             while not requests.ready and requests.error is None:
                 data = client.recv(READ_BYTES)
                 if not data:
