@@ -15,7 +15,7 @@ from gateway.breaker_news import BreakerPicture, Picture
 
 GATEWAY = "gateway-"
 # A process that has not said anything for so long is shown as silent.
-TTL_S = 4.0
+TTL_S = 3.0
 
 Members = dict[Domain, dict[str, Picture | None]]
 
@@ -69,7 +69,7 @@ class Pictures:
         """
         snapshot = self._view.snapshot()
         found: Members = {
-            group: dict.fromkeys(sorted(each.id for each in snapshot.callable(GATEWAY + group)))
+            group: dict.fromkeys(sorted(each.id for each in snapshot.instances(GATEWAY + group)))
             for group in groups
         }
         places = [(group, id_) for group, ids in found.items() for id_ in ids if id_ != self._instance]

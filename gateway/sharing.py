@@ -270,7 +270,9 @@ class Sharing:
 
     def _leave(self, news: News, seen: BreakerSnapshot) -> bool:
         """Another process has found it well again."""
-        if news.state != "closed" or seen.state == "closed" or seen.held:
+        if news.state != "closed" or seen.state == "closed":
+            return False
+        if seen.held and seen.transitions[-1].ref not in news.of:
             return False
         if not set(news.of) & set(self._trips(news.service, seen, before=seen.number + 1)):
             return False

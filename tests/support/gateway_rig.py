@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import itertools
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -278,7 +279,13 @@ def gateway_rig(
         rig = Rig(catalog, cache, issuer, [])
         for domain in domains or ("business",):
             rig.gateways.append(stack.enter_context(_gateway(domain, folder, variables)))
-        yield rig
+        try:
+            yield rig
+        finally:
+            # All at once: each takes seconds to leave.
+            for each in rig.gateways:
+                if each.process.running:
+                    each.process.signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -26,9 +26,9 @@ def test_order_reaches_all_and_holds_against_everything(start: Callable[..., Pro
     for each in (one, two):
         assert each.breaker.snapshot().held
         assert each.history() == [("open", "hand")]
-    tell(raw, news(one.service))
-    trip = two.breaker.snapshot().transitions[-1].ref
-    tell(raw, news(one.service, state="closed", of=[trip]))
+    told = news(one.service)
+    tell(raw, told)
+    tell(raw, news(one.service, state="closed", of=[told["id"]]))
     eventually(lambda: ignored(two) == 2, 2)
     assert not one.works()
     assert not two.works()
