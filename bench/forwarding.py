@@ -42,7 +42,10 @@ def _subjects(rivals: bool) -> Iterator[list[Subject]]:
 
 
 def compared(
-    part: str, title: str, samples: Mapping[str, Sequence[Sample]], bounds: Sequence[tuple[str, str, float]]
+    part: str,
+    title: str,
+    samples: Mapping[str, Sequence[Sample]],
+    bounds: Sequence[tuple[str, str, float | None]],
 ) -> Result:
     """Ratios of medians, `bounds` being (name, name of the divisor, least ratio)."""
     middle = {name: median(series) for name, series in samples.items()}

@@ -1,8 +1,8 @@
 """(f) The gateway against the tutorial's, and against the fast lane.
 
-The tutorial's gateway runs as our own group does: two processes (sync workers, as it says), each with its own instance of both
-services at hand, behind the same minimal HAProxy as our two instances. Everything that is compared has one core, and what feeds
-it (wrk, the services, Consul, Redis) the other.
+One process each, behind the same HAProxy that only balances, on one core; what feeds them (wrk, two instances of each service,
+Consul, Redis) has the other. The tutorial's is one sync worker of gunicorn, as ours is one gevent worker: a stack of either
+has one for each core. Because a sync worker leaves its core idle while it waits, it is also told how three of them do.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from bench.wrk import Sample, Subject, interleaved, median
 from tests.support import servers
 
 INSTANCES = 2
+# Of gunicorn, for one core: (2 x cores) + 1. Ref: its documentation, "How Many Workers?"
+MORE_WORKERS = 3
 # As services that mostly wait are run; eight threads could not wait for what the gateway asks of them at once.
 SERVICE_ENV = {"WORKER_CLASS": "gevent", "LOG_LEVEL": "warning"}
 
@@ -37,9 +39,8 @@ defaults
     timeout server 30s
 listen front
     bind 127.0.0.1:{port}
-    balance leastconn
     http-reuse always
-{servers}
+    server one 127.0.0.1:{behind}
 """
 
 # Every request asks for another product, so that none comes from a cache.
@@ -83,50 +84,47 @@ def services(folder: Path, env: Mapping[str, str]) -> Iterator[dict[str, list[in
 
 
 @contextlib.contextmanager
-def front(folder: Path, name: str, ports: Sequence[int]) -> Iterator[tuple[int, int]]:
+def front(folder: Path, name: str, behind: int) -> Iterator[tuple[int, int]]:
     """A HAProxy that only balances; yields (port, pid)."""
     port = servers.free_port()
-    lines = "\n".join(f"    server s{number} 127.0.0.1:{each}" for number, each in enumerate(ports))
     config = folder / f"{name}.cfg"
-    config.write_text(FRONT.format(port=port, servers=lines))
+    config.write_text(FRONT.format(port=port, behind=behind))
     command = pinned(MEASURED_CORE, ["haproxy", "-W", "-db", "-f", str(config)])
     with program(command, folder / f"{name}.log", port=port) as process:
         yield port, process.pid
 
 
 @contextlib.contextmanager
-def tutorial_gateway(folder: Path, behind: Mapping[str, Sequence[int]]) -> Iterator[Running]:
-    """The tutorial's gateway under two of gunicorn's sync workers."""
-    with contextlib.ExitStack() as stack:
-        ports, pids = servers.free_ports(INSTANCES), []
-        for number, port in enumerate(ports):
-            env = {
-                "USER_SERVICE_URL": f"http://localhost:{behind['users'][number]}/user/",
-                "PRODUCT_SERVICE_URL": f"http://localhost:{behind['products'][number]}/product/",
-            }
-            command = [sys.executable, "-m", "gunicorn", "bench.tutorial:app_gateway", "--no-control-socket"]
-            command += ["-k", "sync", "-w", "1", "-b", f"127.0.0.1:{port}"]
-            log = folder / f"tutorial-{port}.log"
-            process = stack.enter_context(program(pinned(MEASURED_CORE, command), log, port=port, env=env))
-            pids.append(process.pid)
-        port, pid = stack.enter_context(front(folder, "tutorial", ports))
-        yield Running(port, (*pids, pid))
+def tutorial_gateway(
+    folder: Path, behind: Mapping[str, Sequence[int]], workers: int = 1
+) -> Iterator[Running]:
+    """The tutorial's gateway under gunicorn's sync workers. It knows one address of each service: one at a time is all it asks."""
+    port = servers.free_port()
+    env = {
+        "USER_SERVICE_URL": f"http://localhost:{behind['users'][0]}/user/",
+        "PRODUCT_SERVICE_URL": f"http://localhost:{behind['products'][0]}/product/",
+    }
+    command = [sys.executable, "-m", "gunicorn", "bench.tutorial:app_gateway", "--no-control-socket"]
+    command += ["-k", "sync", "-w", str(workers), "-b", f"127.0.0.1:{port}"]
+    log = folder / f"tutorial-{workers}.log"
+    with (
+        program(pinned(MEASURED_CORE, command), log, port=port, env=env) as process,
+        front(folder, f"tutorial-{workers}-front", port) as (public, pid),
+    ):
+        yield Running(public, (process.pid, pid))
 
 
 @contextlib.contextmanager
-def gateways(folder: Path, env: Mapping[str, str]) -> Iterator[Running]:
-    """The business group, two instances, registered, behind a HAProxy that only balances."""
-    with contextlib.ExitStack() as stack:
-        ports, pids = servers.free_ports(INSTANCES), []
-        for port in ports:
-            command = pinned(MEASURED_CORE, [sys.executable, "-m", "gateway"])
-            given = {**env, "PORT": str(port), "GATEWAY_DOMAIN": "business"}
-            process = stack.enter_context(
-                program(command, folder / f"gateway-{port}.log", port=port, env=given)
-            )
-            pids.append(process.pid)
-        port, pid = stack.enter_context(front(folder, "gateways", ports))
-        yield Running(port, (*pids, pid))
+def gateway(folder: Path, env: Mapping[str, str]) -> Iterator[Running]:
+    """One instance of the business group, registered, behind a HAProxy that only balances."""
+    port = servers.free_port()
+    command = pinned(MEASURED_CORE, [sys.executable, "-m", "gateway"])
+    given = {**env, "PORT": str(port), "GATEWAY_DOMAIN": "business"}
+    with (
+        program(command, folder / "gateway.log", port=port, env=given) as process,
+        front(folder, "gateway-front", port) as (public, pid),
+    ):
+        yield Running(public, (process.pid, pid))
 
 
 def _register_smart(consul: servers.ConsulServer, ports: Sequence[int]) -> None:
@@ -162,23 +160,26 @@ def _subjects() -> Iterator[list[Subject]]:
         behind = stack.enter_context(services(folder, env))
         _register_smart(consul, behind["products"])
         theirs = stack.enter_context(tutorial_gateway(folder, behind))
-        ours = stack.enter_context(gateways(folder, env))
-        edge, controller = stack.enter_context(controlled_edge(folder, consul.address))
-        subjects = list(_compared(folder, theirs, ours, edge))
+        more = stack.enter_context(tutorial_gateway(folder, behind, MORE_WORKERS))
+        ours = stack.enter_context(gateway(folder, env))
+        edge, _ = stack.enter_context(controlled_edge(folder, consul.address))
+        subjects = list(_compared(folder, theirs, more, ours, edge))
         for subject in subjects:
             wait_until(f"{subject.name} at {subject.url}", lambda url=subject.url: _answers(url), 30, 0.1)  # type: ignore[misc]
         yield subjects
 
 
-def _compared(folder: Path, theirs: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
-    public = Running(edge.port, (*ours.pids[:INSTANCES], edge.pid))
+def _compared(folder: Path, theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
+    public = Running(edge.port, (ours.pids[0], edge.pid))
     for kind, work in ((tutorial.AT_ONCE, "0 ms"), (tutorial.WAITING, "20 ms")):
         user = _id(kind)
         script = folder / f"fresh-{kind}.lua"
         script.write_text(FRESH_IDS.format(path=f"/api/{user}/", kind=kind))
         path = f"/api/{user}/{_id(kind)}"
-        yield theirs.subject(
-            f"tutorial, {work}", path, script=script, rest_s=2.0 if kind == tutorial.WAITING else 0.2
+        rest_s = 3.0 if kind == tutorial.WAITING else 0.3
+        yield theirs.subject(f"tutorial, {work}", path, script=script, rest_s=rest_s)
+        yield more.subject(
+            f"tutorial, {MORE_WORKERS} workers, {work}", path, script=script, rest_s=rest_s / 2
         )
         yield ours.subject(f"composed, {work}", path, script=script)
         yield public.subject(f"fast lane, {work}", f"/api/products/{_id(kind)}")
@@ -188,9 +189,11 @@ def _compared(folder: Path, theirs: Running, ours: Running, edge: Edge) -> Itera
     yield public.subject("from the edge's cache", kept)
 
 
-BOUNDS = [
+BOUNDS: list[tuple[str, str, float | None]] = [
     ("composed, 0 ms", "tutorial, 0 ms", 3.0),
     ("composed, 20 ms", "tutorial, 20 ms", 20.0),
+    ("composed, 0 ms", f"tutorial, {MORE_WORKERS} workers, 0 ms", None),
+    ("composed, 20 ms", f"tutorial, {MORE_WORKERS} workers, 20 ms", None),
     ("from the gateway's cache", "tutorial, 0 ms", 15.0),
     ("from the edge's cache", "tutorial, 0 ms", 150.0),
     ("forwarded, 0 ms", "fast lane, 0 ms", 0.6),
