@@ -8,6 +8,9 @@ upstream takes its queue for normal in the end, and the limit then grows without
   for one window to see whether latency follows (it was a queue) or not (the upstream is that slow now).
   Ref: Envoy's adaptive concurrency filter (minRTT); BBR's ProbeRTT.
 - a queue is only worth a refusal when requests stand in it for `queue_s`: doubling 2 ms is nothing.
+
+And a third: what has been answered tells of a queue when it is long already. Whoever enters now will wait for those before
+him, at the pace at which they are answered; the limit is cut by that, where it is more. Ref: Little's law.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from dataclasses import dataclass
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 
-# Ref: Gradient2Limit: half at most in one step, of which a fifth is taken; RTT tolerance.
+# Ref: Gradient2Limit: half at most in one step, of which a part is taken (a fifth there, too slow for an upstream that
+# answers 100 a second and is asked for 200); RTT tolerance; smoothing of the base.
 STEEPEST = 0.5
-SMOOTHING = 0.2
+TAKEN = 0.5
 TOLERANCE = 2.0
+SMOOTHING = 0.2
 # A probe whose latency stays above this share of what it was found an upstream that is slow, not one with a queue.
 FOLLOWS = 0.8
 PROBE_SHARE = 0.25
@@ -57,7 +62,9 @@ class AdaptiveLimit:
         "_count",
         "_cut_at",
         "_estimate",
+        "_fewest",
         "_next_probe",
+        "_opened_at",
         "_peak",
         "_probe_until",
         "_random",
@@ -83,11 +90,11 @@ class AdaptiveLimit:
         self._probe_until = 0.0
         self._next_probe = 0.0
         self._cut_at = -math.inf
-        self._closes_at = 0.0
         self._count = 0
         self._sum_s = 0.0
-        self._spoiled = False
         self._peak = 0
+        self._fewest = 0
+        self._open(0.0)
 
     @property
     def base_s(self) -> float | None:
@@ -118,6 +125,8 @@ class AdaptiveLimit:
                 return  # it entered when there were many
         if in_flight > self._peak:
             self._peak = in_flight
+        if in_flight < self._fewest:
+            self._fewest = in_flight
         if not ok:
             self._spoiled = True
         self._sum_s += took_s
@@ -140,6 +149,7 @@ class AdaptiveLimit:
         """A window is full: learn from it, and begin the next."""
         settings = self._settings
         latency_s, peak, spoiled = self._sum_s / self._count, self._peak, self._spoiled
+        ahead_s = (self._fewest - 1) * (now - self._opened_at) / self._count
         base_s = latency_s if self._base_s is None else self._base_s
         self._open(now)
         if self.probing:
@@ -149,20 +159,19 @@ class AdaptiveLimit:
         elif latency_s < base_s or (peak <= settings.minimum and not spoiled):
             base_s += SMOOTHING * (latency_s - base_s)
         elif peak * 2 >= self.limit:
-            self._follow(latency_s, base_s, now)
-        if peak * 2 >= self.limit and latency_s <= self._bearable_s(base_s):
+            self._cut(latency_s, max(latency_s, ahead_s), self._bearable_s(base_s), now)
+        if peak * 2 >= self.limit and max(latency_s, ahead_s) <= self._bearable_s(base_s):
             self._set(self._estimate + math.sqrt(self._estimate))
         self._base_s = base_s
 
-    def _follow(self, latency_s: float, base_s: float, now: float) -> None:
-        """Cut the limit by how much longer requests take than they may, and find out whether it is a queue."""
-        gradient = max(STEEPEST, self._bearable_s(base_s) / latency_s)
-        if gradient >= 1:
+    def _cut(self, latency_s: float, expected_s: float, bearable_s: float, now: float) -> None:
+        """Cut the limit by how much longer requests will take than they may; find out whether those that did met a queue."""
+        if expected_s <= bearable_s:
             return
-        target = self._estimate * gradient + math.sqrt(self._estimate)
+        target = self._estimate * max(STEEPEST, bearable_s / expected_s) + math.sqrt(self._estimate)
         self._cut_at = now
-        self._set(self._estimate + SMOOTHING * (target - self._estimate))
-        if now >= self._next_probe:
+        self._set(self._estimate + TAKEN * (target - self._estimate))
+        if latency_s > bearable_s and now >= self._next_probe:
             self.probing = True
             self.probe += 1
             self._before_s = latency_s
@@ -179,8 +188,10 @@ class AdaptiveLimit:
         self._open(now)
 
     def _open(self, now: float) -> None:
+        self._opened_at = now
         self._closes_at = now + self._settings.window_s
         self._count = self._peak = 0
+        self._fewest = 1_000_000
         self._sum_s = 0.0
         self._spoiled = False
 

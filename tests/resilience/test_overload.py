@@ -1,0 +1,287 @@
+"""More than can be carried, through real gateways: what is refused, how fast, and who does not notice."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.support.eventually import eventually, time_scale
+from tests.support.gateway_rig import Answer, Rig, Service, dead, gateway_rig, metric
+from tests.support.scripted import Handler, ok
+from tests.support.storm import Capacity, Crowd, Outcomes, RunningUpstream, crowd, limited_upstream
+
+OUTAGE_S = 8.0
+JUDGED_AFTER_S = 30.0
+CALM_S = 2.0
+WINDOW_S = 4.0
+# Of the small gateway: calls at once in all, for others than identity's services, and to one service.
+GROUP, ORDINARY, UPSTREAM = 50, 40, 20
+BOTH = """
+[[route]]
+name = "both"
+path = "/api/both"
+timeout_s = 5.0
+parts.people = { service = "people", path = "/api/people", required = true }
+parts.wares = { service = "wares", path = "/api/wares" }
+"""
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with gateway_rig("business") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A gateway that is soon full, and composes what one service of identity and one of business know."""
+    (tmp_path_factory.getbasetemp() / "business.toml").write_text(BOTH)
+    env = {
+        "GATEWAY_COMPOSE_DIR": str(tmp_path_factory.getbasetemp()),
+        "GATEWAY_CALLS": str(GROUP),
+        "GATEWAY_RESERVED_SHARE": "0.2",
+        "GATEWAY_UPSTREAM_INITIAL": str(UPSTREAM),
+        "GATEWAY_UPSTREAM_MAX": str(UPSTREAM),
+    }
+    with gateway_rig("business", env=env) as started:
+        yield started
+
+
+# -- the storm
+
+
+def test_retry_storm_is_over_when_its_cause_is(rig: Rig) -> None:
+    """Twice the load that the upstream can carry, 8 s in which it hangs, and users who ask three times as soon as they are refused.
+
+    Every refusal makes another request, and what hung is still worked off for nobody: without a bound on what is under way the
+    upstream would be busy with the past for good.
+    """
+    capacity = Capacity(16, 0.16)
+    with limited_upstream(capacity) as upstream, _registered(rig, "stormy", upstream):
+        headers = {"X-Edge-Route": "stormy", "X-Forwarded-For": "10.0.0.1"}
+        with crowd(Crowd(rig.gateways[0].port, "/api/stormy", 2 * capacity.per_s, headers)) as running:
+            time.sleep(CALM_S)
+            calm = _window(time.monotonic())
+            time.sleep(WINDOW_S)
+            trigger = time.monotonic()
+            with upstream.hung():
+                time.sleep(OUTAGE_S)
+            late = _window(trigger + JUDGED_AFTER_S)
+            time.sleep(late[0] - time.monotonic())
+            begun = upstream.seen()
+            time.sleep(late[1] - time.monotonic())
+            begun = upstream.seen() - begun
+            outcomes = running.stop()
+    table = outcomes.per_second(trigger)
+    before, after = outcomes.goodput(*calm), outcomes.goodput(*late)
+    assert before >= 0.9 * capacity.per_s, f"less than it can carry:\n{table}"
+    assert outcomes.offered(*calm) >= 1.9 * capacity.per_s, f"no overload:\n{table}"
+    assert outcomes.goodput(trigger + 0.5, trigger + OUTAGE_S) == 0, f"no outage:\n{table}"
+    assert after >= 0.95 * before, f"{after:.0f} of {before:.0f} a second:\n{table}"
+    # What the upstream does, it does for somebody who waits for it.
+    assert begun <= 1.1 * after * WINDOW_S, f"{begun} begun:\n{table}"
+    _assert_refused_well(outcomes, *calm)
+    _assert_refused_well(outcomes, *late)
+
+
+def _window(since_s: float) -> tuple[float, float]:
+    return since_s, since_s + WINDOW_S
+
+
+def _assert_refused_well(outcomes: Outcomes, since_s: float, until_s: float) -> None:
+    """At once, with a Retry-After that is not the same for all; and who is let in does not wait for long."""
+    assert outcomes.latency_s(503, 0.9, since_s, until_s) < 0.1 * time_scale()
+    assert outcomes.latency_s(200, 0.9, since_s, until_s) < 0.7 * time_scale()
+    within = [each for each in outcomes.all if since_s <= each.ended_s < until_s]
+    assert {each.retry_after for each in within if each.status == 503} == {"1", "2", "3"}
+
+
+@contextlib.contextmanager
+def _registered(rig: Rig, name: str, upstream: RunningUpstream) -> Iterator[None]:
+    meta = {"edge-path": f"/api/{name}", "edge-lane": "gateway", "edge-auth": "public", "edge-timeout": "3"}
+    rig.register(name, f"{name}-0", upstream.port, meta)
+    rig.settle()
+    try:
+        yield
+    finally:
+        rig.deregister(f"{name}-0")
+
+
+# -- retries
+
+
+def failing(broken: threading.Event) -> Callable[[Handler], None]:
+    """Answers well until `broken`, and 503 from then on."""
+
+    def behave(handler: Handler) -> None:
+        handler.answer(503 if broken.is_set() else 200, Cache_Control="no-store")
+
+    return behave
+
+
+def test_retries_of_a_full_outage_stay_within_a_fifth(rig: Rig) -> None:
+    broken = threading.Event()
+    with rig.service(*[failing(broken)] * 3) as pears:
+        assert set(_ask_many(rig, pears, "well", 200)) == {200}
+        broken.set()
+        statuses = _ask_many(rig, pears, "broken", 400)
+        assert statuses == {503: 400}
+        seen = Counter(each.path for each in pears.requests)
+    calls = len(seen)
+    asked = sum(1 for path in seen if "/broken/" in path)
+    retries = sum(seen.values()) - calls
+    assert asked >= 100, "the breaker hid the outage"
+    assert 0 < retries <= 0.2 * calls, f"{retries} retries of {calls} calls"
+
+
+def test_retries_of_instances_that_are_all_gone_stay_within_a_fifth(rig: Rig) -> None:
+    """Refused connections reach no upstream: the gateway's own count of attempts tells."""
+    with rig.service(dead, dead, dead) as pears:
+        assert set(_ask_many(rig, pears, "gone", 200)) == {503}
+        attempts = _metric(rig, "service_upstream_attempts_total", pears)
+        calls = _metric(rig, "service_upstream_calls_total", pears)
+        outcomes = {"upstream": pears.name, "outcome": "BreakerOpen"}
+        unsent = metric(rig, "service_upstream_calls_total", outcomes)
+    assert calls == 200
+    assert calls - unsent >= 20, "the breaker hid the outage"
+    # A retry is free until its instance is known to be gone, so that calls at once may make some.
+    assert 0 < attempts - (calls - unsent) <= 0.2 * calls
+
+
+def _metric(rig: Rig, name: str, service: Service) -> float:
+    return metric(rig, name, {"upstream": service.name})
+
+
+def _ask_many(rig: Rig, service: Service, phase: str, count: int) -> Counter[int]:
+    """GETs of different paths, eight at once; statuses → how many."""
+
+    def ask(number: int) -> int:
+        return rig.ask("GET", f"{service.path}/{phase}/{number}", service=service).status
+
+    with ThreadPoolExecutor(8) as pool:
+        return Counter(pool.map(ask, range(count)))
+
+
+# -- others
+
+
+class Stuck:
+    """Instances that take requests and answer none until they are released."""
+
+    def __init__(self) -> None:
+        self._released = threading.Event()
+        self._pool = ThreadPoolExecutor(GROUP * 3)
+        self._numbers = itertools.count()
+
+    def __call__(self, handler: Handler) -> None:
+        self._released.wait(30 * time_scale())
+        handler.answer(200, Cache_Control="no-store")
+
+    def fill(self, rig: Rig, service: Service, count: int) -> list[Future[Answer]]:
+        """So many requests at once, of which some may be refused."""
+        path = f"{service.path}/{next(self._numbers)}"
+        return [
+            self._pool.submit(rig.ask, "GET", f"{path}/{number}", service=service, timeout_s=60.0)
+            for number in range(count)
+        ]
+
+    def release(self) -> None:
+        self._released.set()
+
+    def __enter__(self) -> Stuck:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        self._pool.shutdown()
+
+
+def _in_flight(rig: Rig, service: Service) -> float:
+    return metric(rig, "gateway_upstream_in_flight", {"upstream": service.name})
+
+
+def test_full_upstream_leaves_others_untouched(small: Rig) -> None:
+    with Stuck() as stuck, small.service(stuck) as slow, small.service(ok) as fast:
+        asked = stuck.fill(small, slow, 3 * UPSTREAM)
+        eventually(lambda: sum(each.done() for each in asked) == 2 * UPSTREAM, 10)
+        assert _in_flight(small, slow) == UPSTREAM
+        assert len(slow.requests) == UPSTREAM
+        refused = [each.result() for each in asked if each.done()]
+        assert {answer.status for answer in refused} == {503}
+        assert {int(answer.headers["retry-after"]) for answer in refused} == {1, 2, 3}
+        took_s = []
+        for number in range(100):
+            began = time.monotonic()
+            assert small.ask("GET", f"{fast.path}/{number}", service=fast).status == 200
+            took_s.append(time.monotonic() - began)
+        assert sorted(took_s)[98] < 0.25 * time_scale()
+        stuck.release()
+        assert [each.result().status for each in asked].count(200) == UPSTREAM
+        scopes = {"upstream": slow.name, "scope": "upstream"}
+        assert metric(small, "gateway_shed_total", scopes) == 2 * UPSTREAM
+        assert _metric(small, "gateway_shed_total", fast) == 0
+        assert _in_flight(small, slow) == 0
+        # The breaker has nothing to do with it: what was refused here was never sent.
+        assert _metric(small, "service_upstream_breaker", slow) == 0
+
+
+def test_identity_is_served_when_business_fills_the_group(small: Rig) -> None:
+    with contextlib.ExitStack() as stack:
+        stuck = stack.enter_context(Stuck())
+        slow = [stack.enter_context(small.service(stuck)) for _ in range(3)]
+        wares = stack.enter_context(small.service(ok, name="wares"))
+        people = stack.enter_context(small.service(ok, name="people", domain="identity"))
+        asked = [each for service in slow for each in stuck.fill(small, service, UPSTREAM)]
+        eventually(lambda: sum(_in_flight(small, service) for service in slow) == ORDINARY, 10)
+        began = time.monotonic()
+        refused = small.ask("GET", wares.path, service=wares)
+        assert time.monotonic() - began < 0.25 * time_scale()
+        problem = json.loads(refused.body)
+        assert (refused.status, problem["layer"], problem["failed"]) == (503, "gateway", "gateway")
+        assert refused.headers["retry-after"] in ("1", "2", "3")
+        for _ in range(30):
+            answer = small.ask("GET", "/api/both")
+            both = json.loads(answer.body)
+            assert answer.status == 200, answer
+            assert (both["people"], both["wares"]) == ({}, None)
+        assert (len(people.requests), len(wares.requests)) == (30, 0)
+        assert metric(small, "gateway_shed_total", {"upstream": "wares", "scope": "group"}) == 31
+        assert _metric(small, "gateway_shed_total", people) == 0
+        stuck.release()
+        assert [each.result().status for each in asked].count(200) == ORDINARY
+        assert json.loads(small.ask("GET", "/api/both").body)["wares"] == {}
+
+
+def test_open_streams_take_no_calls_place(small: Rig) -> None:
+    """More streams than calls may wait for their head, each held open, and requests to the same service pass."""
+    ended = threading.Event()
+
+    def behave(handler: Handler) -> None:
+        if "/stream" not in handler.path:
+            handler.answer(200, Cache_Control="no-store")
+            return
+        handler.begin_chunks()
+        handler.chunk(b"data: 1\n\n")
+        ended.wait(30 * time_scale())
+        handler.chunk(b"")
+
+    with contextlib.ExitStack() as stack, small.service(behave) as chat:
+        stack.callback(ended.set)
+        for number in range(2 * UPSTREAM):
+            answer = stack.enter_context(small.open("GET", f"{chat.path}/stream/{number}", service=chat))
+            assert answer.status == 200
+            assert answer.read1(64) == b"data: 1\n\n"
+        assert _metric(small, "gateway_upstream_streams", chat) == 2 * UPSTREAM
+        assert _in_flight(small, chat) == 0
+        for number in range(20):
+            assert small.ask("GET", f"{chat.path}/{number}", service=chat).status == 200
+        ended.set()
+        eventually(lambda: _metric(small, "gateway_upstream_streams", chat) == 0, 5)
