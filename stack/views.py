@@ -13,6 +13,8 @@ from pathlib import Path
 from stack import rest
 
 BACKEND_PREFIX = "svc_"
+# What a process found out by itself needs no word.
+_CAUSES = {"hand": " by hand", "shared": " (shared)"}
 
 
 def consul_view(address: str, token: str) -> dict[str, str]:
@@ -102,12 +104,25 @@ def instance_ready(service: str, port: int) -> bool:
 
 
 def open_breakers(port: int) -> list[str] | None:
-    """The upstreams of which this instance has a breaker that is not closed; None when the instance does not answer."""
+    """The upstreams of which this instance has a breaker that is not closed; None when the instance does not answer.
+
+    Gateways also tell who caused it: an operator (`by hand`), or another process of the group (`shared`).
+    """
     try:
         answer = rest.call(f"127.0.0.1:{port}", "GET", "/metrics", timeout_s=1)
     except OSError:
         return None
-    lines = re.findall(
-        r'^service_upstream_breaker\{upstream="([^"]*)"\} ([12])', answer.body.decode(), re.MULTILINE
-    )
-    return [f"{upstream} {'open' if level == '2' else 'half-open'}" for upstream, level in lines]
+    text = answer.body.decode()
+    causes = {
+        upstream: _CAUSES[cause]
+        for cause, upstream in re.findall(
+            r'^gateway_breaker_cause\{cause="(\w+)",upstream="([^"]*)"\} 1', text, re.MULTILINE
+        )
+        if cause in _CAUSES
+    }
+    return [
+        f"{upstream} {'open' if level == '2' else 'half-open'}{causes.get(upstream, '')}"
+        for upstream, level in re.findall(
+            r'^service_upstream_breaker\{upstream="([^"]*)"\} ([12])', text, re.MULTILINE
+        )
+    ]

@@ -8,6 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from discovery.breaker import Transition
+from gateway.breakers import BreakerObserver as GatewayObserver
+from gateway.metrics import BreakerMetrics
 from services.kit.metrics import Metrics
 from services.kit.upstream import BreakerObserver
 from stack import views
@@ -49,6 +52,18 @@ def test_breakers_that_are_not_closed_are_named(metrics: Metrics, port: int) -> 
     observer.on_breaker("posts", "open")
     observer.on_breaker("posts", "closed")
     assert sorted(views.open_breakers(port) or []) == ["quota half-open", "users open"]
+
+
+def test_gateways_tell_who_opened_a_breaker(metrics: Metrics, port: int) -> None:
+    observer = GatewayObserver(metrics, BreakerMetrics(metrics.registry))
+    for service, who in (("users", "hand"), ("quota", "shared"), ("posts", "local"), ("cart", "hand")):
+        observer.on_transition(service, Transition(1, 0.0, "closed", "open", who, "why"))
+    observer.on_transition("users", Transition(2, 0.0, "open", "half-open", "local", "why"))
+    observer.on_transition("cart", Transition(2, 0.0, "open", "closed", "hand", "why"))
+    shown = ["posts open", "quota open (shared)", "users half-open"]
+    assert sorted(views.open_breakers(port) or []) == shown
+    observer.on_transition("users", Transition(3, 0.0, "half-open", "open", "hand", "why"))
+    assert "users open by hand" in (views.open_breakers(port) or [])
 
 
 def test_silent_instance_has_no_breakers_to_show() -> None:
