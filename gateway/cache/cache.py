@@ -1,44 +1,106 @@
-"""AnswerCache: what the rest of the gateway asks. It decides nothing by itself."""
+"""AnswerCache: what the rest of the gateway asks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from urllib.parse import urlsplit
 
+import structlog
+from prometheus_client import Counter
+from pydantic_core import to_json
 from redis import Redis
 
 from discovery.clock import SYSTEM_CLOCK, Clock
-from gateway.cache.policy import Part, PartPolicy
+from discovery.errors import CallError, NotSent
+from gateway.cache import lastgood
+from gateway.cache.circuit import Away, Circuit
+from gateway.cache.engine import Engine, Load, Want
+from gateway.cache.freshness import Verdict, part_verdict, verdict, wish
+from gateway.cache.keys import GUESS, Names, Spec, audience, audience_of, base_of, base_of_part
+from gateway.cache.link import Link
+from gateway.cache.memory import MAX_BYTES, Memory
+from gateway.cache.passing import Passing
+from gateway.cache.policy import Part, PartPolicy, part_of
+from gateway.cache.store import Store
+from gateway.errors import Refused
 from gateway.model import Answer, Incoming
+from services.kit.answers import Change, plain_path
 from services.kit.auth import Identity
 
-# What is asked of the upstream: the request with these headers in place of its own; one with an empty value is left out.
-Load = Callable[[Mapping[str, str]], Answer]
+log = structlog.get_logger(__name__)
+
+# What an answer may be given for when the service fails, if it says nothing of stale-if-error. Ref: RFC 5861.
+STALE_IF_ERROR_S = 300.0
+SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+BYPASS = ("X-Cache", "BYPASS")
+# Whoever asks for a part has a timeout of his own.
+PART_PATIENCE_S = 30.0
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class AnswerCache:
     """Stored answers of one group of gateways. Thread-safe, and works under gevent.
 
     `redis` None, gone or hung costs nothing but hits: then every process keeps to itself, for a second at most.
+    `operations` counts outcomes.
     """
 
-    def __init__(self, redis: Redis | None, *, domain: str, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._redis = redis
-        self._domain = domain
+    def __init__(
+        self,
+        redis: Redis | None,
+        *,
+        domain: str,
+        clock: Clock = SYSTEM_CLOCK,
+        operations: Counter | None = None,
+        max_bytes: int = MAX_BYTES,
+        stale_if_error_s: float = STALE_IF_ERROR_S,
+    ) -> None:
         self._clock = clock
+        self._operations = operations
+        self._stale_if_error_s = stale_if_error_s
+        self._circuit = Circuit(redis, clock.monotonic)
+        self._memory = Memory(max_bytes)
+        self._link = Link(redis, self._circuit, self._memory, clock, probe_key=f"gateway:{domain}:c:probe")
+        self._store = Store(self._circuit, Names(domain))
+        self._engine = Engine(self._store, self._memory, self._link, clock, self._count)
+        self._passing = Passing(clock.monotonic)
 
     def start(self) -> None:
         """Follow the others' invalidations. In the worker process, once, before the first request."""
+        self._link.start()
 
     def stop(self) -> None:
         """End what `start` began."""
+        self._link.stop()
 
     def serve(self, incoming: Incoming, load: Load) -> Answer:
         """The answer to a request: a stored one where that is allowed, else `load`'s, which is stored where that is allowed.
 
-        Its errors pass through, unless a stored answer may stand in. An answer to a read carries X-Cache. Requests for
-        PURGE are answered here.
+        Its errors pass through, unless a stored answer may stand in. An answer to a read carries X-Cache. Requests with the method
+        PURGE are answered here: scope admin, 200; `/*` at the path's end means all below it. Raises Refused.
         """
-        return load({})
+        if not incoming.reads:
+            return self._purged(incoming) if incoming.method == "PURGE" else self._write(incoming, load)
+        headers = incoming.headers
+        asked = wish(headers) if incoming.body is None else None
+        base = base_of(incoming)
+        if asked is None or self._passing.passes(base, headers):
+            return _bypassed(load({}))
+        want = Want(
+            incoming.method,
+            base,
+            headers,
+            lambda: audience_of(headers, incoming.identify()),
+            lambda answer: self._verdict(incoming, answer),
+            GUESS,
+            self._clock.monotonic(),
+            incoming.deadline,
+            asked,
+            lambda: _detach(incoming),
+            lambda: self._passing.mark(base, headers),
+        )
+        return self._engine.obtain(want, load)
 
     def part(
         self,
@@ -54,14 +116,117 @@ class AnswerCache:
         With scope `subject` it is `identity` that it is kept for; without one it is not kept. Bodies come as bytes. What `load`
         raises passes through, unless a stored answer may stand in; so does an answer that is an upstream's 5xx.
         """
-        return Part(load(), "MISS")
+        own = policy.scope == "subject"
+        now = self._clock.monotonic()
+        want = Want(
+            "GET",
+            base_of_part(service, target),
+            NOTHING,
+            lambda: audience(identity) if identity is not None else None,
+            lambda each: part_verdict(policy, each.status, each.headers, subject=identity is not None),
+            Spec((), own),
+            now,
+            now + PART_PATIENCE_S,
+        )
+        return part_of(self._engine.obtain(want, lambda _: load()))
 
     def last_good(self, incoming: Incoming) -> Answer | None:
-        """The last good answer for a read that could not be served: the service's own snapshot, or a stored answer.
+        """The last good answer for a read that could not be served: what the service kept by `@snapshot`.
 
         One of scope `subject` only for the caller whom `incoming.identify()` proves. With X-Cache STALE, Age, X-Stale-Age.
         """
-        return None
+        if not incoming.reads:
+            return None
+        good = lastgood.find(self._store, incoming, self._clock.time())
+        self._count("last_good" if good is not None else "no_last_good")
+        return good.answer(incoming.method) if good is not None else None
 
-    def purge(self, service: str, path: str, *, prefix: bool = False) -> None:
-        """Forget what is stored for a path (all its queries and variants), or with `prefix` also all below it, everywhere."""
+    def purge(self, service: str, path: str, *, prefix: bool = False) -> bool:
+        """Forget what is stored for a path (as in a request), all its queries and variants, with `prefix` also all below it; in every
+        process. False when Redis could not be told: it will be, and nothing is read from it until then."""
+        return self._change(service, [Change(plain_path(path), prefix)])
+
+    # -- writes
+
+    def _write(self, incoming: Incoming, load: Load) -> Answer:
+        """What changes a path ends what is stored of it. Ref: RFC 9111, section 4.4."""
+        if incoming.method in SAFE:
+            return load({})
+        path = plain_path(incoming.path)
+        # What is below a thing goes with it.
+        changes = [Change(path, prefix=incoming.method == "DELETE")]
+        try:
+            answer = load({})
+        except NotSent:
+            raise
+        except CallError:
+            self._change(incoming.service, changes)  # it may have run
+            raise
+        if answer.status < 400 or answer.status >= 500:
+            for name in ("location", "content-location"):
+                other = _path_here(answer.header(name))
+                if other is not None and other != path:
+                    changes.append(Change(other))
+            self._change(incoming.service, changes)
+        return answer
+
+    def _change(self, service: str, changes: list[Change]) -> bool:
+        for change in changes:
+            self._memory.change(service, change)
+        try:
+            self._store.change(service, changes)
+        except Away:
+            for change in changes:
+                self._link.missed(service, change)
+            return False
+        # What was read from Redis in between, and before it knew.
+        for change in changes:
+            self._memory.change(service, change)
+        return True
+
+    def _purged(self, incoming: Incoming) -> Answer:
+        identity = incoming.identify()
+        if identity is None:
+            challenge = [("WWW-Authenticate", 'Bearer realm="breakwater"')]
+            raise Refused(401, "A valid bearer token is needed.", service=incoming.service, headers=challenge)
+        if "admin" not in identity.scopes:
+            raise Refused(403, "This needs the scope admin.", service=incoming.service)
+        path, prefix = incoming.path, incoming.path.endswith("/*")
+        path = (path[:-2] or "/") if prefix else path
+        told = self.purge(incoming.service, path, prefix=prefix)
+        log.info("purged", service=incoming.service, path=path[:200], prefix=prefix, subject=identity.subject)
+        body = to_json({"purged": path, "prefix": prefix, "everywhere": told})
+        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+        return Answer(200, [*headers, ("Content-Length", str(len(body)))], body)
+
+    # -- small things
+
+    def _verdict(self, incoming: Incoming, answer: Answer) -> Verdict | None:
+        proved = "authorization" in incoming.headers and incoming.identify() is not None
+        return verdict(
+            incoming.headers, answer.status, answer.headers, subject=proved, sie_s=self._stale_if_error_s
+        )
+
+    def _count(self, outcome: str) -> None:
+        if self._operations is not None:
+            self._operations.labels(outcome).inc()
+
+
+def _bypassed(answer: Answer) -> Answer:
+    answer.headers.append(BYPASS)
+    return answer
+
+
+def _detach(incoming: Incoming) -> None:
+    # What goes on in the background does not end with the client's connection.
+    incoming.connection = None
+
+
+def _path_here(location: str | None) -> str | None:
+    """The plain path of an address on the same host, as far as it can be told."""
+    if not location or not location.startswith("/") or location.startswith("//"):
+        return None
+    try:
+        return plain_path(urlsplit(location).path)
+    except ValueError:
+        return None

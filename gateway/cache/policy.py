@@ -31,3 +31,17 @@ class Part:
     state: State
     age_s: float = 0.0
     stale_s: float = 0.0
+
+
+def part_of(answer: Answer) -> Part:
+    """A part from an answer of the cache."""
+    given = answer.header("x-cache")
+    state: State = given if given in ("HIT", "MISS", "STALE") else "BYPASS"  # type: ignore[assignment]
+    if not isinstance(answer.body, bytes):
+        answer.body = b"".join(answer.body)
+    return Part(answer, state, _seconds(answer, "age"), _seconds(answer, "x-stale-age"))
+
+
+def _seconds(answer: Answer, name: str) -> float:
+    text = answer.header(name)
+    return float(text) if text is not None and text.isascii() and text.isdigit() else 0.0

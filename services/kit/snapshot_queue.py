@@ -7,8 +7,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -193,7 +193,8 @@ class SnapshotQueue:
                 self._redis.delete(job)
                 self._count("forgotten", 1)
             else:
-                note_change(self._redis, *job)
+                service, change = job
+                note_changes(self._redis, service, [change])
 
     def _mark(self, key: str) -> None:
         # A full Redis takes no mark, and no answers either.
@@ -212,16 +213,27 @@ class SnapshotQueue:
             self._outcomes.labels(outcome).inc(number)
 
 
-def note_change(redis: Redis, service: str, change: answers.Change) -> None:
-    """Make what is stored of the change's paths invalid for all gateways, and tell them. Raises RedisError.
+def note_changes(redis: Redis, service: str, changes: Sequence[answers.Change], *, tell: bool = True) -> None:
+    """Make what is stored of the changes' paths invalid for all gateways, and tell them. One round trip. Raises RedisError.
 
-    Where Redis takes nothing new, all that is stored of the service goes: deleting is always allowed to a full one.
+    Where Redis takes nothing new, all that is stored of the service goes: deleting is always allowed to a full one. One that
+    takes not even that still passes on what has changed: then the gateways read nothing from it.
     """
-    key = answers.versions_key(service)
+    key, channel = answers.versions_key(service), answers.changed_channel(service)
+    pipe = redis.pipeline(transaction=False)
+    for change in changes:
+        pipe.hset(key, answers.bucket(change.path, prefix=change.prefix), secrets.token_hex(6))
+    for change in changes if tell else ():
+        pipe.publish(channel, change.message())
+    results = pipe.execute(raise_on_error=False)
+    errors = [result for result in results if isinstance(result, Exception)]
+    if not errors:
+        return
     try:
-        redis.hset(key, answers.bucket(change.path, prefix=change.prefix), secrets.token_hex(6))
-    except ResponseError as error:
-        if not isinstance(error, OutOfMemoryError) and "WRONGTYPE" not in str(error):
-            raise
+        if not all(isinstance(each, OutOfMemoryError) or "WRONGTYPE" in str(each) for each in errors):
+            raise errors[0]
         redis.delete(key)
-    redis.publish(answers.changed_channel(service), change.message())
+    except ResponseError:
+        for change in changes if tell else ():
+            redis.publish(channel, replace(change, noted=False).message())
+        raise

@@ -1,0 +1,243 @@
+"""What RFC 9111 allows: which answers may be stored, for whom, and for how long. Pure functions; no I/O, no clock.
+
+Stricter than the RFC in four things: an answer is stored only with an explicit lifetime; `no-cache` is not stored at all; a cookie
+or an API key in the request makes it the sender's own; so does a token, unless the answer says `public` or `s-maxage`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.cache.policy import PartPolicy
+from gateway.model import Headers
+
+# Ref: RFC 9111, section 4.2.2: without `public` these need an explicit lifetime; ours always do.
+STORABLE = frozenset({200, 301, 308, 404})
+MAX_S = 86_400.0
+MAX_VARY = 5
+_NUMBER = re.compile(r"[0-9]{1,12}", re.ASCII)
+_DIRECTIVE = re.compile(
+    r'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^,;"\s]*)))?\s*', re.ASCII
+)
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,60}", re.ASCII)
+
+# A request with one of these is not for a stored answer: parts of one, or conditions that its owner must judge.
+_NOT_OURS = ("range", "if-match", "if-unmodified-since", "if-range", "upgrade")
+CREDENTIALS = ("authorization", "cookie", "x-api-key")
+# What the cache says of its own, or what belongs to one exchange or one instance.
+NOT_STORED = frozenset(
+    {
+        "age",
+        "authentication-info",
+        "connection",
+        "content-length",
+        "date",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "ratelimit",
+        "ratelimit-policy",
+        "retry-after",
+        "server-timing",
+        "set-cookie",
+        "traceparent",
+        "transfer-encoding",
+        "x-cache",
+        "x-request-id",
+        "x-served-by",
+        "x-served-lane",
+        "x-stale-age",
+    }
+)
+
+Directives = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """Seconds from the moment an answer was made: `fresh_s`, then `swr_s` in which it is given while it is asked for anew, or
+    `sie_s` in which it is given when asking failed."""
+
+    fresh_s: float
+    swr_s: float = 0.0
+    sie_s: float = 0.0
+
+    @property
+    def kept_s(self) -> float:
+        return self.fresh_s + max(self.swr_s, self.sie_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an answer may be stored: for anybody (`shared`) or its asker alone; `vary` are the request's headers that it depends on."""
+
+    lifetime: Lifetime
+    shared: bool
+    vary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request asks of a cache. `most_s`: no answer older than that; `left_s`: one that stays fresh for so long."""
+
+    most_s: float | None = None
+    left_s: float = 0.0
+    only_stored: bool = False
+
+
+NO_WISH = Wish()
+
+
+def directives(values: list[str]) -> Directives:
+    """Cache-Control's directives in lower case. Of one said twice, the first; what cannot be read counts as `no-store`."""
+    found: dict[str, str] = {}
+    for value in values:
+        at = 0
+        while at < len(value):
+            if value[at] in ", \t":
+                at += 1
+                continue
+            match = _DIRECTIVE.match(value, at)
+            if match is None or (match.end() < len(value) and value[match.end()] != ","):
+                found.setdefault("no-store", "")
+                break
+            quoted, plain = match[2], match[3]
+            found.setdefault(match[1].lower(), quoted if quoted is not None else plain or "")
+            at = match.end()
+    return found
+
+
+def seconds(given: Directives, name: str) -> float | None:
+    """A directive's number of seconds, None without the directive. One that is no number counts as 0."""
+    text = given.get(name)
+    if text is None:
+        return None
+    return min(float(text), MAX_S) if _NUMBER.fullmatch(text) else 0.0
+
+
+def values(headers: Headers, name: str) -> list[str]:
+    return [value for key, value in headers if key.lower() == name]
+
+
+def wish(headers: Mapping[str, str]) -> Wish | None:
+    """What a request with these headers (lower-case names) asks of the cache; None when it is not to be asked at all."""
+    for name in _NOT_OURS:
+        if name in headers:
+            return None
+    if "text/event-stream" in headers.get("accept", ""):
+        return None
+    control = headers.get("cache-control")
+    if control is None:
+        return Wish(most_s=0.0) if "no-cache" in headers.get("pragma", "").lower() else NO_WISH
+    given = directives([control])
+    if "no-store" in given:
+        return None
+    return Wish(
+        most_s=0.0 if "no-cache" in given else seconds(given, "max-age"),
+        left_s=seconds(given, "min-fresh") or 0.0,
+        only_stored="only-if-cached" in given,
+    )
+
+
+def verdict(
+    asked: Mapping[str, str], status: int, headers: Headers, *, subject: bool, sie_s: float = 0.0
+) -> Verdict | None:
+    """Whether and how the answer to a GET with the headers `asked` may be stored; None: not at all.
+
+    `subject` tells that the request's token proved somebody. `sie_s` is what an answer that says nothing of
+    stale-if-error gets.
+    """
+    if status not in STORABLE or values(headers, "set-cookie") or values(headers, "content-range"):
+        return None
+    given = directives(values(headers, "cache-control"))
+    if "no-store" in given or "no-cache" in given:
+        return None
+    varied = _vary(headers)
+    if varied is None:
+        return None
+    vary, by_token = varied
+    shared = _shared(asked, given, by_token)
+    if not shared and (_others(asked) or ("authorization" in asked or "private" in given) and not subject):
+        return None
+    lifetime = _lifetime(given, shared=shared, sie_s=sie_s)
+    return Verdict(lifetime, shared, vary) if lifetime is not None else None
+
+
+def _shared(asked: Mapping[str, str], given: Directives, by_token: bool) -> bool:
+    """Whether everybody may have it. Ref: RFC 9111, sections 3.5 and 5.2.2.7."""
+    return not by_token and "private" not in given and ("public" in given or "s-maxage" in given)
+
+
+def _others(asked: Mapping[str, str]) -> bool:
+    """Whether somebody is meant whom no token names."""
+    return "cookie" in asked or "x-api-key" in asked
+
+
+def _vary(headers: Headers) -> tuple[tuple[str, ...], bool] | None:
+    """The request's headers on which the answer depends, and whether its token is one; None where nothing could match again."""
+    names = {name.strip().lower() for value in values(headers, "vary") for name in value.split(",")} - {""}
+    if values(headers, "content-encoding"):
+        names.add("accept-encoding")
+    by_token = "authorization" in names
+    names.discard("authorization")
+    if names & {"*", "cookie", "x-api-key"} or len(names) > MAX_VARY:
+        return None
+    if not all(_NAME.fullmatch(name) for name in names):
+        return None
+    return tuple(sorted(names)), by_token
+
+
+def _lifetime(given: Directives, *, shared: bool, sie_s: float) -> Lifetime | None:
+    s_maxage = seconds(given, "s-maxage") if shared else None
+    fresh_s = s_maxage if s_maxage is not None else seconds(given, "max-age")
+    if fresh_s is None:
+        return None
+    if "must-revalidate" in given or "proxy-revalidate" in given:
+        lifetime = Lifetime(fresh_s)
+    else:
+        told = seconds(given, "stale-if-error")
+        # Ref: RFC 9111, section 5.2.2.10: s-maxage forbids what it does not allow by name.
+        sie_s = told if told is not None else 0.0 if s_maxage is not None else sie_s
+        lifetime = Lifetime(fresh_s, seconds(given, "stale-while-revalidate") or 0.0, sie_s)
+    return lifetime if lifetime.fresh_s or lifetime.swr_s else None
+
+
+def part_verdict(policy: PartPolicy, status: int, headers: Headers, *, subject: bool) -> Verdict | None:
+    """How the answer to a part may be stored: as its policy says, but never against what the service forbids."""
+    given = directives(values(headers, "cache-control"))
+    shared = policy.scope == "public"
+    if status != 200 or "no-store" in given or values(headers, "set-cookie") or not policy.ttl_s:
+        return None
+    if (shared and "private" in given) or (not shared and not subject):
+        return None
+    varied = _vary(headers)
+    if varied is None or (shared and varied[1]):
+        return None
+    return Verdict(Lifetime(policy.ttl_s, policy.swr_s, policy.sie_s), shared)
+
+
+def initial_age_s(headers: Headers) -> float:
+    """How old the answer was when it came: what caches on its way say."""
+    found = values(headers, "age")
+    return min(float(found[0]), MAX_S) if found and _NUMBER.fullmatch(found[0]) else 0.0
+
+
+def stored_headers(headers: Headers) -> Headers:
+    """The headers that are stored with an answer."""
+    named = {name.strip().lower() for value in values(headers, "connection") for name in value.split(",")}
+    return [
+        (name, value)
+        for name, value in headers
+        if (lower := name.lower()) not in NOT_STORED and lower not in named
+    ]
+
+
+def refreshed(headers: Headers, newer: Headers) -> Headers:
+    """Stored headers with those of a 304 in their place. Ref: RFC 9111, section 3.2."""
+    news = [
+        pair for pair in stored_headers(newer) if pair[0].lower() not in ("content-encoding", "content-type")
+    ]
+    names = {name.lower() for name, _ in news}
+    return [*(pair for pair in headers if pair[0].lower() not in names), *news]

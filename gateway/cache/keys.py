@@ -1,0 +1,137 @@
+"""Under which names answers are stored.
+
+What is asked for (`Base`), what the answer depends on (`Spec`, told by the answer itself), and the two together (`Variant`), in which
+a caller's own answers carry who he is. A variant is a tuple: in this process it is the key; in Redis its digest is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from gateway.model import Incoming
+from services.kit.answers import digest
+from services.kit.auth import Identity
+
+_ENCODINGS = frozenset({"gzip", "br", "deflate", "zstd", "identity", "*"})
+_REFUSED = re.compile(r";\s*q=0(?:\.0*)?\s*$")
+
+
+class Base(NamedTuple):
+    """`rest` is what else the answer may depend on without saying so: the host that the request was sent to."""
+
+    service: str
+    path: str
+    query: str
+    rest: tuple[str, ...]
+
+
+class Spec(NamedTuple):
+    """On which headers of the request the answer depends; `own`: it is for its asker alone."""
+
+    vary: tuple[str, ...]
+    own: bool
+
+    def text(self) -> str:
+        return ",".join((*self.vary, "+own" if self.own else "+all"))
+
+
+# What is assumed of an answer that has not been seen yet: that all who ask at once are content with the same.
+GUESS = Spec((), False)
+MAX_SPEC_CHARS = 400
+
+
+def read_spec(data: bytes) -> Spec | None:
+    """A spec from its text; None for anything else."""
+    if len(data) > MAX_SPEC_CHARS or not data.isascii():
+        return None
+    *vary, audience = data.decode().split(",")
+    if audience not in ("+own", "+all") or not all(vary):
+        return None
+    return Spec(tuple(vary), audience == "+own")
+
+
+class Variant(NamedTuple):
+    """One stored answer. `audience` is empty in what is for everybody."""
+
+    base: Base
+    vary: tuple[str, ...]
+    values: tuple[str, ...]
+    audience: str
+
+    def text(self) -> str:
+        """All of it in one text, sealed with the answer."""
+        return json.dumps(self)
+
+
+def base_of(incoming: Incoming) -> Base:
+    headers = incoming.headers
+    # Services build links from these: who lies about them must not be believed by others.
+    host = (headers.get("x-forwarded-host", ""), headers.get("x-forwarded-proto", ""))
+    return Base(incoming.service, incoming.path, incoming.query, host)
+
+
+def base_of_part(service: str, target: str) -> Base:
+    path, _, query = target.partition("?")
+    return Base(service, path, query, ("part",))
+
+
+def variant_of(base: Base, spec: Spec, headers: Mapping[str, str], audience: str | None) -> Variant | None:
+    """The variant that a request with these headers takes; None when it is somebody's own, and nobody is known."""
+    if spec.own:
+        if audience is None:
+            return None
+    else:
+        audience = ""
+    if not spec.vary:
+        return Variant(base, (), (), audience)
+    values = tuple(_normal(name, headers.get(name)) for name in spec.vary)
+    return Variant(base, spec.vary, values, audience)
+
+
+def audience_of(headers: Mapping[str, str], identity: Identity | None) -> str | None:
+    """Whom an own answer is for: the subject of the verified token with its scopes; nobody in particular without credentials.
+
+    None for credentials that prove nobody, or somebody whom the token does not name.
+    """
+    if "cookie" in headers or "x-api-key" in headers:
+        return None
+    if "authorization" not in headers:
+        return "anyone"
+    if identity is None:
+        return None
+    return audience(identity)
+
+
+def audience(identity: Identity) -> str:
+    return json.dumps([identity.subject, identity.by_key, *sorted(identity.scopes)])
+
+
+def _normal(name: str, value: str | None) -> str:
+    if value is None:
+        return "-"
+    if name == "accept-encoding":
+        known = {
+            part.partition(";")[0].strip().lower() for part in value.split(",") if not _REFUSED.search(part)
+        }
+        return "+" + ",".join(sorted(known & _ENCODINGS))
+    return "+" + " ".join(value.split())
+
+
+class Names:
+    """The keys of one group in Redis."""
+
+    def __init__(self, domain: str) -> None:
+        self._prefix = f"gateway:{domain}:c"
+
+    def spec(self, base: Base) -> str:
+        return f"{self._prefix}:s:{digest(json.dumps(base))}"
+
+    def entry(self, text: str) -> str:
+        """`text` is the variant's."""
+        return f"{self._prefix}:a:{digest(text)}"
+
+    def lease(self, text: str) -> str:
+        return f"{self._prefix}:l:{digest(text)}"

@@ -1,0 +1,162 @@
+"""The one thread that keeps in touch with Redis: it hears of changes, notices that Redis has gone or is back, and makes up for
+the changes that Redis has missed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import structlog
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from discovery.clock import Clock
+from gateway.cache.circuit import Away, Circuit
+from gateway.cache.memory import Memory
+from services.kit.answers import CHANGED_PATTERN, Change, read_change, service_of_channel
+from services.kit.snapshot_queue import note_changes
+
+log = structlog.get_logger(__name__)
+
+BEAT_S = 0.25
+# An answer to a heartbeat that takes longer is none.
+PATIENCE_S = 0.5
+# So long what is held in this process is believed without a word from Redis.
+TRUST_S = 1.0
+# Redis must answer so often in a row before it is used again: the others make up for their changes in the meantime.
+PROBES = 2
+MAX_PENDING = 2048
+
+
+class Link:
+    """`heard` is until when (monotonic) all changes told by Redis are known here, `since` from when on; 0 while nothing is heard."""
+
+    def __init__(
+        self, redis: Redis | None, circuit: Circuit, memory: Memory, clock: Clock, *, probe_key: str
+    ) -> None:
+        self._redis = redis
+        self._circuit = circuit
+        self._memory = memory
+        self._clock = clock
+        self._probe_key = probe_key
+        self._lock = threading.Lock()
+        self._pending: OrderedDict[tuple[str, Change], None] = OrderedDict()
+        self._probes = 0
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.heard = 0.0
+        self.since = 0.0
+
+    def start(self) -> None:
+        """In the worker, once."""
+        if self._redis is not None and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="cache-link", daemon=True)
+            self._thread.start()
+
+    def stop(self, within_s: float = 2.0) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(within_s)
+
+    def trusts(self, checked: float, now: float) -> bool:
+        """Whether what was asked for at `checked` would be known here to hold no more."""
+        return now - checked < TRUST_S or (now - self.heard < TRUST_S and 0 < self.since <= checked)
+
+    def missed(self, service: str, change: Change) -> None:
+        """Redis could not be told of a change: until it has been, nothing is read from it."""
+        with self._lock:
+            self._pending[(service, change)] = None
+            if len(self._pending) > MAX_PENDING:
+                services = {each for each, _ in self._pending}
+                self._pending = OrderedDict(((each, Change("/", prefix=True)), None) for each in services)
+        self._circuit.open("changes not told")
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._listen()
+            except (RedisError, OSError) as error:
+                self.since = 0.0
+                self._probes = 0
+                self._circuit.open(error)
+            except Exception as error:  # the thread must outlive whatever it meets
+                self.since = 0.0
+                log.error("cache link failed", error=type(error).__name__, exc_info=error)
+            self._over.wait(BEAT_S)
+
+    def _listen(self) -> None:
+        assert self._redis is not None
+        with self._redis.pubsub() as channel:  # type: ignore[no-untyped-call]
+            channel.psubscribe(CHANGED_PATTERN)
+            now = self._clock.monotonic()
+            answered = True
+            sent = now
+            while not self._over.is_set():
+                message = channel.get_message(timeout=max(0.001, sent + BEAT_S - self._clock.monotonic()))
+                now = self._clock.monotonic()
+                if message is not None:
+                    if message["type"] == "pong":
+                        answered = True
+                        self.heard = sent
+                    else:
+                        self._heed(message, now)
+                if now - sent >= BEAT_S:
+                    if answered:
+                        sent, answered = now, False
+                        channel.ping()
+                    elif now - sent >= PATIENCE_S:
+                        raise RedisError("no answer to a heartbeat")
+                    self._tend()
+
+    def _heed(self, message: dict[str, Any], now: float) -> None:
+        if message["type"] == "psubscribe":
+            self.since = now
+            return
+        service = service_of_channel(message["channel"].decode("latin-1"))
+        change = read_change(message["data"]) if service is not None else None
+        if service is None or change is None:
+            log.warning("message not understood", channel=str(message["channel"])[:80])
+            return
+        self._memory.change(service, change)
+        if change.noted:
+            return
+        # By a program that only tells, or by one that Redis refused: every gateway notes it.
+        noted = Change(change.path, change.prefix)
+        try:
+            self._circuit.attempt(lambda r: note_changes(r, service, [noted], tell=False))
+        except Away:
+            self.missed(service, noted)
+        else:
+            self._memory.change(service, noted)  # what was read from Redis in between
+
+    def _tend(self) -> None:
+        """Make up for what Redis has missed, and open or close the circuit by what it answers."""
+        if self._circuit.closed and not self._pending:
+            return
+        try:
+            self._circuit.attempt(self._probe)
+            self._make_up()
+        except Away:
+            self._probes = 0
+            self._circuit.open("still away")
+            return
+        self._probes += 1
+        if self._probes >= PROBES:
+            self._probes = 0
+            self._circuit.close()
+
+    def _probe(self, redis: Redis) -> None:
+        try:
+            redis.set(self._probe_key, b"1", px=1000)
+        except OutOfMemoryError:
+            return  # full, but what is stored can be deleted
+
+    def _make_up(self) -> None:
+        """Raises Away."""
+        for service, change in list(self._pending):
+            self._circuit.attempt(lambda r, s=service, c=change: note_changes(r, s, [c]))  # type: ignore[misc]
+            with self._lock:
+                self._pending.pop((service, change), None)

@@ -1,0 +1,151 @@
+"""The shared layer: answers in Redis, the leases of those who load them, and the changes that end them.
+
+Every answer carries the version of its path: an epoch, and the words of the buckets that its path and its prefixes fall into
+(`services.kit.answers`). A change sets a new word, so that what was loaded before it, or is being loaded by another
+instance, is valid no more, whatever its key: nothing has to be found and deleted. A lost hash of versions has a new epoch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from gateway.cache.circuit import Away, Circuit, refuses
+from gateway.cache.keys import Names, Spec, Variant, read_spec
+from services.kit import answers
+from services.kit.answers import Change, SnapshotName
+from services.kit.snapshot_queue import note_changes
+
+# The time of one load. Who waits for another instance's tries by himself after it.
+LEASE_MS = 5000
+
+# What stands under a key that is no string is somebody's mischief: it goes.
+_FETCH = """
+local function text(key)
+  local value = redis.pcall('GET', key)
+  if type(value) == 'table' then redis.pcall('DEL', key) return false end
+  return value
+end
+local words = redis.pcall('HMGET', KEYS[1], 'e', unpack(ARGV, 4))
+if words.err then redis.pcall('DEL', KEYS[1]) words = {false} end
+if not words[1] then
+  local made = redis.pcall('HSET', KEYS[1], 'e', ARGV[1])
+  if type(made) == 'table' then return {false, false, false, 0, made.err} end
+  words[1] = ARGV[1]
+end
+for i = 1, #ARGV - 2 do words[i] = words[i] or '-' end
+local version = table.concat(words, '.')
+local spec = text(KEYS[2])
+if spec and spec ~= ARGV[3] then return {version, spec, false, 0, false} end
+local value = text(KEYS[3])
+if value or ARGV[2] == '0' then return {version, spec, value, 0, false} end
+local leased = redis.pcall('SET', KEYS[4], ARGV[1], 'NX', 'PX', ARGV[2])
+if type(leased) == 'table' and leased.err then return {version, spec, false, -1, leased.err} end
+return {version, spec, false, leased and 1 or 0, false}
+"""
+_STORE = """
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[4])
+redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
+if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
+return 1
+"""
+_LEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
+"""
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What Redis knows: `version` of the path now (empty: it could not say), a `spec` where it is another than was assumed,
+    the stored bytes, and whether the caller has the lease (None: it could not be asked for)."""
+
+    version: str
+    spec: Spec | None
+    data: bytes | None
+    leased: bool | None
+
+
+class Store:
+    """One group's answers in Redis. Thread-safe. Methods raise Away, but for those that say that they do not."""
+
+    def __init__(self, circuit: Circuit, names: Names) -> None:
+        self._circuit = circuit
+        self._names = names
+        loader = Redis()  # opens nothing: the scripts only want somebody to ask for the encoding
+        self._fetch = loader.register_script(_FETCH)
+        self._store = loader.register_script(_STORE)
+        self._lease = loader.register_script(_LEASE)
+        self._release = loader.register_script(_RELEASE)
+
+    def fetch(self, variant: Variant, text: str, spec: Spec, token: str, *, lease: bool) -> Fetched:
+        """What is stored of a variant (`text` is its text), in one round trip; with `lease`, also the lease where nothing is."""
+        base = variant.base
+        keys = [
+            answers.versions_key(base.service),
+            self._names.spec(base),
+            self._names.entry(text),
+            self._names.lease(text),
+        ]
+        words = answers.buckets(answers.plain_path(base.path))
+        arguments: list[str | bytes | int] = [token, LEASE_MS if lease else 0, spec.text(), *words]
+        found: Any = self._circuit.run(lambda r: self._fetch(keys, arguments, client=r))
+        version, told, data, leased, refusal = found
+        if refusal and refuses(refusal.decode("latin-1")):
+            self._circuit.open(refusal.decode("latin-1")[:80])
+            raise Away
+        known = version.decode("latin-1") if version else ""
+        other = read_spec(told) if told else spec
+        if other is None:
+            return Fetched(known, None, None, None)  # not ours; the next answer stored puts it right
+        return Fetched(known, other if other != spec else None, data, bool(leased) if leased >= 0 else None)
+
+    def lease(self, text: str, token: str) -> bool:
+        """Whether the caller may load the variant: he has its lease, or gets it."""
+        keys = [self._names.lease(text)]
+        return bool(self._circuit.run(lambda r: self._lease(keys, [token, LEASE_MS], client=r)))
+
+    def save(self, variant: Variant, text: str, spec: Spec, data: bytes, token: str, kept_s: float) -> bool:
+        """Store an answer and give the lease back; False where Redis did not take it. Does not raise."""
+        keys = [self._names.entry(text), self._names.spec(variant.base), self._names.lease(text)]
+        arguments: list[str | bytes | int] = [token, data, spec.text(), max(1, int(kept_s * 1000))]
+        try:
+            self._circuit.run(lambda r: self._store(keys, arguments, client=r))
+        except Away:
+            self.release(text, token)
+            return False
+        return True
+
+    def release(self, text: str, token: str) -> None:
+        """Give the lease back, where it is still the caller's. Does not raise."""
+        keys = [self._names.lease(text)]
+        try:
+            self._circuit.run(lambda r: self._release(keys, [token], client=r))
+        except Away:
+            return
+
+    def change(self, service: str, changes: Sequence[Change]) -> None:
+        """End what is stored of the changes' paths, and tell all gateways."""
+        self._circuit.run(lambda r: note_changes(r, service, changes))
+
+    def snapshots(self, names: Sequence[SnapshotName]) -> list[bytes | None]:
+        """The sealed last good answers under these names."""
+
+        def read(redis: Redis) -> list[Any]:
+            pipe = redis.pipeline(transaction=False)
+            for name in names:
+                pipe.hget(name.key, name.slot)
+            return pipe.execute(raise_on_error=False)
+
+        found = self._circuit.run(read)
+        return [each if isinstance(each, bytes) else None for each in found]
+
+
+def token() -> str:
+    """A word that nobody else has."""
+    return secrets.token_hex(8)
