@@ -429,6 +429,23 @@ def test_the_worst_of_needed_parts_is_an_error_that_names_it(released: Stage, wo
     assert "127.0.0.1" not in answer.body.decode()
 
 
+def test_a_part_that_hangs_is_counted_against_its_service(released: Stage) -> None:
+    """And so opens its breaker in the end: what is cut off from outside would count as nothing."""
+    stage = released
+    calls = {"upstream": "fruits"}
+    timeouts = [{**calls, "outcome": name} for name in ("DeadlineExceeded", "ResponseTimeout")]
+
+    def counted(labels: list[dict[str, str]]) -> float:
+        return sum(metric(stage.rig, "service_upstream_calls_total", each) for each in labels)
+
+    stage.set("fruits", hang)
+    before, cut_off = counted(timeouts), counted([{**calls, "outcome": "error"}])
+    for _ in range(2):
+        assert stage.get("/api/needs/1").status == 504
+    assert counted(timeouts) == before + 2
+    assert counted([{**calls, "outcome": "error"}]) == cut_off
+
+
 # -- paths
 
 
