@@ -44,27 +44,32 @@ def create(settings: GatewaySettings | None = None) -> ServiceApp:
     settings = settings or GatewaySettings.from_environment()
     domain = settings.gateway_domain
     own = f"/api/gateway/{domain}"
+    # A mistake in it ends the process here, before anything serves.
+    declaration = _declaration(domain, settings.gateway_compose_dir)
+    # Composed paths by name, too: a service that asked for one of them later would have the longer prefix.
+    held = ["/api", *declaration.fixed_paths] if domain == "business" else declaration.fixed_paths
     app = create_service(
         f"gateway-{domain}",
-        paths=[own, "/api"] if domain == "business" else [own],
+        paths=[own, *held],
         auth="public",
         domain=domain,
         timeout_s=settings.edge_timeout_s,
         settings=settings,
     )
     kit = cast(Kit, app.extensions["kit"])
-    Parts(app, kit, settings, own)
+    Parts(app, kit, settings, own, declaration)
     return app
 
 
 class Parts:
     """What a gateway is made of. Nothing here connects or starts a thread before the worker runs (`kit.on_start`)."""
 
-    def __init__(self, app: ServiceApp, kit: Kit, settings: GatewaySettings, own: str) -> None:
+    def __init__(
+        self, app: ServiceApp, kit: Kit, settings: GatewaySettings, own: str, declaration: Declaration
+    ) -> None:
         self.kit = kit
         self.settings = settings
-        # A mistake in it ends the process here, before anything serves.
-        self._declaration = _declaration(settings.gateway_domain, settings.gateway_compose_dir)
+        self._declaration = declaration
         kit.on_start(self._start)
         self._app = app
         self._sharing: Sharing | None = None

@@ -188,6 +188,12 @@ class Declaration(_Declared):
             raise ValueError(f"health.path {self.health.path!r} is a route's as well")
         return self
 
+    @property
+    def fixed_paths(self) -> list[str]:
+        """The paths without placeholders."""
+        fixed = [route.path for route in self.route if not route.template.names]
+        return fixed if self.health is None else [self.health.path, *fixed]
+
 
 def load(domain: Domain, folder: Path = FOLDER) -> Declaration:
     """The declaration of a domain, `<folder>/<domain>.toml`. Raises DeclarationError; nothing of a wrong file is used."""

@@ -270,6 +270,13 @@ def test_an_overview_says_which_services_there_are_not(stage: Stage) -> None:
     assert stage.seen("posts")[0].path == f"/api/posts?author={U}&limit=10"
 
 
+def test_composed_paths_are_held_against_who_asks_for_them_later(stage: Stage) -> None:
+    """The edge lets the first who holds a prefix keep it, and of nested ones the longest win."""
+    (entry,) = stage.rig.consul.call("GET", "/v1/health/service/gateway-business")  # type: ignore[misc]
+    held = entry["Service"]["Meta"]["edge-path"].split(",")
+    assert {"/api", "/api/overview", "/api/health"} <= set(held)
+
+
 def test_a_service_that_comes_is_a_part_at_once(stage: Stage) -> None:
     with stage.rig.service(
         lambda handler: handler.answer(200, b'{"data":[1]}'), name="orders", lane="direct"

@@ -58,6 +58,7 @@ def test_the_first_routes_are_declared() -> None:
     }
     assert business.health is not None
     assert business.health.path == "/api/health"
+    assert business.fixed_paths == ["/api/health", "/api/overview"]
 
 
 def test_parts_keep_the_order_of_the_file(tmp_path: Path) -> None:
