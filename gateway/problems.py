@@ -165,7 +165,7 @@ def fault_of(error: Exception) -> Fault:
 
 
 def _refused_fault(error: Refused) -> Fault:
-    failed = "service" if isinstance(error, PartFailed) else "gateway"
+    failed = "service" if isinstance(error, PartFailed) and error.status >= 500 else "gateway"
     return Fault(
         error.status,
         error.detail,
