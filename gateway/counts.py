@@ -2,7 +2,7 @@
 
 A process counts in its own memory and settles with Redis in the background: it adds what it has counted, and learns what all
 have. So two processes let through more than a limit by what comes between two settlements: at most `SETTLE_S` of a subject's
-requests, and `SPACING_S` of them near the limit, since who has used up half of what was left is settled at once.
+requests, and little more than `SPACING_S` of them near the limit, since who has used a share of what was left is settled at once.
 
 Redis slow, full, read-only, emptied or gone costs requests nothing: each process goes on from what it last knew, and counts
 for itself. What Redis has missed or lost, each adds again once it is back, as far as it was its own.
@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 PREFIX = "gateway:shared:limits"
 SETTLE_S = 0.1
 SPACING_S = 0.01
+# Of what is left, used here since the last settlement. Eight processes may use up the rest without hearing of each other.
+URGENT_SHARE = 0.125
 # After a failure nothing is tried for so long.
 AWAY_S = 1.0
 # Counts in one pipeline: it has to be over within the client's timeout.
@@ -110,7 +112,7 @@ class Count:
             # Only once: what is missing after that is others' to add.
             self.owed = max(0, min(self.known - total, self.mine - added))
             self.repaired = True
-        self.urgent_at = self.known + max(1, (self.item.amount - self.known) // 2)
+        self.urgent_at = self.known + max(1, int((self.item.amount - self.known) * URGENT_SHARE))
         return self.owed > 0
 
     def missed(self) -> None:

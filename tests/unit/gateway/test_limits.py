@@ -13,6 +13,7 @@ from gateway.counts import DAY_S
 from gateway.errors import LimitExceeded
 from gateway.limits import Limits, LimitSettings, policies
 from gateway.model import Headers, Incoming
+from gateway.settings import GatewaySettings
 from services.kit.auth import Identity
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
@@ -261,3 +262,28 @@ def _cost_s(one: Limits, incoming: Incoming, times: int = 3000) -> float:
     for _ in range(times):
         one.check(incoming)
     return (time.perf_counter() - began) / times
+
+
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_RATE_LIMITS", "10/second;600/minute")
+    monkeypatch.setenv("GATEWAY_QUOTAS", "off")
+    monkeypatch.setenv("GATEWAY_KEY_RATE_LIMITS", "off")
+    monkeypatch.setenv("GATEWAY_KEY_QUOTAS", "1000/day")
+    read = GatewaySettings().limits()
+    assert [each.name for each in read.subject] == ["rate-second", "rate-minute"]
+    assert [each.name for each in read.key] == ["quota-day"]
+
+
+def test_limits_hold_unless_they_are_turned_off() -> None:
+    read = GatewaySettings().limits()
+    assert [each.name for each in read.subject] == ["rate-minute", "quota-day"]
+    assert [each.name for each in read.key] == ["rate-minute", "quota-day"]
+
+
+def test_wrong_limit_ends_the_process_with_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GATEWAY_QUOTAS", "a lot")
+    with pytest.raises(SystemExit) as caught:
+        GatewaySettings.from_environment()
+    assert "GATEWAY_QUOTAS" in str(caught.value)

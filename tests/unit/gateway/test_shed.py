@@ -10,6 +10,7 @@ import pytest
 
 from gateway.concurrency import ConcurrencySettings
 from gateway.errors import Overloaded
+from gateway.settings import GatewaySettings
 from gateway.shed import Shed, ShedSettings, Ticket
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
@@ -269,3 +270,13 @@ def _cost_s(one: Shed, times: int = 5000) -> float:
         ticket.head()
         ticket.leave()
     return (time.perf_counter() - began) / times
+
+
+def test_settings_are_brought_in_where_they_contradict_each_other() -> None:
+    given = GatewaySettings(
+        gateway_upstream_min=50, gateway_upstream_initial=10, gateway_upstream_max=20
+    ).shed()
+    assert (given.upstream.minimum, given.upstream.initial, given.upstream.maximum) == (50, 50, 50)
+    usual = GatewaySettings().shed()
+    # One service alone must not be able to fill the group.
+    assert usual.upstream.maximum < usual.group * (1 - usual.reserved)
