@@ -120,6 +120,8 @@ class Line:
             except (RedisError, OSError) as error:
                 if self.hearing:
                     log.warning("news of breakers lost", error=type(error).__name__)
+            except Exception as error:  # a thread that ends would hear of nothing any more
+                log.error("news of breakers failed", error=type(error).__name__, exc_info=error)
             finally:
                 self.hearing = False
             stopped.wait(_RETRY_S * (0.5 + random.random()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from discovery.breaker_machine import REMEMBERED
 from discovery.client import ServiceClient
 from discovery.clock import Clock
 from discovery.model import Domain
@@ -40,8 +41,12 @@ class Pictures:
         self._clock = clock
         self.obeyed: deque[str] = deque(maxlen=32)
 
-    def own(self, transitions: int = 20) -> Picture:
-        """This process's breakers now, with their last transitions."""
+    def own(self, transitions: int = REMEMBERED, *, quiet: bool = True) -> Picture:
+        """This process's breakers now, with their last transitions; without those that never changed unless `quiet`.
+
+        A service that has left the catalog is left out, once its breaker is closed.
+        """
+        known = self._view.snapshot().services
         return Picture(
             instance=self._instance,
             group=self._group,
@@ -51,14 +56,15 @@ class Pictures:
             breakers={
                 service: BreakerPicture.of(snapshot, transitions)
                 for service, snapshot in self._client.breakers().items()
+                if snapshot.state != "closed" or (service in known and (quiet or snapshot.number))
             },
         )
 
     def publish(self) -> None:
-        """Show it to the others. Raises Away."""
+        """Show it to the others, in less detail where it would be too long to be read. Raises Away."""
         picture = self.own().model_dump_json().encode()
         if len(picture) > shapes.MAX_PICTURE_BYTES:
-            picture = self.own(transitions=1).model_dump_json().encode()
+            picture = self.own(1, quiet=False).model_dump_json().encode()
         key = shapes.picture_key(self._group, self._instance)
         self._line.write(lambda pipe: pipe.set(key, picture, px=int(TTL_S * 1000)))
 

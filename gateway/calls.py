@@ -44,8 +44,11 @@ class Calls:
     ) -> discovery.Response:
         """Call a service; `target` is path and query. Retries are ServiceClient's, and so is the rest. Raises CallError, Overloaded.
 
-        A streamed answer must be read to its end or closed; until then it holds its place. `incoming` is whose request it is.
+        A streamed answer must be read to its end or closed; until then it holds its place. `incoming` is whose request it is;
+        its client is the `source_key` where there is no other.
         """
+        if source_key is None and incoming is not None:
+            source_key = incoming.client
         ticket = self._shed.enter(service, priority=self._domain_of(service) == "identity")
         try:
             response = self.client.request(

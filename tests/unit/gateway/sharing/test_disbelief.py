@@ -11,11 +11,13 @@ from collections.abc import Callable
 import pytest
 from redis import Redis
 
-from discovery import BreakerSettings
-from gateway.breaker_news import hand_key, picture_key, trip_key, trips_channel
+from discovery import BreakerSettings, Instance
+from gateway.breaker_line import TIMEOUT_S, Line
+from gateway.breaker_news import MAX_PICTURE_BYTES, hand_key, picture_key, trip_key, trips_channel
+from services.kit.redis_client import connect
 from tests.support.breaker_process import OPEN_S, Process, ignored, names, news, tell
 from tests.support.eventually import eventually, time_scale
-from tests.support.servers import redis
+from tests.support.servers import RedisServer, redis
 
 # -- what is not believed
 
@@ -125,6 +127,52 @@ def test_picture_under_another_ones_name_is_ignored(start: Callable[..., Process
     eventually(lambda: raw.exists(picture_key("business", one.name)), 3)
     raw.set(picture_key("business", "gateway-business-x"), raw.get(picture_key("business", one.name)))
     assert one.sharing.pictures.members(["business"])[0]["business"]["gateway-business-x"] is None
+
+
+def test_what_goes_wrong_with_one_news_does_not_end_the_listening(server: RedisServer) -> None:
+    line = Line(connect(server.url, None, timeout_s=TIMEOUT_S, connections=4))
+    heard: list[bytes] = []
+    begun, stopped = threading.Semaphore(0), threading.Event()
+
+    def hear(_: str, data: bytes) -> None:
+        heard.append(data)
+        raise RuntimeError("a mistake of ours")
+
+    def follow() -> None:
+        line.follow(["channel"], stopped=stopped, begun=begun.release, heard=hear)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        with Redis(port=server.port) as raw:
+            for number in (1, 2):
+                assert begun.acquire(timeout=5)
+                raw.publish("channel", str(number))
+                eventually(lambda number=number: heard[-1:] == [b"%d" % number], 5)
+    finally:
+        stopped.set()
+        thread.join(5)
+
+
+def test_picture_of_thousands_of_services_can_still_be_read(start: Callable[..., Process]) -> None:
+    names = ("gateway-business-r1", "gateway-business-r2")
+    one, two = (start(name=name, members=names) for name in names)
+    many = [Instance(f"service-{n}", f"s-{n}", "node-1", "127.0.0.1", 1) for n in range(4000)]
+    view = one.sharing._view
+    known = [each for group in view.snapshot().services.values() for each in group]
+    view.replace([*known, *many])  # type: ignore[attr-defined]
+    for each in many:
+        one.client.breaker(each.service)
+    assert len(one.sharing.pictures.own().model_dump_json()) > MAX_PICTURE_BYTES
+    one.fail()
+
+    def seen() -> bool:
+        picture = two.sharing.pictures.members(["business"])[0]["business"][one.name]
+        return picture is not None and {one.service: "open"} == {
+            service: each.state for service, each in picture.breakers.items()
+        }
+
+    eventually(seen, 5)
 
 
 # -- without Redis
