@@ -1,0 +1,172 @@
+"""Which connections are kept, for how long, and what becomes of a request on one that has died."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from discovery import ResponseLost, RetrySettings, ServiceClient, StaticView
+from discovery.clock import SystemClock
+from tests.support.eventually import eventually
+from tests.support.raw import ANSWER, Peer, RawServer, answering, client_of, raw_server, recording
+
+
+@pytest.fixture
+def server() -> Iterator[RawServer]:
+    with raw_server(answering(ANSWER)) as raw:
+        raw.behave = recording(raw, lambda peer: peer.say(ANSWER))
+        yield raw
+
+
+def test_connection_closed_while_idle_is_noticed_before_a_post_goes_out(server: RawServer) -> None:
+    def behave(peer: Peer) -> None:
+        server.requests.append(peer.request())
+        peer.say(ANSWER)
+
+    server.behave = behave
+    calls = client_of(server.instance())
+    for number in range(1, 4):
+        assert calls.request("POST", "users", "/").attempts == 1
+        eventually(lambda peer=server.peers[-1]: peer.sock.fileno() < 0, within_s=5)
+        assert len(server.requests) == len(server.peers) == number
+
+
+def test_words_out_of_turn_are_nobodys_answer(server: RawServer) -> None:
+    said = threading.Event()
+
+    def behave(peer: Peer) -> None:
+        while peer.request():
+            peer.say(ANSWER)
+            time.sleep(0.02)
+            peer.say(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+            said.set()
+
+    server.behave = behave
+    calls = client_of(server.instance())
+    for _ in range(2):
+        said.clear()
+        assert calls.request("GET", "users", "/").status == 200
+        assert said.wait(5)
+    assert len(server.peers) == 2
+
+
+def dies_on_its_second_request(server: RawServer, after_s: float = 0.0) -> Callable[[Peer], None]:
+    def behave(peer: Peer) -> None:
+        server.requests.append(peer.request())
+        peer.say(ANSWER)
+        if second := peer.request():
+            server.requests.append(second)
+            time.sleep(after_s)
+
+    return behave
+
+
+def test_kept_connection_that_ends_unheard_is_replaced_for_what_may_run_twice(server: RawServer) -> None:
+    server.behave = dies_on_its_second_request(server)
+    calls = client_of(server.instance())
+    calls.request("GET", "users", "/1")
+    response = calls.request("GET", "users", "/2")
+    assert (response.status, response.attempts) == (200, 1)
+    assert [request.split(b" ")[1] for request in server.requests] == [b"/1", b"/2", b"/2"]
+    assert len(server.peers) == 2
+
+
+def test_kept_connection_that_ends_unheard_loses_what_may_not_run_twice(server: RawServer) -> None:
+    server.behave = dies_on_its_second_request(server)
+    calls = client_of(server.instance(), retry=RetrySettings(attempts=3))
+    calls.request("POST", "users", "/1")
+    with pytest.raises(ResponseLost):
+        calls.request("POST", "users", "/2")
+    assert [request.split(b" ")[1] for request in server.requests] == [b"/1", b"/2"]
+    server.requests.clear()
+    calls.request("POST", "users", "/3")
+    assert calls.request("POST", "users", "/4", headers={"Idempotency-Key": "k"}).status == 200
+
+
+def test_kept_connection_that_ends_late_had_its_request(server: RawServer) -> None:
+    server.behave = dies_on_its_second_request(server, after_s=0.7)
+    calls = client_of(server.instance())
+    calls.request("GET", "users", "/1")
+    with pytest.raises(ResponseLost):
+        calls.request("GET", "users", "/2")
+
+
+def test_fresh_connection_that_ends_unheard_is_not_replaced(server: RawServer) -> None:
+    def behave(peer: Peer) -> None:
+        server.requests.append(peer.request())
+
+    server.behave = behave
+    with pytest.raises(ResponseLost):
+        client_of(server.instance()).request("GET", "users", "/")
+    assert len(server.requests) == 1
+
+
+def test_idle_connections_are_bounded(server: RawServer) -> None:
+    together = threading.Barrier(6)
+
+    def answer(peer: Peer) -> None:
+        together.wait(10)
+        peer.say(ANSWER)
+
+    server.behave = recording(server, answer)
+    calls = client_of(server.instance(), connections=2)
+    threads = [threading.Thread(target=calls.request, args=("GET", "users", "/")) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(server.peers) == 6
+    eventually(lambda: sum(peer.sock.fileno() >= 0 for peer in server.peers) == 2, within_s=5)
+
+
+class ShiftedClock(SystemClock):
+    """The real clock, `shift_s` ahead."""
+
+    shift_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.shift_s
+
+
+def test_connections_idle_for_a_minute_are_closed(server: RawServer) -> None:
+    clock = ShiftedClock()
+    with raw_server(answering(ANSWER)) as other:
+        calls = client_of(server.instance(id="a"), other.instance(id="b"), clock=clock)
+        calls.request("GET", "users", "/", balance="first")
+        clock.shift_s = 55
+        calls.request("GET", "users", "/", balance="first")
+        assert len(server.peers) == 1
+        clock.shift_s = 120
+        # Whoever is called next, what has been idle goes.
+        avoid = [("node-1", "a", server.address, server.port)]
+        assert calls.request("GET", "users", "/", avoid=avoid).instance.id == "b"
+        eventually(lambda: server.peers[0].sock.fileno() < 0, within_s=5)
+
+
+def test_connections_to_an_instance_that_is_gone_are_closed(server: RawServer) -> None:
+    release = threading.Event()
+
+    def answer(peer: Peer) -> None:
+        if len(server.requests) == 2:
+            release.wait(10)
+        peer.say(ANSWER)
+
+    server.behave = recording(server, answer)
+    with raw_server(answering(ANSWER)) as other:
+        view = StaticView([server.instance(id="a")])
+        calls = ServiceClient(view)
+        calls.request("GET", "users", "/")
+        answers: list[bytes] = []
+        busy = threading.Thread(target=lambda: answers.append(calls.request("GET", "users", "/").data))
+        busy.start()
+        eventually(lambda: len(server.requests) == 2, within_s=5)
+        view.replace([other.instance(id="b")])
+        object.__setattr__(view.snapshot(), "version", 2)
+        assert calls.request("GET", "users", "/").instance.id == "b"
+        release.set()
+        busy.join(10)
+        assert answers == [b"ok"], "a call under way ends well"
+        eventually(lambda: server.peers[0].sock.fileno() < 0, within_s=5)
