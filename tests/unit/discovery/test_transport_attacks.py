@@ -1,0 +1,279 @@
+"""Instances that mean harm, or are broken: every call ends in time, within bounds, and with an error of ours."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from discovery import CallError, DeadlineExceeded, ResponseLost, ResponseTimeout
+from tests.support.eventually import eventually, time_scale
+from tests.support.raw import ANSWER, Peer, RawServer, answering, client_of, raw_server
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def server() -> Iterator[RawServer]:
+    with raw_server(answering(ANSWER)) as raw:
+        yield raw
+
+
+def first(attack: Callable[[Peer], object]) -> Callable[[Peer], None]:
+    """The first connection attacks; those after it are answered well."""
+
+    def behave(peer: Peer) -> None:
+        if peer.number == 0:
+            peer.request()
+            attack(peer)
+            peer.closed()
+        else:
+            answering(ANSWER)(peer)
+
+    return behave
+
+
+def endless(begin: bytes, drop: bytes) -> Callable[[Peer], None]:
+    def attack(peer: Peer) -> None:
+        peer.say(begin)
+        peer.repeat(drop)
+
+    return attack
+
+
+def saying(data: bytes) -> Callable[[Peer], None]:
+    return lambda peer: peer.say(data)
+
+
+ATTACKS = {
+    "endless status line": endless(b"HTTP/1.1 200 ", b"x" * 4096),
+    "endless header": endless(OK + b"X: ", b"x" * 4096),
+    "endless headers": endless(OK, b"X: y\r\n" * 500),
+    "endless name": endless(OK, b"x" * 4096),
+    "endless interim answers": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+    "endless interim headers": endless(b"", b"HTTP/1.1 103 E\r\nX: y\r\n\r\n" * 100),
+    "header flood": saying(OK + b"X: y\r\n" * 1000 + b"Content-Length: 0\r\n\r\n"),
+    "endless chunk extension": endless(CHUNKED + b"1;", b"x" * 4096),
+    "endless chunk size": endless(CHUNKED, b"0" * 4096),
+    "endless trailers": endless(CHUNKED + b"1\r\na\r\n0\r\n", b"X: y\r\n" * 500),
+    "endless noise": endless(b"", b"\xff\0" * 2048),
+    "endless line ends": endless(b"", b"\r\n" * 2048),
+    "two lengths": saying(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok"),
+    "length and chunks": saying(
+        OK + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+    ),
+    "unknown coding": saying(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+    "bad chunk size": saying(CHUNKED + b"2\r\nok\r\nzz\r\n"),
+    "overflowing chunk size": saying(CHUNKED + b"ffffffffffffffff1\r\nok"),
+    "chunk longer than said": saying(CHUNKED + b"2\r\noklo\r\n0\r\n\r\n"),
+    "another protocol": saying(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "our own request": saying(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "upgrade": saying(b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"),
+    "half a head": lambda peer: (peer.say(OK + b"Content-Le"), peer.sock.shutdown(socket.SHUT_RDWR)),
+    "half a body": lambda peer: (
+        peer.say(OK + b"Content-Length: 9\r\n\r\nok"),
+        peer.sock.shutdown(socket.SHUT_RDWR),
+    ),
+    "half the chunks": lambda peer: (
+        peer.say(CHUNKED + b"2\r\nok\r\n"),
+        peer.sock.shutdown(socket.SHUT_RDWR),
+    ),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack_is_an_error_within_bounds_and_its_connection_is_never_used_again(
+    server: RawServer, name: str, stream: bool
+) -> None:
+    server.behave = first(ATTACKS[name])
+    calls = client_of(server.instance())
+    began = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ResponseLost) as lost:
+            _ = calls.request("GET", "users", "/", deadline_s=5, stream=stream).data
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+    assert not isinstance(lost.value, ResponseTimeout)
+    assert time.monotonic() - began < 2 * time_scale()
+    assert lost.value.instance_id == "users-0"
+    assert calls.breakers()["users"].failures == 1
+    assert calls.request("GET", "users", "/").data == b"ok"
+    assert len(server.peers) == 2
+    eventually(lambda: server.peers[0].sock.fileno() < 0, within_s=2)
+
+
+@pytest.mark.parametrize(
+    ("begin", "drop"),
+    [(b"", b"H"), (OK, b"X"), (CHUNKED + b"1;", b"x"), (CHUNKED + b"1\r\na\r\n0\r\n", b"X")],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_drops_that_never_make_a_piece_do_not_stretch_the_time(
+    server: RawServer, begin: bytes, drop: bytes, stream: bool
+) -> None:
+    """A timeout for each byte would never end."""
+
+    def drip(peer: Peer) -> None:
+        peer.say(begin or b"HTTP/1.1 200 ")
+        for _ in range(200):
+            time.sleep(0.02)
+            peer.say(drop)
+
+    server.behave = first(drip)
+    calls = client_of(server.instance(), attempt_timeout_s=0.3, stream_idle_s=0.3)
+    began = time.monotonic()
+    with pytest.raises(ResponseTimeout):
+        _ = calls.request("GET", "users", "/", deadline_s=5, stream=stream).data
+    assert 0.25 < time.monotonic() - began < 1.5 * time_scale()
+
+
+def test_answer_that_drips_ends_at_the_deadline(server: RawServer) -> None:
+    def drip(peer: Peer) -> None:
+        peer.say(OK + b"Content-Length: 1000\r\n\r\n")
+        for _ in range(200):
+            time.sleep(0.02)
+            peer.say(b"x")
+
+    server.behave = first(drip)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        client_of(server.instance()).request("GET", "users", "/", deadline_s=0.6)
+    assert time.monotonic() - began < 1.5 * time_scale()
+
+
+# -- while the body is still being sent
+
+LONG = b"x" * 30_000_000
+
+
+def chunks(taken: list[int]) -> Iterator[bytes]:
+    """A body of 30 MB that tells how much of it was asked for."""
+    for _ in range(480):
+        taken[0] += 1
+        yield b"x" * 65536
+
+
+def refusing(peer: Peer) -> None:
+    """Says no to the head, and reads nothing of the body."""
+    if peer.number == 0:
+        peer.head()
+        peer.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        time.sleep(1)
+    else:
+        answering(ANSWER)(peer)
+
+
+@pytest.mark.parametrize("by_iterator", [False, True])
+def test_refusal_before_the_body_was_sent_is_the_answer(server: RawServer, by_iterator: bool) -> None:
+    server.behave = refusing
+    calls = client_of(server.instance())
+    taken = [0]
+    began = time.monotonic()
+    answer = calls.request("POST", "users", "/", body=chunks(taken) if by_iterator else LONG, deadline_s=5)
+    assert (answer.status, answer.data) == (413, b"no")
+    assert time.monotonic() - began < 0.9 * time_scale(), "without waiting for room"
+    assert taken[0] < 400, "nor reading the caller's body to its end"
+    assert calls.request("GET", "users", "/").data == b"ok"
+    assert len(server.peers) == 2, "the rest of the body would be taken for a request"
+
+
+def test_refusal_with_a_closed_connection_is_the_answer(server: RawServer) -> None:
+    def behave(peer: Peer) -> None:
+        peer.head()
+        peer.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        # Closed with the body unread: what is still under way is answered by a reset.
+
+    server.behave = behave
+    for body in (LONG, chunks([0])):
+        answer = client_of(server.instance()).request("POST", "users", "/", body=body, deadline_s=5)
+        assert (answer.status, answer.data) == (413, b"no")
+
+
+def test_good_answer_that_begins_early_does_not_stop_the_body(server: RawServer) -> None:
+    """Who copies a body into its answer needs all of it."""
+    received = []
+
+    def copy(peer: Peer) -> None:
+        head = peer.head()
+        peer.say(OK + b"Content-Length: 2\r\n\r\n")
+        time.sleep(0.1)
+        received.append(head + b"\r\n\r\n" + peer.request().partition(b"\r\n\r\n")[2])
+        peer.say(b"ok")
+
+    server.behave = copy
+    answer = client_of(server.instance()).request("POST", "users", "/", body=chunks([0]), deadline_s=10)
+    assert answer.data == b"ok"
+    assert received[0].count(b"x") == 480 * 65536
+
+
+def test_good_answer_from_one_who_reads_nothing_ends_in_time(server: RawServer) -> None:
+    release = threading.Event()
+
+    def behave(peer: Peer) -> None:
+        peer.head()
+        peer.say(ANSWER)
+        release.wait(10)
+
+    server.behave = behave
+    began = time.monotonic()
+    with pytest.raises(ResponseTimeout):
+        client_of(server.instance(), attempt_timeout_s=0.5).request("POST", "users", "/", body=LONG)
+    assert time.monotonic() - began < 1.5 * time_scale()
+    release.set()
+
+
+@pytest.mark.parametrize("by_iterator", [False, True])
+def test_one_who_neither_reads_nor_answers_costs_a_timeout(server: RawServer, by_iterator: bool) -> None:
+    release = threading.Event()
+    server.behave = lambda peer: release.wait(10)
+    calls = client_of(server.instance(), attempt_timeout_s=0.5)
+    began = time.monotonic()
+    with pytest.raises(ResponseTimeout):
+        calls.request("POST", "users", "/", body=chunks([0]) if by_iterator else LONG)
+    assert 0.4 < time.monotonic() - began < 1.5 * time_scale()
+    release.set()
+
+
+def test_one_who_hangs_up_on_the_body_has_lost_the_answer(server: RawServer) -> None:
+    server.behave = lambda peer: peer.head()
+    calls = client_of(server.instance())
+    for body in (LONG, chunks([0])):
+        with pytest.raises(ResponseLost):
+            calls.request("POST", "users", "/", body=body, deadline_s=5)
+
+
+def test_noise_while_the_body_is_sent_is_an_error(server: RawServer) -> None:
+    def behave(peer: Peer) -> None:
+        peer.head()
+        peer.repeat(b"\xff" * 1000)
+
+    server.behave = behave
+    with pytest.raises(ResponseLost):
+        client_of(server.instance()).request("POST", "users", "/", body=chunks([0]), deadline_s=5)
+
+
+def test_callers_slow_body_is_not_held_against_the_instance(server: RawServer) -> None:
+    def slow() -> Iterator[bytes]:
+        for _ in range(5):
+            time.sleep(0.15)
+            yield b"x"
+
+    calls = client_of(server.instance(), attempt_timeout_s=0.4)
+    answer = calls.request("POST", "users", "/", body=slow(), stream=True, deadline_s=10)
+    assert answer.data == b"ok"
+
+
+def test_connections_that_attacks_leave_behind_are_closed(server: RawServer) -> None:
+    server.behave = lambda peer: (peer.request(), peer.say(b"nonsense"), peer.closed())
+    calls = client_of(server.instance())
+    for _ in range(5):
+        with pytest.raises(CallError):
+            calls.request("GET", "users", "/")
+    eventually(lambda: all(peer.sock.fileno() < 0 for peer in server.peers), within_s=5)
