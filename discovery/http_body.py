@@ -44,6 +44,7 @@ class Decoder:
         # 47: gzip or zlib, whichever its first bytes show. Ref: zlib's inflateInit2.
         self._inflate = zlib.decompressobj(47)
         self._may_be_raw = encoding == "deflate"
+        self._first = b""
         self._fed = False
 
     @staticmethod
@@ -53,8 +54,19 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What `data` unpacks to. Raises BadEncoding."""
         self._fed = True
+        if self._may_be_raw:
+            data = self._first = self._first + data
+            if len(data) < 2:
+                return
+            self._may_be_raw = False
+            if data[0] & 15 != 8 or int.from_bytes(data[:2], "big") % 31:
+                # Some servers call deflate what lacks zlib's wrapping (RFC 9110, section 8.4.1.2; its header: RFC 1950, 2.2).
+                self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         while True:
-            piece = self._unpack(data)
+            try:
+                piece = self._inflate.decompress(data, PIECE_BYTES)
+            except zlib.error as error:
+                raise BadEncoding(f"its content encoding: {error}") from error
             if piece:
                 yield piece
             if self._inflate.unused_data:
@@ -67,14 +79,3 @@ class Decoder:
         """All has been fed. Raises BadEncoding where the encoded body is cut short."""
         if self._fed and not self._inflate.eof:
             raise BadEncoding("its content encoding ends early")
-
-    def _unpack(self, data: bytes) -> bytes:
-        first, self._may_be_raw = self._may_be_raw, False
-        try:
-            return self._inflate.decompress(data, PIECE_BYTES)
-        except zlib.error as error:
-            if not first:
-                raise BadEncoding(f"its content encoding: {error}") from error
-            # Some servers call deflate what lacks zlib's wrapping (RFC 9110, section 8.4.1.2).
-            self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-            return self._unpack(data)

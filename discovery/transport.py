@@ -73,19 +73,19 @@ class _Pool:
                 connection = self._idle.pop()
             except IndexError:
                 return None
-            if self._clock.monotonic() - connection.idle_since < IDLE_S and connection.quiet():
+            if connection.quiet():
                 return connection
             connection.close()
 
     def give(self, connection: Connection) -> None:
         """Take back a connection whose exchange is over."""
-        if self.closed or not connection.reusable or len(self._idle) >= self._limit:
+        if not connection.reusable or len(self._idle) >= self._limit:
             connection.close()
             return
         connection.kept = True
         connection.idle_since = self._clock.monotonic()
         self._idle.append(connection)
-        if self.closed:
+        if self.closed:  # asked last: it may just have happened
             self.close()
 
     def sweep(self, idle_s: float = IDLE_S) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from discovery import AnswerTooLarge, ResponseLost
-from tests.support.eventually import eventually
+from discovery.http_body import Decoder
+from tests.support.eventually import eventually, time_scale
 from tests.support.raw import ANSWER, Peer, RawServer, answering, client_of, raw_server, recording
 
 
@@ -115,6 +116,22 @@ def test_encodings_are_undone_and_no_longer_named(server: RawServer, coding: str
     assert "content-length" not in response.headers
 
 
+@pytest.mark.parametrize("length", [0, 1, 65536, 65537, 131_318])
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "raw"])
+def test_decoder_gives_all_of_it_in_bounded_pieces(coding: str, length: int) -> None:
+    """131318 zeros without a wrapping: all is fed by the time that the second piece is full."""
+    pack = {"gzip": gzip.compress, "deflate": zlib.compress, "raw": raw_deflate}[coding]
+    packed = pack(bytes(length))
+    for step in (1, 7, len(packed)):
+        decoder = Decoder("gzip" if coding == "gzip" else "deflate")
+        pieces = [
+            piece for at in range(0, len(packed), step) for piece in decoder.feed(packed[at : at + step])
+        ]
+        decoder.end()
+        assert b"".join(pieces) == bytes(length)
+        assert max(map(len, pieces), default=0) <= 65536
+
+
 def test_encodings_stay_where_the_answer_is_streamed_or_unknown(server: RawServer) -> None:
     packed = gzip.compress(TEXT)
     server.behave = answering(encoded("gzip", packed), encoded("br", b"whatever"))
@@ -195,6 +212,19 @@ def test_announced_length_over_the_limit_is_not_read(server: RawServer) -> None:
     eventually(lambda: sent, within_s=5)
     assert sent[0] < 20_000_000, "what the socket buffers hold, and no more"
     assert calls.breakers()["users"].failures == 0, "a long answer is no failure"
+
+
+def test_announced_length_over_the_limit_is_not_waited_for(server: RawServer) -> None:
+    def behave(peer: Peer) -> None:
+        peer.request()
+        peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n")
+        peer.closed()
+
+    server.behave = behave
+    began = time.monotonic()
+    with pytest.raises(AnswerTooLarge):
+        client_of(server.instance(), attempt_timeout_s=3).request("GET", "users", "/")
+    assert time.monotonic() - began < 1 * time_scale()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -196,6 +196,33 @@ def test_refusal_with_a_closed_connection_is_the_answer(server: RawServer) -> No
         assert (answer.status, answer.data) == (413, b"no")
 
 
+def test_refusal_ends_a_body_that_comes_slowly(server: RawServer) -> None:
+    taken = [0]
+
+    def slow() -> Iterator[bytes]:
+        for _ in range(100):
+            taken[0] += 1
+            yield b"x"
+            time.sleep(0.05)
+
+    server.behave = refusing
+    answer = client_of(server.instance()).request("POST", "users", "/", body=slow(), deadline_s=10)
+    assert (answer.status, answer.data) == (413, b"no")
+    assert taken[0] < 15, "before the instance closes"
+
+
+def test_good_answer_of_one_who_closes_with_the_body_unread_is_the_answer(server: RawServer) -> None:
+    def behave(peer: Peer) -> None:
+        peer.head()
+        peer.say(ANSWER)
+        time.sleep(0.1)
+
+    server.behave = behave
+    for body in (LONG, chunks([0])):
+        answer = client_of(server.instance()).request("POST", "users", "/", body=body, deadline_s=5)
+        assert (answer.status, answer.data) == (200, b"ok")
+
+
 def test_good_answer_that_begins_early_does_not_stop_the_body(server: RawServer) -> None:
     """Who copies a body into its answer needs all of it."""
     received = []
@@ -264,6 +291,16 @@ def test_callers_slow_body_is_not_held_against_the_instance(server: RawServer) -
         for _ in range(5):
             time.sleep(0.15)
             yield b"x"
+
+    calls = client_of(server.instance(), attempt_timeout_s=0.4)
+    answer = calls.request("POST", "users", "/", body=slow(), stream=True, deadline_s=10)
+    assert answer.data == b"ok"
+
+
+def test_each_piece_of_a_body_has_its_own_time(server: RawServer) -> None:
+    def slow() -> Iterator[bytes]:
+        time.sleep(0.5)
+        yield LONG
 
     calls = client_of(server.instance(), attempt_timeout_s=0.4)
     answer = calls.request("POST", "users", "/", body=slow(), stream=True, deadline_s=10)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from discovery import ResponseLost, RetrySettings, ServiceClient, StaticView
+from discovery import ConnectFailed, ResponseLost, RetrySettings, ServiceClient, StaticView
 from discovery.clock import SystemClock
+from discovery.http_connection import connect
 from tests.support.eventually import eventually
 from tests.support.raw import ANSWER, Peer, RawServer, answering, client_of, raw_server, recording
 
@@ -94,14 +98,37 @@ def test_kept_connection_that_ends_late_had_its_request(server: RawServer) -> No
         calls.request("GET", "users", "/2")
 
 
-def test_fresh_connection_that_ends_unheard_is_not_replaced(server: RawServer) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_fresh_connection_that_ends_unheard_is_not_replaced(server: RawServer, stream: bool) -> None:
     def behave(peer: Peer) -> None:
         server.requests.append(peer.request())
 
     server.behave = behave
     with pytest.raises(ResponseLost):
-        client_of(server.instance()).request("GET", "users", "/")
+        client_of(server.instance()).request("GET", "users", "/", stream=stream)
     assert len(server.requests) == 1
+
+
+def test_connection_reset_before_anything_was_written_is_a_failed_one(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that even a POST goes to another instance."""
+
+    def connect_slowly(*where: Any) -> socket.socket:
+        sock = connect(*where)
+        time.sleep(0.05)
+        return sock
+
+    def reset(peer: Peer) -> None:
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    monkeypatch.setattr("discovery.transport.connect", connect_slowly)
+    server.behave = reset
+    with pytest.raises(ConnectFailed):
+        client_of(server.instance()).request("POST", "users", "/", body=b"x")
+    with raw_server(answering(ANSWER)) as other:
+        calls = client_of(server.instance(id="a"), other.instance(id="b"), retry=RetrySettings(attempts=2))
+        assert calls.request("POST", "users", "/", body=b"x", balance="first").instance.id == "b"
 
 
 def test_idle_connections_are_bounded(server: RawServer) -> None:
@@ -150,23 +177,31 @@ def test_connections_to_an_instance_that_is_gone_are_closed(server: RawServer) -
     release = threading.Event()
 
     def answer(peer: Peer) -> None:
-        if len(server.requests) == 2:
+        if b"/busy" in server.requests[-1]:
             release.wait(10)
-        peer.say(ANSWER)
+        if b"/hold" in server.requests[-1]:
+            peer.say(ANSWER[:-2])
+            time.sleep(0.1)
+            peer.say(b"ok")
+        else:
+            peer.say(ANSWER)
 
     server.behave = recording(server, answer)
     with raw_server(answering(ANSWER)) as other:
         view = StaticView([server.instance(id="a")])
         calls = ServiceClient(view)
-        calls.request("GET", "users", "/")
-        answers: list[bytes] = []
-        busy = threading.Thread(target=lambda: answers.append(calls.request("GET", "users", "/").data))
+        # Responses are held on to, so that nothing closes by being forgotten.
+        answers = [calls.request("GET", "users", "/")]
+        held = calls.request("GET", "users", "/hold", stream=True)
+        busy = threading.Thread(target=lambda: answers.append(calls.request("GET", "users", "/busy")))
         busy.start()
-        eventually(lambda: len(server.requests) == 2, within_s=5)
+        eventually(lambda: len(server.requests) == 3, within_s=5)
+        assert len(server.peers) == 2
+        assert held.data == b"ok"
         view.replace([other.instance(id="b")])
         object.__setattr__(view.snapshot(), "version", 2)
         assert calls.request("GET", "users", "/").instance.id == "b"
         release.set()
         busy.join(10)
-        assert answers == [b"ok"], "a call under way ends well"
-        eventually(lambda: server.peers[0].sock.fileno() < 0, within_s=5)
+        assert [answer.data for answer in answers] == [b"ok", b"ok"], "a call under way ends well"
+        eventually(lambda: all(peer.sock.fileno() < 0 for peer in server.peers), within_s=5)
