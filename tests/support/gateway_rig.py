@@ -76,6 +76,10 @@ class Gateway:
     def start(self) -> None:
         """Start it (again) on the same port, and wait until it may take traffic."""
         self.process.start()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it may take traffic."""
 
         def ready_or_ended() -> bool:
             return not self.process.running or self._ready()
@@ -279,10 +283,12 @@ def gateway_rig(
         rig = Rig(catalog, cache, issuer, [])
         for domain in domains or ("business",):
             rig.gateways.append(stack.enter_context(_gateway(domain, folder, variables)))
+        for gateway in rig.gateways:
+            gateway.wait()
         try:
             yield rig
         finally:
-            # All at once: each takes seconds to leave.
+            # All at once, as they were started: each takes seconds.
             for each in rig.gateways:
                 if each.process.running:
                     each.process.signal(signal.SIGTERM)
@@ -290,6 +296,7 @@ def gateway_rig(
 
 @contextlib.contextmanager
 def _gateway(domain: str, folder: Path, variables: Mapping[str, str]) -> Iterator[Gateway]:
+    """A gateway that has been started, and may not be ready yet."""
     port = free_port()
     id_ = f"gateway-{domain}-{port}"
     clean = {
@@ -303,7 +310,7 @@ def _gateway(domain: str, folder: Path, variables: Mapping[str, str]) -> Iterato
     )
     started = Gateway(id_, domain, port, process)
     try:
-        started.start()
+        process.start()
         yield started
     finally:
         process.stop()

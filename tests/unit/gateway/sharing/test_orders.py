@@ -60,7 +60,7 @@ def test_without_redis_an_order_reaches_the_own_process_at_once(start: Callable[
     alone = start(on=None, wait=False, members=("gateway-business-else",))
     begun = time.monotonic()
     outcome = alone.sharing.order("business", alone.service, "open", 30, "by root")
-    assert time.monotonic() - begun < 0.1 * time_scale()
+    assert time.monotonic() - begun < 0.5 * time_scale()
     assert (outcome.taken_by, outcome.missing) == ([alone.name], ["gateway-business-else"])
     assert (outcome.shared, alone.state) == (False, "open")
 
