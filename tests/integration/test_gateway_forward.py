@@ -26,7 +26,9 @@ BUSINESS, AI = 0, 1
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
-    with gateway_rig("business", "ai", env={"MAX_BODY_BYTES": str(64 * MIB), "BODY_TIMEOUT_S": "1"}) as made:
+    with gateway_rig(
+        "business", "ai", with_redis=True, env={"MAX_BODY_BYTES": str(64 * MIB), "BODY_TIMEOUT_S": "1"}
+    ) as made:
         yield made
 
 
