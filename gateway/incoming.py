@@ -25,6 +25,9 @@ from services.kit.kit import Kit
 CHUNK_BYTES = 16 * 1024
 TOO_LARGE = "The body is larger than the gateway passes on."
 NOT_WHOLE = "The body is not whole."
+# They are about the way itself, as at the edge.
+_REFUSED_METHODS = frozenset({"CONNECT", "TRACE"})
+_LONGEST_ADDRESS = 45
 # The same that the edge denies: what an instance might read as another path than we do.
 _TRICK = re.compile(
     r"//|/\.\.?(?:/|$)|[\\;#]|[^!-~]|%(?:00|0a|0d|2e|2f|5c|25|(?![0-9a-f]{2}))", re.IGNORECASE
@@ -61,6 +64,8 @@ class Reader:
 
     def read(self, environ: dict[str, Any], caller: Caller) -> Incoming:
         """The request. Raises Refused, RouteUnknown."""
+        if environ["REQUEST_METHOD"] in _REFUSED_METHODS:
+            raise Refused(405, "This method is not passed on.")
         path, _, query = environ["RAW_URI"].partition("?")
         if path[:1] != "/":
             path = _after_authority(path)
@@ -78,8 +83,7 @@ class Reader:
             headers=_headers(environ, caller),
             service=route.service if route is not None else self._kit.name,
             domain=self._settings.gateway_domain,
-            client=environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
-            or environ["REMOTE_ADDR"],
+            client=_client(environ),
             request_id=caller.request_id,
             traceparent=caller.traceparent,
             deadline=min(caller.deadline, now + timeout_s),
@@ -202,6 +206,13 @@ def _after_authority(uri: str) -> str:
     if not scheme:
         raise Refused(400, "The request names no path.")
     return "/" + rest.partition("/")[2]
+
+
+def _client(environ: dict[str, Any]) -> str:
+    """The address that the edge saw, which it writes last."""
+    told: str = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+    address: str = environ["REMOTE_ADDR"]
+    return told if 0 < len(told) <= _LONGEST_ADDRESS else address
 
 
 def _headers(environ: dict[str, Any], caller: Caller) -> dict[str, str]:

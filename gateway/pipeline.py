@@ -64,9 +64,9 @@ class Pipeline:
         metrics: GatewayMetrics,
         departures: Departures,
         own: Callable[[str], bool],
-        limits: Limiting | None = None,
-        compositions: Composing | None = None,
-        cache: Caching | None = None,
+        limits: Limiting,
+        compositions: Composing,
+        cache: Caching,
     ) -> None:
         self._reader = reader
         self._forward = forward
@@ -90,7 +90,11 @@ class Pipeline:
             self.metrics.clients_gone.inc()
             answer = Answer(CLIENT_GONE)
         self.metrics.answered(answer.source)
-        start_response(f"{answer.status} {phrase(answer.status)}", answer.headers)
+        try:
+            start_response(f"{answer.status} {phrase(answer.status)}", answer.headers)
+        except Exception:
+            answer.close()
+            raise
         if isinstance(answer.body, bytes):
             return (answer.body,)
         return Passage(
@@ -105,12 +109,14 @@ class Pipeline:
         # A label must come from the catalog, not from a header.
         if incoming.route is not None and incoming.route.paths:
             caller.route = incoming.service
+        limits: Headers = []
         try:
-            headers = self._limits.check(incoming) if self._limits is not None else []
+            limits = self._limits.check(incoming)
             answer = self._find(incoming)
         except Exception as error:
-            return self.problems.of(incoming, error)
-        answer.headers.extend(headers)
+            answer = self.problems.of(incoming, error)
+        if limits:
+            answer.headers = [*answer.headers, *limits]
         return answer
 
     def _refusal(self, environ: dict[str, Any], caller: Caller, error: Exception) -> Answer:
@@ -126,15 +132,12 @@ class Pipeline:
     def _find(self, incoming: Incoming) -> Answer:
         """Who answers: a composition, the cache, the service, or what is left of them."""
         if incoming.route is None:
-            composition = self._compositions.find(incoming) if self._compositions is not None else None
+            composition = self._compositions.find(incoming)
             if composition is None:
                 raise RouteUnknown("", "Nobody holds this path.")
             return self._watched(composition, incoming)
         try:
-            if self._cache is not None:
-                answer = self._cache.serve(incoming, lambda extra: self._forward(incoming, extra))
-            else:
-                answer = self._forward(incoming)
+            answer = self._cache.serve(incoming, lambda extra: self._forward(incoming, extra))
         except (CallError, Overloaded) as error:
             return self._fallbacks.of_error(incoming, error)
         if answer.status in FAILED_STATUSES and incoming.reads and answer.source != "gateway":

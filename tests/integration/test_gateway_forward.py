@@ -197,6 +197,13 @@ def test_a_path_that_can_be_read_in_two_ways_goes_nowhere(rig: Rig, path: str) -
         assert not pears.requests
 
 
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT"])
+def test_methods_about_the_way_itself_are_not_passed_on(rig: Rig, method: str) -> None:
+    with rig.service(ok) as pears:
+        assert rig.ask(method, pears.path, service=pears).status in (400, 405)
+        assert not pears.requests
+
+
 @pytest.mark.parametrize("path", ["/internal/users", "/internal", "/nothing/here"])
 def test_a_path_that_nobody_holds_is_404(rig: Rig, path: str) -> None:
     answer = rig.ask("GET", path)
