@@ -126,6 +126,17 @@ def test_overload_from_the_first_request_is_found_out() -> None:
     assert upstream.load(2000, 20).p50_s <= 0.16
 
 
+@pytest.mark.parametrize("calm_per_s", [0.01, 30])
+def test_queue_of_an_upstream_with_a_low_pace_is_seen_coming(calm_per_s: float) -> None:
+    """100 a second: with the limit that all begin with, the last in the queue would wait for 1.3 s."""
+    upstream = Upstream(8, 0.08)
+    upstream.load(calm_per_s, 10)
+    assert upstream.load(200, 3).p99_s <= 0.9
+    seen = upstream.load(200, 10)
+    assert seen.good >= 98
+    assert seen.p99_s <= 0.33
+
+
 def test_two_gateways_in_front_of_one_upstream_bound_the_queue_together() -> None:
     upstream = Upstream(20, 0.02, gateways=2)
     upstream.load(2000, 60)

@@ -190,8 +190,13 @@ def test_clock_that_is_put_back_gives_nobody_a_second_window_at_once() -> None:
     one = limits("2/minute", clock=clock)
     one.check(request())
     one.check(request())
-    clock.sleep(-30)
-    refusal(one, request())
+    clock.sleep(refusal(one, request()).retry_after_s)
+    one.check(request())
+    one.check(request())
+    # Into the window before, and back.
+    for seconds in (-5, 5, -30, 30):
+        clock.sleep(seconds)
+        refusal(one, request())
     clock.sleep(-3600)
     one.check(request())
 
