@@ -6,6 +6,7 @@ rendezvous hashes: when an instance comes or goes, only its own share of the key
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import threading
@@ -23,7 +24,11 @@ _BALANCES = frozenset(get_args(Balance))
 
 def weight_of(instance: Instance) -> int:
     """The instance's `edge-weight`; a bad value counts as the default (the edge reports it)."""
-    text = instance.meta.get("edge-weight", "")
+    return _weight(instance.meta.get("edge-weight", ""))
+
+
+@functools.lru_cache(maxsize=512)
+def _weight(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= MAX_WEIGHT:
         return int(text)
     return DEFAULT_WEIGHT

@@ -24,8 +24,8 @@ class Clock(Protocol):
 class SystemClock:
     """The real one."""
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    # The function itself: a call asks for the time some fifteen times over.
+    monotonic = staticmethod(time.monotonic)
 
     def time(self) -> float:
         return time.time()
