@@ -255,6 +255,14 @@ class Machine(pybreaker.CircuitBreaker):
             if self.storage.state == pybreaker.STATE_HALF_OPEN:
                 super().close()
 
+    def failed(self, error: UpstreamFailure) -> None:
+        """A call that was let through while closed has failed; it counts if that still is the state."""
+        with self._lock:
+            if self.storage.state == pybreaker.STATE_CLOSED:
+                calling = self.calling()
+                calling.__enter__()
+                calling.__exit__(type(error), error, None)
+
     def force(self, state: str) -> None:
         """Into this state, whatever the present one."""
         {"open": super().open, "half-open": super().half_open, "closed": super().close}[state]()
