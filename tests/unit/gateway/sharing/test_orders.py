@@ -97,3 +97,14 @@ def test_what_the_stack_lets_gateways_do_in_redis_is_enough(start: Callable[...,
         assert (outcome.taken_by, one.state, two.state) == (list(members), "closed", "closed")
         eventually(lambda: not admin.exists(trip_key("business", one.service)), 2)
         assert not [line for line in admin.acl_log() if line["reason"] != "auth"]
+
+
+def test_order_heard_again_is_not_carried_out_again(start: Callable[..., Process], raw: Redis) -> None:
+    one = start()
+    told = news(one.service, who="hand", state="closed", for_ms=10_000)
+    tell(raw, told)
+    eventually(lambda: one.history() == [("closed", "hand")], 2)
+    one.fail()
+    tell(raw, told)
+    time.sleep(0.2)
+    assert one.history() == [("closed", "hand"), ("open", "local")]
