@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
@@ -145,6 +145,17 @@ class AnswerCache:
         """Forget what is stored for a path (as in a request), all its queries and variants, with `prefix` also all below it; in every
         process. False when Redis could not be told: it will be, and nothing is read from it until then."""
         return self._change(service, [Change(plain_path(path), prefix)])
+
+    # -- for what is made of several answers
+
+    def mark(self) -> int:
+        """The place in the sequence of changes where we are."""
+        return self._memory.now()
+
+    def unchanged(self, places: Sequence[tuple[str, str]], since: int, checked: float) -> bool:
+        """Whether what was asked for at `checked` (monotonic) still holds as far as it would be known here: nothing has changed
+        after the mark `since` at any of these (service, plain path)."""
+        return self._link.trusts(checked, self._clock.monotonic()) and self._memory.unchanged(places, since)
 
     # -- writes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.cache.entry import Entry
@@ -92,6 +93,13 @@ class Memory:
                 found = [variant for each in paths for variant in self._by_path[each]]
             for variant in found:
                 self._drop(variant)
+
+    def unchanged(self, places: Sequence[tuple[str, str]], since: int) -> bool:
+        """Whether no change after `since` covers any of these (service, plain path)."""
+        if since == self._sequence:
+            return True
+        with self._lock:
+            return not any(self._changed(service, path, since) for service, path in places)
 
     def spec(self, base: Base) -> Spec | None:
         return self._specs.get(base)

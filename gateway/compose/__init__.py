@@ -16,6 +16,7 @@ from gateway.cache import AnswerCache
 from gateway.compose.composition import Composition
 from gateway.compose.declaration import Declaration, DeclarationError
 from gateway.compose.fetch import Fetcher, Sending
+from gateway.compose.wholes import Wholes
 from gateway.health import FleetHealth
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
@@ -49,10 +50,11 @@ class Compositions:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         fetcher = Fetcher(calls, view, cache, metrics, clock)
+        wholes = Wholes(cache, clock)
         self._fixed: dict[str, Found | FleetHealth] = {}
         self._templates: list[Composition] = []
         for route in declaration.route:
-            composition = Composition(route, fetcher, metrics, clock)
+            composition = Composition(route, fetcher, wholes, metrics, clock)
             if route.template.names:
                 self._templates.append(composition)
             else:

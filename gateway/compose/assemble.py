@@ -126,6 +126,24 @@ def strictest(parts: Sequence[tuple[str | None, int]], *, personal: bool) -> str
     return ", ".join(said)
 
 
+def shared_s(answer: Answer, known: Sequence[str]) -> float:
+    """How long everybody may have this answer, 0 for not at all: not if it varies by other headers than those `known`."""
+    given = directives(answer.header("cache-control"))
+    if "public" not in given or "no-cache" in given:
+        return 0.0
+    vary = answer.header("vary")
+    if vary is not None and not set(vary.split(", ")) <= set(known):
+        return 0.0
+    shared = _seconds(given, "s-maxage")
+    return float(shared if shared is not None else _seconds(given, "max-age") or 0)
+
+
+def asks_anew(value: str | None) -> bool:
+    """Whether a request's Cache-Control asks for nothing that was kept."""
+    given = directives(value) if value else {}
+    return "no-cache" in given or "no-store" in given or given.get("max-age") == "0"
+
+
 def varied(values: Sequence[str | None], passed: Sequence[str]) -> str:
     """The Vary of the whole: what its parts name and what was passed on to them; encodings are not the parts' affair."""
     names = {name.strip().lower() for value in values if value for name in value.split(",")} | set(passed)

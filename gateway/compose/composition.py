@@ -9,13 +9,15 @@ import gevent
 from gevent.event import Event
 
 from discovery.clock import SYSTEM_CLOCK, Clock
-from gateway.compose.assemble import problem, whole
+from gateway.compose.assemble import asks_anew, problem, shared_s, whole
 from gateway.compose.declaration import SUBJECT, Part, Route
 from gateway.compose.fetch import Fetcher
 from gateway.compose.result import Result
+from gateway.compose.wholes import Made, Wholes
 from gateway.errors import Refused
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
+from services.kit.answers import plain_path
 from services.kit.context import current
 
 
@@ -26,11 +28,13 @@ class Composition:
         self,
         route: Route,
         fetcher: Fetcher,
+        wholes: Wholes,
         metrics: GatewayMetrics | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.route = route
         self._fetcher = fetcher
+        self._wholes = wholes
         self._metrics = metrics
         self._clock = clock
         self._vary = sorted({header for part in route.parts.values() for header in part.headers})
@@ -52,6 +56,23 @@ class Composition:
             if identity is None:
                 raise _challenge(incoming)
             values = {**found, SUBJECT: identity.subject}
+            return _sent(incoming, self._made(incoming, values).answer)
+        return _sent(incoming, self._kept_or_made(incoming, values))
+
+    def _kept_or_made(self, incoming: Incoming, values: Mapping[str, str]) -> Answer:
+        """The whole where it does not depend on whose token came."""
+        headers = incoming.headers
+        return self._wholes.get_or_make(
+            (incoming.path, *[headers.get(name) for name in self._vary]),
+            lambda: self._made(incoming, values),
+            lambda results: whole(incoming, results, personal=False, vary=self._vary),
+            wait_s=incoming.deadline - self._clock.monotonic(),
+            renew=asks_anew(headers.get("cache-control")),
+        )
+
+    def _made(self, incoming: Incoming, values: Mapping[str, str]) -> Made:
+        """The whole, from its services. Raises PartFailed."""
+        route = self.route
         results = self._gather(incoming, values)
         if self._metrics is not None:
             for each in results:
@@ -61,11 +82,14 @@ class Composition:
             # What is to be done first, where several are missing: say who you are, then ask for what you may have.
             raise problem(min(needed, key=lambda each: each.answer_status), results)
         answer = whole(incoming, results, personal=route.auth == "token", vary=self._vary)
-        if answer.status == 200 and isinstance(answer.body, bytes):
-            answer.headers.append(("Content-Length", str(len(answer.body))))
-            if incoming.method == "HEAD":
-                answer.body = b""
-        return answer
+        fresh_s = shared_s(answer, self._vary)
+        if not fresh_s:
+            return Made(answer)
+        places = [
+            (part.service, plain_path(part.target.fill(values).partition("?")[0]))
+            for part in route.parts.values()
+        ]
+        return Made(answer, results, fresh_s, places)
 
     def _gather(self, incoming: Incoming, values: Mapping[str, str]) -> list[Result]:
         """How each part went, in the order of their declaration; those that are not there in time are told as late."""
@@ -104,6 +128,15 @@ class _Board:
                 name, service, "cancelled", reason="not waited for: another part failed that is needed"
             )
         return Result(name, service, "timeout", reason="no answer in time")
+
+
+def _sent(incoming: Incoming, answer: Answer) -> Answer:
+    """The answer as it goes out: its length, and to a HEAD nothing more."""
+    if answer.status == 200 and isinstance(answer.body, bytes):
+        answer.headers.append(("Content-Length", str(len(answer.body))))
+        if incoming.method == "HEAD":
+            answer.body = b""
+    return answer
 
 
 def _challenge(incoming: Incoming) -> Refused:

@@ -136,7 +136,9 @@ def whole_stage() -> Iterator[Stage]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compose-")))
         (folder / "business.toml").write_text(QUICK_HEALTH + MORE)
-        rig = stack.enter_context(gateway_rig("business", env={"GATEWAY_COMPOSE_DIR": str(folder)}))
+        rig = stack.enter_context(
+            gateway_rig("business", with_redis=True, env={"GATEWAY_COMPOSE_DIR": str(folder)})
+        )
         services = {
             name: stack.enter_context(rig.service(behave, name=name, lane="direct"))
             for name, behave in calm.items()
@@ -283,6 +285,47 @@ def test_a_service_that_comes_is_a_part_at_once(stage: Stage) -> None:
     ):
         said = body(stage.get("/api/overview"))
     assert (said["orders"], said["_parts"]["orders"]["status"]) == ([1], "ok")
+
+
+# -- wholes that are kept
+
+
+def keep(stage: Stage) -> None:
+    control = {"Cache_Control": "public, max-age=60"}
+    stage.set("users", lambda handler: handler.answer(200, b'{"data":{"id":1}}', **control))
+    stage.set("products", lambda handler: handler.answer(200, b'{"data":{"price":999}}', **control))
+
+
+def test_a_public_whole_is_kept_until_a_part_changes(stage: Stage) -> None:
+    keep(stage)
+    path = f"/api/{U}/{'1' * 32}"
+    first, again = stage.get(path), stage.get(path, token=False)
+    assert (first.headers["x-cache"], again.headers["x-cache"]) == ("MISS", "HIT")
+    assert len(stage.seen("users")) == len(stage.seen("products")) == 1
+    assert body(again)["_parts"]["user"]["source"] == "cache"
+    assert again.headers["etag"] == first.headers["etag"]
+    stage.set(
+        "products",
+        lambda handler: handler.answer(200, b'{"data":{"price":5}}', Cache_Control="public, max-age=60"),
+    )
+    admin = {"Authorization": f"Bearer {stage.rig.signer.token(U, 'admin')}"}
+    purged = stage.rig.ask("PURGE", f"/api/products/{'1' * 32}", service="products", headers=admin)
+    assert purged.status == 200
+    changed = eventually(lambda: (a := stage.get(path)).headers["x-cache"] == "MISS" and a, 3)
+    assert body(changed)["product"] == {"price": 5}
+
+
+def test_two_users_get_no_private_whole_of_each_other(stage: Stage) -> None:
+    """Whatever has been kept before, and whoever asks first."""
+    stage.set("users", lambda handler: handler.answer(
+        200, json.dumps({"data": {"of": handler.seen.headers.get("authorization", "")}}).encode(), Cache_Control="private, max-age=60"
+    ))  # fmt: skip
+    tokens = [stage.rig.signer.token(subject * 16) for subject in ("a1", "b2")]
+    for _ in range(2):
+        for token in tokens:
+            answer = stage.rig.ask("GET", PAIR, headers={"Authorization": f"Bearer {token}"})
+            assert body(answer)["user"] == {"of": f"Bearer {token}"}
+            assert answer.headers["cache-control"].startswith("private")
 
 
 # -- parts that do the worst they can

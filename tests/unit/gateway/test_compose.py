@@ -22,7 +22,7 @@ from discovery import (
     ResponseLost,
     StaticView,
 )
-from gateway.cache import AnswerCache, Part, PartPolicy
+from gateway.cache import Part, PartPolicy
 from gateway.compose import Compositions
 from gateway.compose.declaration import load
 from gateway.errors import Overloaded, PartFailed, Refused
@@ -351,7 +351,7 @@ def test_a_subject_that_cannot_stand_in_a_path_is_asked_for_nowhere(tmp_path: Pa
 
 
 @dataclass
-class Store(AnswerCache):
+class Store:
     """A cache that holds what a test puts in."""
 
     kept: Part | None = None
@@ -363,6 +363,12 @@ class Store(AnswerCache):
     ) -> Part:
         self.asked.append((service, target, policy, identity))
         return self.kept or Part(load(), "MISS")
+
+    def mark(self) -> int:
+        return 0
+
+    def unchanged(self, places: Any, since: int, checked: float) -> bool:
+        return True
 
     def last_good(self, incoming: Incoming) -> Answer | None:
         self.asked.append((incoming.service, incoming.target, PartPolicy(0), incoming.identify()))
@@ -482,6 +488,64 @@ def test_what_is_of_no_use_is_never_kept(tmp_path: Path) -> None:
     with pytest.raises(PartFailed):
         ask(compositions(tmp_path, kept_as("public"), upstreams, cache=Watching()))
     assert len(raised) == 1
+
+
+PUBLIC = {"cache_control": "public, max-age=60"}
+
+
+def test_a_whole_that_is_public_is_made_once(tmp_path: Path) -> None:
+    upstreams = Upstreams({"lefts": answers(**PUBLIC), "rights": answers(b"[1]", **PUBLIC)})
+    made = compositions(tmp_path, PAIR, upstreams)
+    first, second = ask(made), ask(made, incoming(authorization="Bearer x"))
+    assert len(upstreams.sent) == 2
+    assert (first.header("x-cache"), second.header("x-cache")) == ("MISS", "HIT")
+    assert (said(second)["left"], said(second)["right"]) == ({}, [1])
+    assert said(second)["_parts"]["left"] == {"status": "ok", "source": "cache", "age": 0, "attempts": 0}
+    assert second.header("etag") == first.header("etag")
+    assert ask(made, incoming(if_none_match=first.header("etag") or "")).status == 304
+    assert ask(made, incoming(method="HEAD")).body == b""
+    assert ask(made, incoming("/pair/8")).header("x-cache") == "MISS"
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        answers(b"1", cache_control="private, max-age=60"),
+        answers(b"1", cache_control="public, no-cache"),
+        answers(b"1", cache_control="no-store"),
+        answers(b"1"),
+        answers(b"1", vary="Accept-Language", **PUBLIC),
+        answers(b"1", vary="*", **PUBLIC),
+        answers(b"{}", 500, **PUBLIC),
+    ],
+)
+def test_a_whole_with_a_part_that_is_not_for_all_is_made_each_time(tmp_path: Path, right: Behave) -> None:
+    upstreams = Upstreams({"lefts": answers(**PUBLIC), "rights": right})
+    made = compositions(tmp_path, PAIR, upstreams)
+    assert [ask(made).header("x-cache") for _ in range(2)] == [None, None]
+    assert len(upstreams.sent) == 4
+
+
+def test_a_whole_that_needs_a_token_is_nobody_elses(tmp_path: Path) -> None:
+    upstreams = Upstreams({"posts": answers(b"[]", **PUBLIC)})
+    made = compositions(tmp_path, TOKEN, upstreams)
+    for subject in ("a", "b", "b"):
+        ask(made, incoming("/mine", subject=subject))
+    assert [target for _, target, _ in upstreams.sent] == [
+        "/posts?author=a",
+        "/posts?author=b",
+        "/posts?author=b",
+    ]
+
+
+def test_a_whole_is_kept_apart_by_what_was_passed_on(tmp_path: Path) -> None:
+    text = PAIR.replace('"/rights/<id>"', '"/rights/<id>", headers = ["Accept-Language"]')
+    upstreams = Upstreams(
+        {"lefts": answers(**PUBLIC), "rights": answers(b"1", vary="Accept-Language", **PUBLIC)}
+    )
+    made = compositions(tmp_path, text, upstreams)
+    told = [ask(made, incoming(accept_language=each)).header("x-cache") for each in ("de", "fr", "de")]
+    assert told == ["MISS", "MISS", "HIT"]
 
 
 def hedging(upstreams: Upstreams, folder: Path, there: int = 2) -> Compositions:

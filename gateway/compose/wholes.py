@@ -1,0 +1,159 @@
+"""Wholes that everybody may have: kept in this process for as long as their parts allow, and dropped once a part has changed.
+
+Only what all parts call public is ever here, so a route whose parts are private costs one look into a dictionary. Redis is not
+asked: to find a whole there would cost as much as to make it. Of a whole that has been here and is to be made anew, one request
+makes it, and who comes meanwhile waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from gevent.event import Event
+
+from discovery.clock import SYSTEM_CLOCK, Clock
+from gateway.compose.result import Result
+from gateway.model import Answer
+
+MAX_BYTES = 16 * 1024 * 1024
+# What a whole takes beside its data.
+OVERHEAD_BYTES = 2000
+
+Place = tuple[str, str]
+
+
+class Changes(Protocol):
+    """What is needed of `gateway.cache.AnswerCache`: to hear that something kept holds no more."""
+
+    def mark(self) -> int: ...
+
+    def unchanged(self, places: Sequence[Place], since: int, checked: float) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A whole that has just been made. `fresh_s` is how long everybody may have it, 0 for not at all; `places` are its parts'
+    (service, plain path)."""
+
+    answer: Answer
+    results: Sequence[Result] = ()
+    fresh_s: float = 0.0
+    places: Sequence[Place] = ()
+
+
+@dataclass(slots=True)
+class _Kept:
+    made: Made
+    at: float
+    mark: int
+    size: int
+    made_anew: Event | None = None
+
+
+class Wholes:
+    """Thread-safe. `get_or_make` is all that is needed."""
+
+    def __init__(
+        self, changes: Changes | None = None, clock: Clock = SYSTEM_CLOCK, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._changes = changes
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    def get_or_make(
+        self,
+        key: Hashable,
+        make: Callable[[], Made],
+        give: Callable[[Sequence[Result]], Answer],
+        *,
+        wait_s: float,
+        renew: bool = False,
+    ) -> Answer:
+        """The whole as `give` makes it of parts that are kept, or as `make` makes it.
+
+        With `renew` it is made in any case. What `make` raises passes through. Another's making is waited for `wait_s` at most.
+        """
+        known = self._kept.get(key)
+        if known is None:
+            return self._make(key, make)
+        if not renew and self._holds(known):
+            return self._give(key, known, give)
+        with self._lock:
+            others = known.made_anew
+            mine = None if others is not None else Event()
+            if mine is not None:
+                known.made_anew = mine
+        if mine is not None:
+            try:
+                return self._make(key, make)
+            finally:
+                self._over(key, known, mine)
+        if not renew and others is not None and others.wait(wait_s):
+            known = self._kept.get(key)
+            if known is not None and self._holds(known):
+                return self._give(key, known, give)
+        return make().answer
+
+    def _holds(self, kept: _Kept) -> bool:
+        if self._clock.monotonic() - kept.at >= kept.made.fresh_s:
+            return False
+        if self._changes is None:
+            return True
+        mark = self._changes.mark()
+        if not self._changes.unchanged(kept.made.places, kept.mark, kept.at):
+            return False
+        kept.mark = mark
+        return True
+
+    def _give(self, key: Hashable, kept: _Kept, give: Callable[[Sequence[Result]], Answer]) -> Answer:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+        elapsed_s = int(self._clock.monotonic() - kept.at)
+        return give(
+            [
+                replace(each, source="cache", age_s=each.age_s + elapsed_s, attempts=0, cached="HIT")
+                for each in kept.made.results
+            ]
+        )
+
+    def _make(self, key: Hashable, make: Callable[[], Made]) -> Answer:
+        at, mark = self._clock.monotonic(), self._changes.mark() if self._changes is not None else 0
+        made = make()
+        if not made.fresh_s:
+            return made.answer
+        size = OVERHEAD_BYTES + sum(len(each.data or b"") for each in made.results)
+        if size <= self._max_bytes // 4:
+            self._put(key, _Kept(made, at, mark, size))
+        # Its parts may have come out of a cache of their own, and it says so then.
+        return made.answer if made.answer.header("x-cache") else made.answer.with_headers(("X-Cache", "MISS"))
+
+    def _put(self, key: Hashable, kept: _Kept) -> None:
+        with self._lock:
+            self._drop(key)
+            self._kept[key] = kept
+            self._bytes += kept.size
+            while self._bytes > self._max_bytes:
+                self._drop(next(iter(self._kept)))
+
+    def _over(self, key: Hashable, known: _Kept, mine: Event) -> None:
+        with self._lock:
+            if self._kept.get(key) is known:
+                self._drop(key)
+        mine.set()
+
+    def _drop(self, key: Hashable) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._bytes -= kept.size
