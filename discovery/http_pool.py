@@ -10,6 +10,8 @@ from discovery.http_connection import Connection
 
 # Less than nginx (75 s) keeps its own; where the other side closes earlier it is noticed before the next use.
 IDLE_S = 60.0
+# Many servers close after two seconds or five: between that and our notice lies a moment in which a request is lost.
+FRESH_S = 1.0
 Address = tuple[str, int]
 
 
@@ -26,12 +28,15 @@ class Pool:
         self._clock = clock
         self._idle: deque[Connection] = deque()
 
-    def take(self) -> Connection | None:
-        """An idle connection that still stands."""
+    def take(self, *, fresh: bool) -> Connection | None:
+        """An idle connection that still stands. `fresh`: used a moment ago, for what must not be lost."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
+                return None
+            if fresh and self._clock.monotonic() - connection.idle_since > FRESH_S:
+                self._idle.append(connection)
                 return None
             if connection.quiet():
                 return connection

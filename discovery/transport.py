@@ -83,7 +83,7 @@ class Transport:
         pool = self._pool((instance.address, instance.port))
         head = b"".join((outgoing.start, pool.host_line, outgoing.fields, added, b"\r\n"))
         until = self._clock.monotonic() + max(MIN_TIMEOUT_S, timeout_s)
-        connection = pool.take()
+        connection = pool.take(fresh=not outgoing.twice)
         if connection is None or not self._exchange(connection, outgoing, instance, head, until):
             connection = self._connect(pool, outgoing, instance, until)
             self._exchange(connection, outgoing, instance, head, until)

@@ -38,3 +38,12 @@ def test_calls_run_side_by_side_in_one_thread() -> None:
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=30, cwd=ROOT
     )
     assert done.stdout == "done\n", done.stderr
+
+
+def test_transport_keeps_its_promises_under_gevents_patches() -> None:
+    """The same tests again, where every socket waits in gevent's loop."""
+    command = [sys.executable, "-m", "gevent.monkey", "--module", "pytest", "-q", "-p", "no:cacheprovider"]
+    files = sorted(str(file) for file in Path(__file__).parent.glob("test_transport*.py"))
+    assert len(files) >= 4
+    done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-5000:]

@@ -158,6 +158,22 @@ class ShiftedClock(SystemClock):
         return super().monotonic() + self.shift_s
 
 
+def test_what_may_not_run_twice_goes_out_on_a_connection_of_a_moment_ago(server: RawServer) -> None:
+    clock = ShiftedClock()
+    calls = client_of(server.instance(), clock=clock)
+    calls.request("POST", "users", "/")
+    calls.request("POST", "users", "/")
+    assert len(server.peers) == 1
+    clock.shift_s = 2
+    calls.request("GET", "users", "/")
+    clock.shift_s = 4
+    calls.request("POST", "users", "/")
+    assert len(server.peers) == 2
+    calls.request("GET", "users", "/")
+    calls.request("PUT", "users", "/")
+    assert len(server.peers) == 2
+
+
 def test_connections_idle_for_a_minute_are_closed(server: RawServer) -> None:
     clock = ShiftedClock()
     with raw_server(answering(ANSWER)) as other:
