@@ -17,7 +17,9 @@ import structlog
 from prometheus_client import Counter
 from pydantic_core import from_json, to_json
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 log = structlog.get_logger(__name__)
 
@@ -25,14 +27,16 @@ LEASE_S = 3.0
 # How long a caller waits for another one's load before it loads by itself, and how often it looks.
 WAIT_S = 0.25
 POLL_S = 0.01
+# Answers that are errors, which cost no time. A Redis that says nothing opens the breaker at once: each try takes a timeout.
 FAILURES_TO_OPEN = 3
-OPEN_S = 1.0
+TRIAL_EVERY_S = 0.25
 MAX_PENDING = 10_000
 
-# One round trip: the value, or nothing and whether this caller has got the lease.
+# One round trip: the value, or nothing and whether this caller has got the lease. Never without a write, which a Redis that
+# has become read-only refuses: what nobody can invalidate there must not be believed.
 _READ = """
 local value = redis.call('GET', KEYS[1])
-if value then return {value, 0} end
+if value then redis.call('DEL', KEYS[2]) return {value, 0} end
 if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {false, 1} end
 return {false, 0}
 """
@@ -63,7 +67,7 @@ class _Load:
 class Cache:
     """JSON values by key, in the namespace of one service. Safe for threads. Every method works without Redis:
     then it loads, and stores nothing. Times in seconds; a call to a Redis that has gone costs at most `timeout_s`
-    of the client, and nothing while the breaker is open."""
+    of the client, and nothing while the breaker is open: a thread of its own tries whether Redis is back."""
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class Cache:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._failures = 0
-        self._open_until = 0.0
+        self._away = False
         self._loads: dict[str, _Load] = {}
         self._pending: dict[str, object] = {}
 
@@ -187,48 +191,59 @@ class Cache:
     def _run(self, operation: str, action: Callable[[Redis], Any]) -> Any:
         """Run one Redis operation behind the breaker. Raises _Away."""
         redis = self._redis
-        if redis is None:
+        if redis is None or self._away:
             raise _Away
-        with self._lock:
-            now = self._monotonic()
-            if now < self._open_until:
-                raise _Away
-            if self._failures >= FAILURES_TO_OPEN:
-                # One trial; the rest stay out until it has come back.
-                self._open_until = now + OPEN_S
-            pending = dict(self._pending)
         try:
-            if pending:
-                self._delete(redis, tuple(pending))
-                with self._lock:
-                    for key, mark in pending.items():
-                        # Not one that has failed again in the meantime.
-                        if self._pending.get(key) is mark:
-                            del self._pending[key]
+            self._catch_up(redis)
             result = action(redis)
         except (RedisError, OSError) as error:
             self._failed(operation, error)
             raise _Away from error
-        if self._failures:
-            self._recovered()
+        self._failures = 0
         return result
+
+    def _catch_up(self, redis: Redis) -> None:
+        """Delete what Redis missed."""
+        if not self._pending:
+            return
+        with self._lock:
+            pending = dict(self._pending)
+        self._delete(redis, tuple(pending))
+        with self._lock:
+            for key, mark in pending.items():
+                # Not one that has failed again in the meantime.
+                if self._pending.get(key) is mark:
+                    del self._pending[key]
 
     def _failed(self, operation: str, error: Exception) -> None:
         self._count("error")
+        if isinstance(error, OutOfMemoryError):
+            return  # it still reads and deletes, and must be told of every change
         with self._lock:
             self._failures += 1
-            if self._failures >= FAILURES_TO_OPEN:
-                self._open_until = self._monotonic() + OPEN_S
-            opened = self._failures == FAILURES_TO_OPEN
+            silent = isinstance(error, RedisConnectionError | RedisTimeoutError | OSError)
+            opened = not self._away and (silent or self._failures >= FAILURES_TO_OPEN)
+            self._away |= opened
         if opened:
             log.warning("cache away", operation=operation, error=type(error).__name__)
+            threading.Thread(target=self._wait_for_redis, name="cache-trial", daemon=True).start()
 
-    def _recovered(self) -> None:
-        with self._lock:
-            was_open = self._failures >= FAILURES_TO_OPEN
-            self._failures, self._open_until = 0, 0.0
-        if was_open:
-            log.info("cache back")
+    def _wait_for_redis(self) -> None:
+        """Until it takes a write again: a replica answers reads only, and could not be invalidated."""
+        redis = self._redis
+        assert redis is not None
+        while self._away:
+            self._sleep(TRIAL_EVERY_S)
+            try:
+                self._catch_up(redis)
+                redis.set(f"{self._namespace}:trial", 1, px=_ms(1.0))
+            except OutOfMemoryError:
+                pass
+            except (RedisError, OSError):
+                continue
+            self._failures = 0
+            self._away = False
+        log.info("cache back")
 
     def _count(self, outcome: str) -> None:
         if self._operations is not None:
