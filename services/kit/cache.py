@@ -229,20 +229,25 @@ class Cache:
             threading.Thread(target=self._wait_for_redis, name="cache-trial", daemon=True).start()
 
     def _wait_for_redis(self) -> None:
-        """Until it takes a write again: a replica answers reads only, and could not be invalidated."""
+        """Until it takes writes again: a replica answers reads only, and could not be invalidated.
+
+        One good trial is not enough: other processes may have yet to tell, at their next one, what Redis missed.
+        """
         redis = self._redis
         assert redis is not None
-        while self._away:
+        good = 0
+        while good < 2:
             self._sleep(TRIAL_EVERY_S)
             try:
                 self._catch_up(redis)
                 redis.set(f"{self._namespace}:trial", 1, px=_ms(1.0))
+                good += 1
             except OutOfMemoryError:
-                pass
+                good += 1
             except (RedisError, OSError):
-                continue
-            self._failures = 0
-            self._away = False
+                good = 0
+        self._failures = 0
+        self._away = False
         log.info("cache back")
 
     def _count(self, outcome: str) -> None:

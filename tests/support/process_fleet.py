@@ -124,8 +124,8 @@ class ProcessFleet:
             port=port,
             username=REDIS_OPERATOR,
             password=vault.redis_password(REDIS_OPERATOR),
-            socket_timeout=2,
-            socket_connect_timeout=2,
+            socket_timeout=1,
+            socket_connect_timeout=1,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
         ) as client:
