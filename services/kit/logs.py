@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -81,10 +82,47 @@ class StdlibHandler(logging.Handler):
             self.handleError(record)
 
 
+class RequestLines:
+    """The line of every answered request, written past structlog's processors: it is most of what a service logs."""
+
+    def __init__(self) -> None:
+        self._constants: dict[str, str] = {}
+        self._threshold = LEVELS["info"]
+        self._plain = False
+        self._writer = RawWriter()
+
+    def configure(self, constants: dict[str, str], threshold: int, *, plain: bool) -> None:
+        """`plain`: through structlog after all, for people to read."""
+        self._constants, self._threshold, self._plain = constants, threshold, plain
+
+    def write(self, level: str, caller: context.Caller, fields: dict[str, Any]) -> None:
+        """One line, if its level (`debug`, `info`) is wanted."""
+        if LEVELS[level] < self._threshold:
+            return
+        if self._plain:
+            getattr(structlog.get_logger("services.kit.access"), level)("request", **fields)
+            return
+        line = {
+            "event": "request",
+            **fields,
+            **self._constants,
+            "request_id": caller.request_id,
+            "trace_id": trace.trace_id(caller.traceparent),
+            "level": level,
+            "timestamp": datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z",
+        }
+        self._writer.msg(to_json(line))
+
+
+request_lines = RequestLines()
+
+
 def configure(service: str, level: str = "info", style: str = "json", *, instance_id: str = "") -> None:
     """Set up structlog and the standard library's logging for this process. May be called again."""
+    constants = {"service": service, **({"instance_id": instance_id} if instance_id else {})}
+    request_lines.configure(constants, LEVELS[level], plain=style == "console")
     shared: list[Any] = [
-        Constant(service=service, **({"instance_id": instance_id} if instance_id else {})),
+        Constant(**constants),
         add_request,
         structlog.stdlib.add_log_level if style == "console" else structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

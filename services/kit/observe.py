@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-import structlog
-
-from services.kit import body, trace
+from services.kit import body, logs, trace
 from services.kit.arrival import Arrivals
 from services.kit.context import Caller, set_current
 
@@ -55,7 +53,6 @@ class Observer:
         # A quarter of the threads is left for what is whole when it comes: health checks, and most requests.
         places = max(1, settings.worker_threads * 3 // 4) if settings.worker_class == "gthread" else None
         self._arrivals = Arrivals(places, settings.body_timeout_s)
-        self._log = structlog.get_logger("services.kit.access")
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         started = time.perf_counter()
@@ -95,15 +92,17 @@ class Observer:
         self._metrics.in_progress.dec()
         caller = answer.caller
         self._metrics.observe(answer.method, caller.route, answer.status, duration_s)
-        write = self._log.debug if caller.route in QUIET_ROUTES else self._log.info
-        write(
-            "request",
-            method=answer.method,
-            path=answer.path[:MAX_LOGGED_PATH],
-            route=caller.route,
-            status=answer.status,
-            duration_s=round(duration_s, 6),
-            subject=caller.subject,
+        logs.request_lines.write(
+            "debug" if caller.route in QUIET_ROUTES else "info",
+            caller,
+            {
+                "method": answer.method,
+                "path": answer.path[:MAX_LOGGED_PATH],
+                "route": caller.route,
+                "status": answer.status,
+                "duration_s": round(duration_s, 6),
+                "subject": caller.subject,
+            },
         )
         set_current(None)
 
