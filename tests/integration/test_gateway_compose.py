@@ -3,147 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.eventually import eventually, time_scale
-from tests.support.gateway_rig import ROOT, Answer, Rig, Service, dead, gateway_rig, metric
-from tests.support.scripted import Handler, Upstream
-
-MIB = 1024 * 1024
-U, P = "a1" * 16, "0f" * 16
-PAIR = f"/api/{U}/{P}"
-SHIPPED = (ROOT / "gateway" / "compose" / "business.toml").read_text()
-# Short times: what waits here waits for them.
-QUICK_HEALTH = SHIPPED.replace("timeout_s = 1.0", "timeout_s = 0.5", 1).replace(
-    "remember_s = 1.0", "remember_s = 0.3"
+from tests.integration.composing import (
+    MIB,
+    PAIR,
+    RELEASE,
+    SHIPPED,
+    WORST,
+    P,
+    Stage,
+    U,
+    answered_by,
+    body,
+    cut,
+    hang,
+    most_memory,
+    on_stage,
+    says,
 )
-REMEMBER_S = 0.3
-MORE = """
-[[route]]
-name = "plates"
-path = "/api/plates/<id>"
-placeholders = { id = "[a-z0-9]+" }
-timeout_s = 1.0
-parts.fruit = { service = "fruits", path = "/api/fruits/<id>", take = "data", expect = "object" }
-parts.plate = { service = "products", path = "/api/products/<id>", required = true }
-
-[[route]]
-name = "needs"
-path = "/api/needs/<id>"
-placeholders = { id = "[a-z0-9]+" }
-timeout_s = 1.0
-parts.fruit = { service = "fruits", path = "/api/fruits/<id>", required = true, take = "data", expect = "object" }
-
-[[route]]
-name = "words"
-path = "/api/words/<word>"
-placeholders = { word = ".+" }
-parts.word = { service = "products", path = "/api/products/<word>/end?q=<word>", required = true }
-
-[[route]]
-name = "hedged"
-path = "/api/hedged"
-timeout_s = 20.0
-parts.nut = { service = "nuts", path = "/api/nuts", required = true, hedge = true }
-"""
-
-
-@dataclass
-class Stage:
-    """The services as they stand; `set` scripts one for as long as a test lasts."""
-
-    rig: Rig
-    services: dict[str, Service]
-    token: str
-    calm: dict[str, Callable[[Handler], None]] = field(default_factory=dict)
-
-    def set(self, name: str, behave: Callable[[Handler], None]) -> None:
-        for each in self.services[name].upstreams:
-            each.behave = lambda handler: behave(handler) if not is_check(handler) else ready(name, handler)
-
-    def reset(self) -> None:
-        for name, service in self.services.items():
-            self.set(name, self.calm[name])
-            for each in service.upstreams:
-                each.requests.clear()
-
-    def seen(self, name: str) -> list[Any]:
-        return [seen for seen in self.services[name].requests if not seen.path.startswith("/health")]
-
-    def get(
-        self,
-        path: str,
-        *,
-        token: bool = True,
-        method: str = "GET",
-        client: str | None = None,
-        **headers: str,
-    ) -> Answer:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        if token:
-            sent["Authorization"] = f"Bearer {self.token}"
-        return self.rig.ask(method, path, headers=sent, client=client)
-
-
-def is_check(handler: Handler) -> bool:
-    return handler.path == "/health/ready"
-
-
-def ready(name: str, handler: Handler) -> None:
-    handler.answer(200, b"{}", X_Service=name)
-
-
-def user(handler: Handler) -> None:
-    if "authorization" not in handler.seen.headers:
-        handler.answer(401, b"{}", WWW_Authenticate='Bearer realm="users"')
-    else:
-        handler.answer(
-            200, b'{"data":{"id":"%s","n":1.50}}\n' % U.encode(), Cache_Control="private, no-cache"
-        )
-
-
-def product(handler: Handler) -> None:
-    handler.answer(200, b'{"data":{"price":999}}', Cache_Control="public, max-age=5, s-maxage=5")
-
-
-def posts(handler: Handler) -> None:
-    handler.answer(
-        200, b'{"data": [{"title": "x"}], "page": {"limit": 10}}', Cache_Control="public, no-cache"
-    )
-
-
-def fruit(handler: Handler) -> None:
-    handler.answer(200, b'{"data":{"kind":"pear"}}')
+from tests.support.eventually import eventually, time_scale
+from tests.support.gateway_rig import ROOT, Answer, dead, metric
+from tests.support.scripted import Handler
 
 
 @pytest.fixture(scope="module")
 def whole_stage() -> Iterator[Stage]:
-    calm = {"auth": fruit, "users": user, "products": product, "posts": posts, "fruits": fruit}
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compose-")))
-        (folder / "business.toml").write_text(QUICK_HEALTH + MORE)
-        rig = stack.enter_context(
-            gateway_rig("business", with_redis=True, env={"GATEWAY_COMPOSE_DIR": str(folder)})
-        )
-        services = {
-            name: stack.enter_context(rig.service(behave, name=name, lane="direct"))
-            for name, behave in calm.items()
-        }
-        yield Stage(rig, services, rig.signer.token(U), calm)
+    with on_stage(with_redis=True) as made:
+        yield made
 
 
 @pytest.fixture
@@ -151,11 +48,6 @@ def stage(whole_stage: Stage) -> Iterator[Stage]:
     whole_stage.reset()
     yield whole_stage
     whole_stage.reset()
-
-
-def body(answer: Answer) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(answer.body)
-    return parsed
 
 
 # -- the first routes
@@ -330,117 +222,12 @@ def test_two_users_get_no_private_whole_of_each_other(stage: Stage) -> None:
 
 # -- parts that do the worst they can
 
-RELEASE = threading.Event()
-
-
-def hang(handler: Handler) -> None:
-    RELEASE.wait(3)
-    handler.hang_up()
-
-
-def drip(handler: Handler) -> None:
-    """A byte now and then, for ever."""
-    handler.begin_chunks()
-    while not RELEASE.wait(0.05):
-        handler.chunk(b" ")
-
-
-def drip_head(handler: Handler) -> None:
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
-    while not RELEASE.wait(0.05):
-        handler.wfile.write(b"b")
-
-
-def babble(handler: Handler) -> None:
-    while not RELEASE.wait(0.05):
-        handler.wfile.write(b"SSH-2.0-OpenSSH ")
-
-
-def huge(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(50 * MIB))
-    handler.end_headers()
-    for _ in range(50):
-        handler.wfile.write(b'"' + b"x" * (MIB - 1))
-
-
-def endless(handler: Handler) -> None:
-    handler.begin_chunks()
-    while not RELEASE.is_set():
-        handler.chunk(b"[" * 65536)
-
-
-def bomb(handler: Handler) -> None:
-    handler.answer(200, BOMB, Content_Encoding="gzip")
-
-
-BOMB = gzip.compress(b'{"data":{"x":"' + b" " * (50 * MIB) + b'"}}')
-
-
-def cut(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "100")
-    handler.end_headers()
-    handler.wfile.write(b'{"data":{}}')
-    handler.hang_up()
-
-
-def says(data: bytes, status: int = 200, **headers: str) -> Callable[[Handler], None]:
-    return lambda handler: handler.answer(status, data, **headers)
-
-
-def says_raw(data: bytes) -> Callable[[Handler], None]:
-    def behave(handler: Handler) -> None:
-        handler.wfile.write(data)
-        handler.hang_up()
-
-    return behave
-
-
-WORST = {
-    "hangs": (hang, "timeout"),
-    "drips": (drip, "timeout"),
-    "drips its head": (drip_head, "timeout"),
-    "is 50 MB": (huge, "invalid"),
-    "never ends": (endless, "invalid"),
-    "unpacks to 50 MB": (bomb, "invalid"),
-    "is cut short": (cut, "failed"),
-    "hangs up": (lambda handler: handler.hang_up(), "failed"),
-    "is empty": (says(b""), "invalid"),
-    "is 404": (says(b"{}", 404), "refused"),
-    "is 500": (says(b"{}", 500), "failed"),
-    "redirects": (says(b"{}", 302, Location="http://127.0.0.1:1/"), "invalid"),
-    "is not JSON": (says(b"<html>oops</html>"), "invalid"),
-    "is nested deep": (says(b'{"data":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}"), "invalid"),
-    "is of another shape": (says(b'{"data":[1,2]}'), "invalid"),
-    "adds members": (says(b'{"data":{}},"plate":{"data":{"free":true}'), "invalid"),
-    "is no HTTP": (says_raw(b"SSH-2.0-OpenSSH\r\n"), "failed"),
-    "babbles": (babble, None),
-}
-
 
 @pytest.fixture
 def released(stage: Stage) -> Iterator[Stage]:
     RELEASE.clear()
     yield stage
     RELEASE.set()
-
-
-def workers(rig: Rig) -> list[int]:
-    """The processes of the gateway: its master and its worker."""
-    master = rig.gateways[0].process.pid
-    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return [master, *map(int, children)]
-
-
-def most_memory(rig: Rig) -> int:
-    """The most bytes that any of them has held in memory so far."""
-    peaks = []
-    for pid in workers(rig):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                peaks.append(int(line.split()[1]) * 1024)
-    return max(peaks)
 
 
 @pytest.mark.parametrize("worst", WORST)
@@ -543,10 +330,6 @@ def test_no_value_reaches_another_path(stage: Stage, asked: str) -> None:
 # -- instances that fail, and that are slow
 
 
-def answered_by(one: Upstream) -> int:
-    return len([seen for seen in one.requests if not seen.path.startswith("/health")])
-
-
 def test_one_dead_of_three_costs_no_composed_answer(stage: Stage) -> None:
     nut = says(b'{"kind":"walnut"}')
     with stage.rig.service(nut, dead, nut, name="nuts", lane="direct"), ThreadPoolExecutor(50) as pool:
@@ -599,101 +382,14 @@ def test_a_slow_instance_is_hedged_on_another_and_left(stage: Stage) -> None:
     assert took_s < 1.0 * time_scale()
 
 
-# -- the fleet's health
-
-
-@pytest.fixture
-def sound(stage: Stage) -> Iterator[Stage]:
-    eventually(lambda: stage.get("/api/health", token=False).status == 200, 10)
-    yield stage
-    stage.reset()
-
-
-def test_health_tells_of_every_service_and_of_no_address(sound: Stage) -> None:
-    answer = sound.get("/api/health", token=False)
-    said = body(answer)
-    assert (answer.status, said["status"]) == (200, "healthy")
-    assert {"auth", "users", "products", "posts"} <= set(said["services"])
-    assert said["services"]["users"] == {"status": "healthy", "instances": 1, "live": 1}
-    assert answer.headers["cache-control"] == "no-store"
-    text = answer.body.decode()
-    assert "127.0.0.1" not in text
-    assert str(sound.services["users"].upstreams[0].port) not in text
-
-
-@pytest.mark.parametrize(
-    "sick",
-    [
-        lambda handler: handler.answer(503, b"{}", X_Service="posts"),
-        lambda handler: handler.answer(200, b"{}", X_Service="somebody-else"),
-        lambda handler: handler.answer(200, b"{}"),
-        hang,
-        drip_head,
-    ],
-    ids=["not ready", "another service", "nobody", "hangs", "drips"],
-)
-def test_a_service_whose_instances_are_not_ready_is_down(
-    sound: Stage, sick: Callable[[Handler], None]
-) -> None:
-    """Consul still believes in it."""
-    RELEASE.clear()
-    sound.services["posts"].upstreams[0].behave = sick
-    try:
-        answer = eventually(lambda: (a := sound.get("/api/health", token=False)).status == 503 and a, 6)
-        began = time.monotonic()
-        eventually(lambda: sound.get("/api/health", token=False), 1)
-        assert time.monotonic() - began < 1.5 * time_scale()
-    finally:
-        RELEASE.set()
-    said = body(answer)
-    assert said["status"] == "degraded"
-    assert said["services"]["posts"] == {"status": "down", "instances": 1, "live": 0}
-    assert said["services"]["users"]["status"] == "healthy"
-    sound.reset()
-    eventually(lambda: sound.get("/api/health", token=False).status == 200, 6)
-
-
-def test_a_service_out_of_consul_is_down_and_one_that_was_never_expected_is_not_missed(sound: Stage) -> None:
-    sound.rig.mark("users-0", "critical")
-    try:
-        answer = eventually(lambda: (a := sound.get("/api/health", token=False)).status == 503 and a, 6)
-        assert body(answer)["services"]["users"] == {"status": "down", "instances": 1, "live": 0}
-    finally:
-        sound.rig.mark("users-0", "passing")
-    eventually(lambda: sound.get("/api/health", token=False).status == 200, 6)
-    with sound.rig.service(lambda handler: ready("guests", handler), name="guests"):
-        eventually(lambda: "guests" in body(sound.get("/api/health", token=False))["services"], 6)
-    answer = eventually(
-        lambda: (a := sound.get("/api/health", token=False)) and "guests" not in body(a)["services"] and a, 6
-    )
-    assert answer.status == 200
-
-
-def test_health_cannot_be_used_to_hammer_the_fleet(sound: Stage) -> None:
-    upstream = sound.services["users"].upstreams[0]
-    before, began = len(upstream.requests), time.monotonic()
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: sound.get("/api/health", token=False).status, range(200)))
-    looks = len(upstream.requests) - before
-    assert set(answers) == {200}
-    assert looks <= (time.monotonic() - began) / REMEMBER_S + 2
-
-
 # -- declarations
 
 
 def test_a_wrong_declaration_ends_the_gateway_with_the_place_of_the_mistake(tmp_path: Path) -> None:
-    wrong = SHIPPED.replace("required = true", "requierd = true", 1)
-    (tmp_path / "business.toml").write_text(wrong)
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "GATEWAY_COMPOSE_DIR": str(tmp_path),
-        "DATA_DIR": str(tmp_path),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway"], env=env, cwd=ROOT, capture_output=True, text=True, timeout=30
-    )
+    (tmp_path / "business.toml").write_text(SHIPPED.replace("required = true", "requierd = true", 1))
+    own = {"PYTHONPATH": str(ROOT), "GATEWAY_COMPOSE_DIR": str(tmp_path), "DATA_DIR": str(tmp_path)}
+    argv = [sys.executable, "-m", "gateway"]
+    done = subprocess.run(argv, env=os.environ | own, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode != 0
     assert "business.toml: route user-product: parts.user.requierd: Extra inputs" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,12 +3,8 @@ tests/integration/test_gateway_compose.py has real ones."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gevent
 import pytest
@@ -17,135 +13,23 @@ from discovery import (
     BreakerOpen,
     ConnectFailed,
     DeadlineExceeded,
-    Instance,
     NoInstance,
     ResponseLost,
-    StaticView,
 )
-from gateway.cache import Part, PartPolicy
-from gateway.compose import Compositions
-from gateway.compose.declaration import load
 from gateway.errors import Overloaded, PartFailed, Refused
-from gateway.model import Answer, Incoming
-from services.kit.auth import Identity
-
-U = "a1" * 16
-PAIR = """
-[[route]]
-name = "pair"
-path = "/pair/<id>"
-placeholders = { id = "[0-9a-z]+" }
-timeout_s = 1.0
-parts.left = { service = "lefts", path = "/lefts/<id>", required = true, take = "data" }
-parts.right = { service = "rights", path = "/rights/<id>" }
-"""
-
-
-@dataclass
-class Reply:
-    """What an upstream's answer looks like to its caller."""
-
-    body: bytes = b'{"data":{}}'
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    instance: Instance = field(default_factory=lambda: one("lefts"))
-    attempts: int = 1
-
-    @property
-    def data(self) -> bytes:
-        return self.body
-
-
-def one(service: str, number: int = 1) -> Instance:
-    return Instance(service, f"{service}-{number}", "node", "127.0.0.1", 1000 + number)
-
-
-Behave = Callable[[dict[str, Any]], Reply]
-
-
-@dataclass
-class Upstreams:
-    """`Calls` whose services are functions. `sent` is what was asked of whom, `cut` whose call was cut off."""
-
-    behave: dict[str, Behave]
-    p95_s: float | None = None
-    budget: int = 1000
-    sent: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
-
-    @property
-    def client(self) -> Upstreams:
-        return self
-
-    def latency_s(self, service: str) -> float | None:
-        return self.p95_s
-
-    def spend_retry(self, service: str) -> bool:
-        self.budget -= 1
-        return self.budget >= 0
-
-    def send(self, incoming: Any, method: str, service: str, target: str, **options: Any) -> Any:
-        self.sent.append((service, target, options))
-        try:
-            return self.behave[service](options)
-        except Exception:
-            raise
-        except BaseException:
-            self.cut.append(service)
-            raise
-
-
-def answers(body: bytes = b'{"data":{}}', status: int = 200, after_s: float = 0.0, **headers: str) -> Behave:
-    def behave(_: dict[str, Any]) -> Reply:
-        gevent.sleep(after_s)
-        return Reply(body, status, {name.replace("_", "-"): value for name, value in headers.items()})
-
-    return behave
-
-
-def raises(error: Exception, after_s: float = 0.0) -> Behave:
-    def behave(_: dict[str, Any]) -> Reply:
-        gevent.sleep(after_s)
-        raise error
-
-    return behave
-
-
-def compositions(
-    folder: Path, text: str, upstreams: Upstreams, *, cache: Any = None, there: list[Instance] | None = None
-) -> Compositions:
-    (folder / "business.toml").write_text(text)
-    names = list(upstreams.behave)
-    view = StaticView(there if there is not None else [one(name) for name in names])
-    return Compositions(load("business", folder), calls=upstreams, view=view, cache=cache)  # type: ignore[arg-type]
-
-
-def incoming(
-    path: str = "/pair/7",
-    method: str = "GET",
-    within_s: float = 10.0,
-    subject: str | None = None,
-    **headers: str,
-) -> Incoming:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    identity = Identity(subject, frozenset({"user"}), 2e9) if subject else None
-    return Incoming(
-        method, path, "", sent, "gateway-business", "business", "10.0.0.9", "r" * 32, "00-trace",
-        time.monotonic() + within_s, identify=lambda: identity,
-    )  # fmt: skip
-
-
-def ask(made: Compositions, request: Incoming | None = None) -> Answer:
-    request = request or incoming()
-    found = made.find(request)
-    assert found is not None
-    return found.answer(request)
-
-
-def said(answer: Answer) -> dict[str, Any]:
-    assert isinstance(answer.body, bytes)
-    parsed: dict[str, Any] = json.loads(answer.body)
-    return parsed
+from tests.unit.gateway.composing import (
+    PAIR,
+    TOKEN,
+    Behave,
+    Upstreams,
+    answers,
+    ask,
+    compositions,
+    incoming,
+    one,
+    raises,
+    said,
+)
 
 
 def test_parts_are_fetched_at_once(tmp_path: Path) -> None:
@@ -317,15 +201,6 @@ def test_head_has_the_headers_of_get_and_no_body(tmp_path: Path) -> None:
     assert head.header("content-length") == str(len(bytes(get.body)))  # type: ignore[arg-type]
 
 
-TOKEN = """
-[[route]]
-name = "mine"
-path = "/mine"
-auth = "token"
-parts.posts = { service = "posts", path = "/posts?author=<subject>" }
-"""
-
-
 def test_a_route_for_a_token_needs_one_and_asks_for_its_subject(tmp_path: Path) -> None:
     upstreams = Upstreams({"posts": answers(b"[]", cache_control="public, max-age=60")})
     made = compositions(tmp_path, TOKEN, upstreams)
@@ -348,249 +223,6 @@ def test_a_subject_that_cannot_stand_in_a_path_is_asked_for_nowhere(tmp_path: Pa
     told = said(ask(compositions(tmp_path, TOKEN, upstreams), incoming("/mine", subject="a\r\nX: y")))
     assert told["_parts"]["posts"]["status"] == "invalid"
     assert upstreams.sent == []
-
-
-@dataclass
-class Store:
-    """A cache that holds what a test puts in."""
-
-    kept: Part | None = None
-    good: Answer | None = None
-    asked: list[tuple[str, str, PartPolicy, Identity | None]] = field(default_factory=list)
-
-    def part(
-        self, service: str, target: str, policy: PartPolicy, load: Any, *, identity: Identity | None = None
-    ) -> Part:
-        self.asked.append((service, target, policy, identity))
-        return self.kept or Part(load(), "MISS")
-
-    def mark(self) -> int:
-        return 0
-
-    def unchanged(self, places: Any, since: int, checked: float) -> bool:
-        return True
-
-    def last_good(self, incoming: Incoming) -> Answer | None:
-        self.asked.append((incoming.service, incoming.target, PartPolicy(0), incoming.identify()))
-        return self.good
-
-
-def test_the_last_good_answer_stands_in_for_a_part(tmp_path: Path) -> None:
-    text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
-    store = Store(good=Answer(200, [("X-Stale-Age", "12")], b'{"data":{"old":1}}', source="snapshot"))
-    upstreams = Upstreams({"lefts": raises(ConnectFailed("lefts", attempts=3)), "rights": answers(b"1")})
-    answer = ask(compositions(tmp_path, text, upstreams, cache=store), incoming(subject=U))
-    told = said(answer)
-    assert told["left"] == {"old": 1}
-    assert told["_parts"]["left"] == {
-        "status": "stale",
-        "source": "snapshot",
-        "age": 12,
-        "attempts": 3,
-        "reason": "no instance could be reached",
-    }
-    assert told["_complete"] is True
-    assert answer.header("x-stale-age") == "12"
-    assert answer.header("cache-control") == "no-store"
-    assert store.asked == [("lefts", "/lefts/7", PartPolicy(0), Identity(U, frozenset({"user"}), 2e9))]
-
-
-def test_there_is_time_left_for_what_stands_in_for_a_part_that_hangs(tmp_path: Path) -> None:
-    text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
-    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="snapshot"))
-    upstreams = Upstreams({"lefts": answers(after_s=30), "rights": answers(b"1")})
-    began = time.monotonic()
-    told = said(ask(compositions(tmp_path, text, upstreams, cache=store)))
-    assert time.monotonic() - began < 1.1
-    assert (told["left"], told["_parts"]["left"]["reason"]) == ({"old": 1}, "no answer in time")
-
-
-@pytest.mark.parametrize("behave", [answers(b"{}", 403), answers(b"{}", 404), answers(b"{}", 401)])
-def test_nothing_stands_in_for_a_refusal(tmp_path: Path, behave: Behave) -> None:
-    text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
-    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="snapshot"))
-    with pytest.raises(PartFailed):
-        ask(compositions(tmp_path, text, Upstreams({"lefts": behave, "rights": answers(b"1")}), cache=store))
-    assert store.asked == []
-
-
-def test_an_empty_fallback_is_told_as_one(tmp_path: Path) -> None:
-    text = PAIR.replace(
-        'path = "/rights/<id>"', 'path = "/rights/<id>", fallback = "empty", expect = "array"'
-    )
-    told = said(
-        ask(compositions(tmp_path, text, Upstreams({"lefts": answers(), "rights": answers(b"{}", 500)})))
-    )
-    assert (told["right"], told["_complete"]) == ([], False)
-    assert told["_parts"]["right"]["status"] == "fallback"
-    assert told["_parts"]["right"]["source"] == "declaration"
-
-
-def kept_as(scope: str) -> str:
-    return PAIR.replace("required = true", f'required = true, cache = {{ ttl_s = 5, scope = "{scope}" }}')
-
-
-def test_what_is_kept_for_all_is_asked_for_without_a_token(tmp_path: Path) -> None:
-    upstreams, store = Upstreams({"lefts": answers(), "rights": answers(b"1")}), Store()
-    ask(
-        compositions(tmp_path, kept_as("public"), upstreams, cache=store),
-        incoming(authorization="Bearer x", subject=U),
-    )
-    sent = {service: options["headers"] for service, _, options in upstreams.sent}
-    assert "authorization" not in sent["lefts"]
-    assert "authorization" in sent["rights"]
-    assert store.asked == [("lefts", "/lefts/7", PartPolicy(5.0), None)]
-
-
-def test_what_is_kept_for_one_is_kept_for_whose_token_it_is(tmp_path: Path) -> None:
-    upstreams, store = Upstreams({"lefts": answers(), "rights": answers(b"1")}), Store()
-    ask(
-        compositions(tmp_path, kept_as("subject"), upstreams, cache=store),
-        incoming(authorization="Bearer x", subject=U),
-    )
-    assert upstreams.sent[0][2]["headers"]["authorization"] == "Bearer x"
-    assert store.asked[0][3] == Identity(U, frozenset({"user"}), 2e9)
-
-
-def test_a_part_out_of_the_cache_says_so(tmp_path: Path) -> None:
-    body = Answer(
-        200, [("Cache-Control", "public, max-age=60")], b'{"data":{}}', source="lefts-1", attempts=1
-    )
-    store = Store(kept=Part(body, "HIT", age_s=4.2))
-    upstreams = Upstreams({"lefts": answers(), "rights": answers(b"1", cache_control="public, max-age=60")})
-    answer = ask(compositions(tmp_path, kept_as("public"), upstreams, cache=store))
-    assert said(answer)["_parts"]["left"] == {"status": "ok", "source": "cache", "age": 4, "attempts": 0}
-    assert answer.header("x-cache") == "HIT"
-    assert answer.header("cache-control") == "public, max-age=56"
-
-
-def test_what_is_of_no_use_is_never_kept(tmp_path: Path) -> None:
-    """A 200 that is no JSON must not fill the cache for as long as a good one would."""
-    raised: list[BaseException] = []
-
-    class Watching(Store):
-        def part(
-            self,
-            service: str,
-            target: str,
-            policy: PartPolicy,
-            load: Any,
-            *,
-            identity: Identity | None = None,
-        ) -> Part:
-            try:
-                return Part(load(), "MISS")
-            except Exception as error:
-                raised.append(error)
-                raise
-
-    upstreams = Upstreams({"lefts": answers(b"<html>"), "rights": answers(b"1")})
-    with pytest.raises(PartFailed):
-        ask(compositions(tmp_path, kept_as("public"), upstreams, cache=Watching()))
-    assert len(raised) == 1
-
-
-PUBLIC = {"cache_control": "public, max-age=60"}
-
-
-def test_a_whole_that_is_public_is_made_once(tmp_path: Path) -> None:
-    upstreams = Upstreams({"lefts": answers(**PUBLIC), "rights": answers(b"[1]", **PUBLIC)})
-    made = compositions(tmp_path, PAIR, upstreams)
-    first, second = ask(made), ask(made, incoming(authorization="Bearer x"))
-    assert len(upstreams.sent) == 2
-    assert (first.header("x-cache"), second.header("x-cache")) == ("MISS", "HIT")
-    assert (said(second)["left"], said(second)["right"]) == ({}, [1])
-    assert said(second)["_parts"]["left"] == {"status": "ok", "source": "cache", "age": 0, "attempts": 0}
-    assert second.header("etag") == first.header("etag")
-    assert ask(made, incoming(if_none_match=first.header("etag") or "")).status == 304
-    assert ask(made, incoming(method="HEAD")).body == b""
-    assert ask(made, incoming("/pair/8")).header("x-cache") == "MISS"
-
-
-@pytest.mark.parametrize(
-    "right",
-    [
-        answers(b"1", cache_control="private, max-age=60"),
-        answers(b"1", cache_control="public, no-cache"),
-        answers(b"1", cache_control="no-store"),
-        answers(b"1"),
-        answers(b"1", vary="Accept-Language", **PUBLIC),
-        answers(b"1", vary="*", **PUBLIC),
-        answers(b"{}", 500, **PUBLIC),
-    ],
-)
-def test_a_whole_with_a_part_that_is_not_for_all_is_made_each_time(tmp_path: Path, right: Behave) -> None:
-    upstreams = Upstreams({"lefts": answers(**PUBLIC), "rights": right})
-    made = compositions(tmp_path, PAIR, upstreams)
-    assert [ask(made).header("x-cache") for _ in range(2)] == [None, None]
-    assert len(upstreams.sent) == 4
-
-
-def test_a_whole_that_needs_a_token_is_nobody_elses(tmp_path: Path) -> None:
-    upstreams = Upstreams({"posts": answers(b"[]", **PUBLIC)})
-    made = compositions(tmp_path, TOKEN, upstreams)
-    for subject in ("a", "b", "b"):
-        ask(made, incoming("/mine", subject=subject))
-    assert [target for _, target, _ in upstreams.sent] == [
-        "/posts?author=a",
-        "/posts?author=b",
-        "/posts?author=b",
-    ]
-
-
-def test_a_whole_is_kept_apart_by_what_was_passed_on(tmp_path: Path) -> None:
-    text = PAIR.replace('"/rights/<id>"', '"/rights/<id>", headers = ["Accept-Language"]')
-    upstreams = Upstreams(
-        {"lefts": answers(**PUBLIC), "rights": answers(b"1", vary="Accept-Language", **PUBLIC)}
-    )
-    made = compositions(tmp_path, text, upstreams)
-    told = [ask(made, incoming(accept_language=each)).header("x-cache") for each in ("de", "fr", "de")]
-    assert told == ["MISS", "MISS", "HIT"]
-
-
-def hedging(upstreams: Upstreams, folder: Path, there: int = 2) -> Compositions:
-    text = PAIR.replace("required = true", "required = true, hedge = true")
-    instances = [one("lefts", number + 1) for number in range(there)] + [one("rights")]
-    return compositions(folder, text, upstreams, there=instances)
-
-
-def slow_first(after_s: float) -> Behave:
-    calls = []
-
-    def behave(options: dict[str, Any]) -> Reply:
-        calls.append(options)
-        if len(calls) == 1:
-            options["tried"].add("first's place")
-            gevent.sleep(after_s)
-        assert options["avoid"] is options["tried"]
-        assert len(calls) == 1 or "first's place" in options["avoid"]
-        return Reply(attempts=1)
-
-    return behave
-
-
-def test_a_slow_part_is_hedged_on_another_instance(tmp_path: Path) -> None:
-    upstreams = Upstreams({"lefts": slow_first(30), "rights": answers(b"1")}, p95_s=0.02)
-    began = time.monotonic()
-    told = said(ask(hedging(upstreams, tmp_path)))
-    assert time.monotonic() - began < 0.5
-    assert told["_parts"]["left"]["attempts"] == 2
-    gevent.sleep(0)
-    assert upstreams.cut == ["lefts"]
-    assert upstreams.budget == 999
-
-
-@pytest.mark.parametrize(
-    ("p95_s", "budget", "there"),
-    [(None, 1000, 2), (0.02, 0, 2), (0.02, 1000, 1)],
-    ids=["unknown", "spent", "alone"],
-)
-def test_no_hedge_without_a_measure_a_budget_and_another_instance(
-    tmp_path: Path, p95_s: float | None, budget: int, there: int
-) -> None:
-    upstreams = Upstreams({"lefts": slow_first(0.1), "rights": answers(b"1")}, p95_s=p95_s, budget=budget)
-    ask(hedging(upstreams, tmp_path, there))
-    assert [service for service, _, _ in upstreams.sent].count("lefts") == 1
 
 
 def test_a_path_that_nobody_composes_is_not_found_here(tmp_path: Path) -> None:

@@ -1,0 +1,251 @@
+"""What a composition does in place of asking a service once: fallbacks, caches, wholes that are kept, and hedges."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+from discovery import (
+    ConnectFailed,
+)
+from gateway.cache import Part, PartPolicy
+from gateway.compose import Compositions
+from gateway.errors import PartFailed
+from gateway.model import Answer
+from services.kit.auth import Identity
+from tests.unit.gateway.composing import (
+    PAIR,
+    PUBLIC,
+    TOKEN,
+    Behave,
+    Reply,
+    Store,
+    U,
+    Upstreams,
+    answers,
+    ask,
+    compositions,
+    incoming,
+    one,
+    raises,
+    said,
+)
+
+
+def test_the_last_good_answer_stands_in_for_a_part(tmp_path: Path) -> None:
+    text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
+    store = Store(good=Answer(200, [("X-Stale-Age", "12")], b'{"data":{"old":1}}', source="snapshot"))
+    upstreams = Upstreams({"lefts": raises(ConnectFailed("lefts", attempts=3)), "rights": answers(b"1")})
+    answer = ask(compositions(tmp_path, text, upstreams, cache=store), incoming(subject=U))
+    told = said(answer)
+    assert told["left"] == {"old": 1}
+    assert told["_parts"]["left"] == {
+        "status": "stale",
+        "source": "snapshot",
+        "age": 12,
+        "attempts": 3,
+        "reason": "no instance could be reached",
+    }
+    assert told["_complete"] is True
+    assert answer.header("x-stale-age") == "12"
+    assert answer.header("cache-control") == "no-store"
+    assert store.asked == [("lefts", "/lefts/7", PartPolicy(0), Identity(U, frozenset({"user"}), 2e9))]
+
+
+def test_there_is_time_left_for_what_stands_in_for_a_part_that_hangs(tmp_path: Path) -> None:
+    text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
+    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="snapshot"))
+    upstreams = Upstreams({"lefts": answers(after_s=30), "rights": answers(b"1")})
+    began = time.monotonic()
+    told = said(ask(compositions(tmp_path, text, upstreams, cache=store)))
+    assert time.monotonic() - began < 1.1
+    assert (told["left"], told["_parts"]["left"]["reason"]) == ({"old": 1}, "no answer in time")
+
+
+@pytest.mark.parametrize("behave", [answers(b"{}", 403), answers(b"{}", 404), answers(b"{}", 401)])
+def test_nothing_stands_in_for_a_refusal(tmp_path: Path, behave: Behave) -> None:
+    text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
+    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="snapshot"))
+    with pytest.raises(PartFailed):
+        ask(compositions(tmp_path, text, Upstreams({"lefts": behave, "rights": answers(b"1")}), cache=store))
+    assert store.asked == []
+
+
+def test_an_empty_fallback_is_told_as_one(tmp_path: Path) -> None:
+    text = PAIR.replace(
+        'path = "/rights/<id>"', 'path = "/rights/<id>", fallback = "empty", expect = "array"'
+    )
+    told = said(
+        ask(compositions(tmp_path, text, Upstreams({"lefts": answers(), "rights": answers(b"{}", 500)})))
+    )
+    assert (told["right"], told["_complete"]) == ([], False)
+    assert told["_parts"]["right"]["status"] == "fallback"
+    assert told["_parts"]["right"]["source"] == "declaration"
+
+
+def kept_as(scope: str) -> str:
+    return PAIR.replace("required = true", f'required = true, cache = {{ ttl_s = 5, scope = "{scope}" }}')
+
+
+def test_what_is_kept_for_all_is_asked_for_without_a_token(tmp_path: Path) -> None:
+    upstreams, store = Upstreams({"lefts": answers(), "rights": answers(b"1")}), Store()
+    ask(
+        compositions(tmp_path, kept_as("public"), upstreams, cache=store),
+        incoming(authorization="Bearer x", subject=U),
+    )
+    sent = {service: options["headers"] for service, _, options in upstreams.sent}
+    assert "authorization" not in sent["lefts"]
+    assert "authorization" in sent["rights"]
+    assert store.asked == [("lefts", "/lefts/7", PartPolicy(5.0), None)]
+
+
+def test_what_is_kept_for_one_is_kept_for_whose_token_it_is(tmp_path: Path) -> None:
+    upstreams, store = Upstreams({"lefts": answers(), "rights": answers(b"1")}), Store()
+    ask(
+        compositions(tmp_path, kept_as("subject"), upstreams, cache=store),
+        incoming(authorization="Bearer x", subject=U),
+    )
+    assert upstreams.sent[0][2]["headers"]["authorization"] == "Bearer x"
+    assert store.asked[0][3] == Identity(U, frozenset({"user"}), 2e9)
+
+
+def test_a_part_out_of_the_cache_says_so(tmp_path: Path) -> None:
+    body = Answer(
+        200, [("Cache-Control", "public, max-age=60")], b'{"data":{}}', source="lefts-1", attempts=1
+    )
+    store = Store(kept=Part(body, "HIT", age_s=4.2))
+    upstreams = Upstreams({"lefts": answers(), "rights": answers(b"1", cache_control="public, max-age=60")})
+    answer = ask(compositions(tmp_path, kept_as("public"), upstreams, cache=store))
+    assert said(answer)["_parts"]["left"] == {"status": "ok", "source": "cache", "age": 4, "attempts": 0}
+    assert answer.header("x-cache") == "HIT"
+    assert answer.header("cache-control") == "public, max-age=56"
+
+
+def test_what_is_of_no_use_is_never_kept(tmp_path: Path) -> None:
+    """A 200 that is no JSON must not fill the cache for as long as a good one would."""
+    raised: list[BaseException] = []
+
+    class Watching(Store):
+        def part(
+            self,
+            service: str,
+            target: str,
+            policy: PartPolicy,
+            load: Any,
+            *,
+            identity: Identity | None = None,
+        ) -> Part:
+            try:
+                return Part(load(), "MISS")
+            except Exception as error:
+                raised.append(error)
+                raise
+
+    upstreams = Upstreams({"lefts": answers(b"<html>"), "rights": answers(b"1")})
+    with pytest.raises(PartFailed):
+        ask(compositions(tmp_path, kept_as("public"), upstreams, cache=Watching()))
+    assert len(raised) == 1
+
+
+def test_a_whole_that_is_public_is_made_once(tmp_path: Path) -> None:
+    upstreams = Upstreams({"lefts": answers(**PUBLIC), "rights": answers(b"[1]", **PUBLIC)})
+    made = compositions(tmp_path, PAIR, upstreams)
+    first, second = ask(made), ask(made, incoming(authorization="Bearer x"))
+    assert len(upstreams.sent) == 2
+    assert (first.header("x-cache"), second.header("x-cache")) == ("MISS", "HIT")
+    assert (said(second)["left"], said(second)["right"]) == ({}, [1])
+    assert said(second)["_parts"]["left"] == {"status": "ok", "source": "cache", "age": 0, "attempts": 0}
+    assert second.header("etag") == first.header("etag")
+    assert ask(made, incoming(if_none_match=first.header("etag") or "")).status == 304
+    assert ask(made, incoming(method="HEAD")).body == b""
+    assert ask(made, incoming("/pair/8")).header("x-cache") == "MISS"
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        answers(b"1", cache_control="private, max-age=60"),
+        answers(b"1", cache_control="public, no-cache"),
+        answers(b"1", cache_control="no-store"),
+        answers(b"1"),
+        answers(b"1", vary="Accept-Language", **PUBLIC),
+        answers(b"1", vary="*", **PUBLIC),
+        answers(b"{}", 500, **PUBLIC),
+    ],
+)
+def test_a_whole_with_a_part_that_is_not_for_all_is_made_each_time(tmp_path: Path, right: Behave) -> None:
+    upstreams = Upstreams({"lefts": answers(**PUBLIC), "rights": right})
+    made = compositions(tmp_path, PAIR, upstreams)
+    assert [ask(made).header("x-cache") for _ in range(2)] == [None, None]
+    assert len(upstreams.sent) == 4
+
+
+def test_a_whole_that_needs_a_token_is_nobody_elses(tmp_path: Path) -> None:
+    upstreams = Upstreams({"posts": answers(b"[]", **PUBLIC)})
+    made = compositions(tmp_path, TOKEN, upstreams)
+    for subject in ("a", "b", "b"):
+        ask(made, incoming("/mine", subject=subject))
+    assert [target for _, target, _ in upstreams.sent] == [
+        "/posts?author=a",
+        "/posts?author=b",
+        "/posts?author=b",
+    ]
+
+
+def test_a_whole_is_kept_apart_by_what_was_passed_on(tmp_path: Path) -> None:
+    text = PAIR.replace('"/rights/<id>"', '"/rights/<id>", headers = ["Accept-Language"]')
+    upstreams = Upstreams(
+        {"lefts": answers(**PUBLIC), "rights": answers(b"1", vary="Accept-Language", **PUBLIC)}
+    )
+    made = compositions(tmp_path, text, upstreams)
+    told = [ask(made, incoming(accept_language=each)).header("x-cache") for each in ("de", "fr", "de")]
+    assert told == ["MISS", "MISS", "HIT"]
+
+
+def hedging(upstreams: Upstreams, folder: Path, there: int = 2) -> Compositions:
+    text = PAIR.replace("required = true", "required = true, hedge = true")
+    instances = [one("lefts", number + 1) for number in range(there)] + [one("rights")]
+    return compositions(folder, text, upstreams, there=instances)
+
+
+def slow_first(after_s: float) -> Behave:
+    calls = []
+
+    def behave(options: dict[str, Any]) -> Reply:
+        calls.append(options)
+        if len(calls) == 1:
+            options["tried"].add("first's place")
+            gevent.sleep(after_s)
+        assert options["avoid"] is options["tried"]
+        assert len(calls) == 1 or "first's place" in options["avoid"]
+        return Reply(attempts=1)
+
+    return behave
+
+
+def test_a_slow_part_is_hedged_on_another_instance(tmp_path: Path) -> None:
+    upstreams = Upstreams({"lefts": slow_first(30), "rights": answers(b"1")}, p95_s=0.02)
+    began = time.monotonic()
+    told = said(ask(hedging(upstreams, tmp_path)))
+    assert time.monotonic() - began < 0.5
+    assert told["_parts"]["left"]["attempts"] == 2
+    gevent.sleep(0)
+    assert upstreams.cut == ["lefts"]
+    assert upstreams.budget == 999
+
+
+@pytest.mark.parametrize(
+    ("p95_s", "budget", "there"),
+    [(None, 1000, 2), (0.02, 0, 2), (0.02, 1000, 1)],
+    ids=["unknown", "spent", "alone"],
+)
+def test_no_hedge_without_a_measure_a_budget_and_another_instance(
+    tmp_path: Path, p95_s: float | None, budget: int, there: int
+) -> None:
+    upstreams = Upstreams({"lefts": slow_first(0.1), "rights": answers(b"1")}, p95_s=p95_s, budget=budget)
+    ask(hedging(upstreams, tmp_path, there))
+    assert [service for service, _, _ in upstreams.sent].count("lefts") == 1
