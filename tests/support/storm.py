@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import socket
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -151,6 +152,11 @@ class Outcomes:
         """Good answers a second."""
         good = sum(1 for each in self.all if each.status == 200 and since_s <= each.ended_s < until_s)
         return good / (until_s - since_s)
+
+    def typical_goodput(self, since_s: float, until_s: float) -> float:
+        """Good answers in the median second."""
+        seconds = int(until_s - since_s)
+        return statistics.median(self.goodput(since_s + at, since_s + at + 1) for at in range(seconds))
 
     def offered(self, since_s: float, until_s: float) -> float:
         """Attempts a second."""
