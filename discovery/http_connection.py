@@ -7,6 +7,7 @@ clock's monotonic time and hold for all of what they are given to, not for each 
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 from collections.abc import Iterable
@@ -15,11 +16,14 @@ from discovery.clock import Clock
 from discovery.http_answer import AnswerParser
 from discovery.http_body import PIECE_BYTES, BodyFailed
 
+_HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")
 _END_OF_CHUNKS = b"0\r\n\r\n"
 
 
 def connect(host: str, port: int, timeout_s: float) -> socket.socket:
     """A connected socket without Nagle's delay, non-blocking. Raises OSError; ValueError, OverflowError for an address that is none."""
+    if not _HOST.fullmatch(host):  # it goes into the Host header as well
+        raise ValueError(f"no address: {host[:80]!r}")
     if ":" in host and "%" not in host:
         family = socket.AF_INET6
     elif host.replace(".", "").isdecimal():
@@ -122,7 +126,10 @@ class Connection:
         return answer.take()
 
     def close(self) -> None:
+        """From any thread: one that waits for the answer is woken."""
         self.answer.release()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._sock.close()
 

@@ -97,7 +97,7 @@ class Parts:
         client = discovery.ServiceClient(
             view,
             settings=discovery.ClientSettings(
-                attempt_timeout_s=settings.deadline_s, breaker=settings.breaker()
+                attempt_timeout_s=settings.deadline_s, connections=64, breaker=settings.breaker()
             ),
             observer=observer,
         )

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from discovery import ConnectFailed, ResponseLost, RetrySettings, ServiceClient, StaticView
+from discovery import (
+    BreakerSettings,
+    CallError,
+    ConnectFailed,
+    ResponseLost,
+    RetrySettings,
+    ServiceClient,
+    StaticView,
+)
 from discovery.clock import SystemClock
 from discovery.http_connection import connect
 from tests.support.eventually import eventually
@@ -221,3 +229,115 @@ def test_connections_to_an_instance_that_is_gone_are_closed(server: RawServer) -
         busy.join(10)
         assert [answer.data for answer in answers] == [b"ok", b"ok"], "a call under way ends well"
         eventually(lambda: all(peer.sock.fileno() < 0 for peer in server.peers), within_s=5)
+
+
+def test_no_answer_reaches_anothers_request(server: RawServer) -> None:
+    """Whatever became of the calls before: read, left, timed out, refused, cut off."""
+
+    def answer(peer: Peer) -> None:
+        line = server_said(peer)
+        method, path, _ = line.split(b" ")
+        body = b"" if method == b"HEAD" else path * 40
+        kind = int(path.rsplit(b"/", 1)[1]) % 7
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Path: %b\r\n\r\n" % (len(path) * 40, path)
+        if kind == 1:
+            peer.say(head + body[: len(body) // 2])
+            time.sleep(0.01)
+            peer.say(body[len(body) // 2 :])
+        elif kind == 2:
+            time.sleep(0.2)  # the caller has left by then
+            peer.say(head + body)
+        elif kind == 3:
+            peer.say(head + body + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")
+        elif kind == 4:
+            chunks = b"".join(b"%x\r\n%b\r\n" % (len(path), path) for _ in range(40))
+            peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Path: %b\r\n\r\n" % path)
+            peer.say(b"" if method == b"HEAD" else chunks + b"0\r\n\r\n")
+        else:
+            peer.say(head + body)
+
+    def server_said(peer: Peer) -> bytes:
+        return requests[peer.number].split(b"\r\n", 1)[0]
+
+    requests: dict[int, bytes] = {}
+
+    def behave(peer: Peer) -> None:
+        while request := peer.request():
+            requests[peer.number] = request
+            answer(peer)
+
+    server.behave = behave
+    calls = client_of(server.instance(), connections=4, breaker=BreakerSettings(min_calls=10**6))
+    wrong: list[object] = []
+
+    def work(worker: int) -> None:
+        for number in range(150):
+            path = f"/{worker}/{number}"
+            method = "HEAD" if number % 5 == 0 else "GET"
+            stream = number % 2 == 0
+            try:
+                response = calls.request(
+                    method, "users", path, stream=stream, deadline_s=0.1 if number % 7 == 2 else 5
+                )
+                if response.headers["x-path"] != path:
+                    wrong.append((path, response.headers["x-path"]))
+                if stream and number % 3 == 0:
+                    response.close()
+                elif response.data != (b"" if method == "HEAD" else path.encode() * 40):
+                    wrong.append((path, response.data))
+            except CallError as error:
+                if number % 7 != 2:
+                    wrong.append((path, error))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    assert len(requests) > 6, "connections were given up on the way"
+
+
+def test_answer_that_is_forgotten_closes_its_connection_and_frees_its_place(server: RawServer) -> None:
+    def behave(peer: Peer) -> None:
+        peer.request()
+        peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        peer.closed()
+
+    server.behave = behave
+    calls = client_of(server.instance())
+    ended = []
+    response = calls.request("GET", "users", "/", stream=True)
+    response.on_end(lambda: ended.append(True))
+    del response
+    assert ended == [True]
+    assert calls._upstreams["users"].balancer.outstanding(server.instance()) == 0
+    eventually(lambda: server.peers[0].sock.fileno() < 0, within_s=2)
+
+
+def test_closing_an_answer_wakes_who_waits_for_it(server: RawServer) -> None:
+    def behave(peer: Peer) -> None:
+        peer.request()
+        peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        peer.closed(10)
+
+    server.behave = behave
+    response = client_of(server.instance()).request("GET", "users", "/", stream=True)
+    raised: list[BaseException] = []
+    waiting = threading.Event()
+
+    def read() -> None:
+        try:
+            for _ in response.iter_bytes():
+                waiting.set()
+        except CallError as error:
+            raised.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert waiting.wait(5)
+    time.sleep(0.05)
+    response.close()
+    reader.join(2)
+    assert not reader.is_alive()
+    assert isinstance(raised[0], ResponseLost)
