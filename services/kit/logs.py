@@ -111,7 +111,7 @@ class RequestLines:
             "level": level,
             "timestamp": datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z",
         }
-        self._writer.msg(to_json(line))
+        self._writer.info(to_json(line))
 
 
 request_lines = RequestLines()

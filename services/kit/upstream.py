@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import urllib3
+from prometheus_client import Counter, Histogram
 
 import discovery
 from services.kit import context
@@ -34,14 +35,30 @@ class BreakerObserver(discovery.Observer):
 class CallObserver(BreakerObserver):
     """Counts calls, attempts and ejections as well."""
 
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(metrics)
+        # Looking up a labelled child costs more than counting in it.
+        self._calls: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._attempts: dict[tuple[str, str], Counter] = {}
+
     def on_call(self, service: str, method: str, outcome: str, attempts: int, duration_s: float) -> None:
-        self._metrics.upstream.labels(service, outcome).inc()
-        self._metrics.upstream_durations.labels(service).observe(duration_s)
+        children = self._calls.get((service, outcome))
+        if children is None:
+            metrics = self._metrics
+            children = metrics.upstream.labels(service, outcome), metrics.upstream_durations.labels(service)
+            self._calls[service, outcome] = children
+        children[0].inc()
+        children[1].observe(duration_s)
 
     def on_attempt(
         self, service: str, instance_id: str, outcome: str, attempt: int, duration_s: float
     ) -> None:
-        self._metrics.upstream_attempts.labels(service, outcome).inc()
+        child = self._attempts.get((service, outcome))
+        if child is None:
+            child = self._attempts[service, outcome] = self._metrics.upstream_attempts.labels(
+                service, outcome
+            )
+        child.inc()
 
     def on_ejected(self, service: str, instance_id: str, duration_s: float) -> None:
         self._metrics.upstream_ejections.labels(service).inc()
