@@ -129,6 +129,29 @@ def client_of(*instances: Instance, clock: Clock = SYSTEM_CLOCK, **settings: obj
     return ServiceClient(StaticView(instances), settings=ClientSettings(**values), clock=clock)  # type: ignore[arg-type]
 
 
+def _serve(server: RawServer, peer: Peer) -> None:
+    with peer.sock:
+        try:
+            server.behave(peer)
+        except OSError:
+            pass
+        except BaseException as error:
+            server.failures.append(error)
+
+
+def _accept(server: RawServer, listener: socket.socket) -> None:
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        sock.settimeout(10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer = Peer(sock, len(server.peers))
+        server.peers.append(peer)
+        threading.Thread(target=_serve, args=(server, peer), daemon=True).start()
+
+
 @contextlib.contextmanager
 def raw_server(
     behave: Callable[[Peer], object], *, family: socket.AddressFamily = socket.AF_INET
@@ -137,29 +160,7 @@ def raw_server(
     address = "127.0.0.1" if family == socket.AF_INET else "::1"
     listener = socket.create_server((address, 0), family=family, backlog=64)
     server = RawServer(listener.getsockname()[1], behave, address)
-
-    def serve(peer: Peer) -> None:
-        with peer.sock:
-            try:
-                server.behave(peer)
-            except OSError:
-                pass
-            except BaseException as error:
-                server.failures.append(error)
-
-    def accept() -> None:
-        while True:
-            try:
-                sock, _ = listener.accept()
-            except OSError:
-                return
-            sock.settimeout(10)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            peer = Peer(sock, len(server.peers))
-            server.peers.append(peer)
-            threading.Thread(target=serve, args=(peer,), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
+    thread = threading.Thread(target=_accept, args=(server, listener), daemon=True)
     thread.start()
     try:
         yield server

@@ -231,71 +231,64 @@ def test_connections_to_an_instance_that_is_gone_are_closed(server: RawServer) -
         eventually(lambda: all(peer.sock.fileno() < 0 for peer in server.peers), within_s=5)
 
 
+def answer_in_some_way(peer: Peer, method: bytes, path: bytes) -> None:
+    """With the path forty times over; how it comes goes by the number that the path ends in."""
+    kind = int(path.rsplit(b"/", 1)[1]) % 7
+    body = b"" if method == b"HEAD" else path * 40
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Path: %b\r\n\r\n" % (len(path) * 40, path)
+    if kind == 1:  # in two halves
+        peer.say(head + body[: len(body) // 2])
+        time.sleep(0.01)
+        peer.say(body[len(body) // 2 :])
+    elif kind == 2:  # when the caller has left
+        time.sleep(0.2)
+        peer.say(head + body)
+    elif kind == 3:  # with more behind it
+        peer.say(head + body + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")
+    elif kind == 4:
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(path), path) for _ in range(40))
+        peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Path: %b\r\n\r\n" % path)
+        peer.say(b"" if method == b"HEAD" else chunks + b"0\r\n\r\n")
+    else:
+        peer.say(head + body)
+
+
+def call_and_compare(calls: ServiceClient, worker: int, wrong: list[object]) -> None:
+    for number in range(150):
+        path = f"/{worker}/{number}"
+        method = "HEAD" if number % 5 == 0 else "GET"
+        stream = number % 2 == 0
+        late = number % 7 == 2
+        try:
+            response = calls.request(method, "users", path, stream=stream, deadline_s=0.1 if late else 5)
+            if response.headers["x-path"] != path:
+                wrong.append((path, response.headers["x-path"]))
+            if stream and number % 3 == 0:
+                response.close()
+            elif response.data != (b"" if method == "HEAD" else path.encode() * 40):
+                wrong.append((path, response.data))
+        except CallError as error:
+            if not late:
+                wrong.append((path, error))
+
+
 def test_no_answer_reaches_anothers_request(server: RawServer) -> None:
     """Whatever became of the calls before: read, left, timed out, refused, cut off."""
 
-    def answer(peer: Peer) -> None:
-        line = server_said(peer)
-        method, path, _ = line.split(b" ")
-        body = b"" if method == b"HEAD" else path * 40
-        kind = int(path.rsplit(b"/", 1)[1]) % 7
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Path: %b\r\n\r\n" % (len(path) * 40, path)
-        if kind == 1:
-            peer.say(head + body[: len(body) // 2])
-            time.sleep(0.01)
-            peer.say(body[len(body) // 2 :])
-        elif kind == 2:
-            time.sleep(0.2)  # the caller has left by then
-            peer.say(head + body)
-        elif kind == 3:
-            peer.say(head + body + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")
-        elif kind == 4:
-            chunks = b"".join(b"%x\r\n%b\r\n" % (len(path), path) for _ in range(40))
-            peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Path: %b\r\n\r\n" % path)
-            peer.say(b"" if method == b"HEAD" else chunks + b"0\r\n\r\n")
-        else:
-            peer.say(head + body)
-
-    def server_said(peer: Peer) -> bytes:
-        return requests[peer.number].split(b"\r\n", 1)[0]
-
-    requests: dict[int, bytes] = {}
-
     def behave(peer: Peer) -> None:
         while request := peer.request():
-            requests[peer.number] = request
-            answer(peer)
+            answer_in_some_way(peer, *request.split(b" ", 2)[:2])
 
     server.behave = behave
     calls = client_of(server.instance(), connections=4, breaker=BreakerSettings(min_calls=10**6))
     wrong: list[object] = []
-
-    def work(worker: int) -> None:
-        for number in range(150):
-            path = f"/{worker}/{number}"
-            method = "HEAD" if number % 5 == 0 else "GET"
-            stream = number % 2 == 0
-            try:
-                response = calls.request(
-                    method, "users", path, stream=stream, deadline_s=0.1 if number % 7 == 2 else 5
-                )
-                if response.headers["x-path"] != path:
-                    wrong.append((path, response.headers["x-path"]))
-                if stream and number % 3 == 0:
-                    response.close()
-                elif response.data != (b"" if method == "HEAD" else path.encode() * 40):
-                    wrong.append((path, response.data))
-            except CallError as error:
-                if number % 7 != 2:
-                    wrong.append((path, error))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=call_and_compare, args=(calls, worker, wrong)) for worker in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     assert not wrong
-    assert len(requests) > 6, "connections were given up on the way"
+    assert len(server.peers) > 6, "connections were given up on the way"
 
 
 def test_answer_that_is_forgotten_closes_its_connection_and_frees_its_place(server: RawServer) -> None:
