@@ -94,13 +94,13 @@ def phase(name, behave, options, then, how):
                 then(response)
         if how == "timeout":
             def timed(call=call):
-                with gevent.Timeout(0.2, False):
+                with gevent.Timeout(0.5, False):
                     call()
             greenlet = gevent.spawn(timed)
             greenlet.join(5)
         else:
             greenlet = gevent.spawn(call)
-            gevent.sleep(0.2)
+            gevent.sleep(0.5)
         assert how == "timeout" or not greenlet.dead, (name, greenlet.exception)
         began = time.monotonic()
         greenlet.kill(timeout=2)
@@ -130,7 +130,7 @@ with socket.socket() as full:
     view = StaticView([instance])
     calls = ServiceClient(view, settings=SETTINGS)
     greenlet = gevent.spawn(calls.request, "GET", "users", "/")
-    gevent.sleep(0.2)
+    gevent.sleep(0.5)
     assert not greenlet.dead
     connecting = [
         each for each in gc.get_objects()
