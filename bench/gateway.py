@@ -43,14 +43,6 @@ listen front
     server one 127.0.0.1:{behind}
 """
 
-# Every request asks for another product, so that none comes from a cache.
-FRESH_IDS = """local n = math.random(1, 2 ^ 40)
-request = function()
-  n = n + 1
-  return wrk.format("GET", string.format("{path}{kind}%031x", n))
-end
-"""
-
 
 @dataclass(frozen=True)
 class Running:
@@ -59,10 +51,10 @@ class Running:
     port: int
     pids: tuple[int, ...]
 
-    def subject(self, name: str, path: str, *, script: Path | None = None, rest_s: float = 0.0) -> Subject:
+    def subject(self, name: str, path: str, *, rest_s: float = 0.0) -> Subject:
         first, *others = self.pids
         url = f"http://127.0.0.1:{self.port}{path}"
-        return Subject(name, url, first, others=tuple(others), script=script, rest_s=rest_s)
+        return Subject(name, url, first, others=tuple(others), rest_s=rest_s)
 
 
 def _id(kind: str) -> str:
@@ -163,7 +155,7 @@ def _subjects() -> Iterator[list[Subject]]:
         more = stack.enter_context(tutorial_gateway(folder, behind, MORE_WORKERS))
         ours = stack.enter_context(gateway(folder, env))
         edge, _ = stack.enter_context(controlled_edge(folder, consul.address))
-        subjects = list(_compared(folder, theirs, more, ours, edge))
+        subjects = list(_compared(theirs, more, ours, edge))
         for subject in subjects:
             wait_until(f"{subject.name} at {subject.url}", lambda url=subject.url: _answers(url), 30, 0.1)  # type: ignore[misc]
         yield subjects
@@ -172,16 +164,11 @@ def _subjects() -> Iterator[list[Subject]]:
 def _compared(folder: Path, theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
     public = Running(edge.port, (ours.pids[0], edge.pid))
     for kind, work in ((tutorial.AT_ONCE, "0 ms"), (tutorial.WAITING, "20 ms")):
-        user = _id(kind)
-        script = folder / f"fresh-{kind}.lua"
-        script.write_text(FRESH_IDS.format(path=f"/api/{user}/", kind=kind))
-        path = f"/api/{user}/{_id(kind)}"
+        path = f"/api/{_id(kind)}/{_id(kind)}"
         rest_s = 3.0 if kind == tutorial.WAITING else 0.3
-        yield theirs.subject(f"tutorial, {work}", path, script=script, rest_s=rest_s)
-        yield more.subject(
-            f"tutorial, {MORE_WORKERS} workers, {work}", path, script=script, rest_s=rest_s / 2
-        )
-        yield ours.subject(f"composed, {work}", path, script=script)
+        yield theirs.subject(f"tutorial, {work}", path, rest_s=rest_s)
+        yield more.subject(f"tutorial, {MORE_WORKERS} workers, {work}", path, rest_s=rest_s / 2)
+        yield ours.subject(f"composed, {work}", path)
         yield public.subject(f"fast lane, {work}", f"/api/products/{_id(kind)}")
         yield public.subject(f"forwarded, {work}", f"/api/smart/{_id(kind)}")
     kept = f"/api/{_id(tutorial.KEEPABLE)}/{_id(tutorial.KEEPABLE)}"

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from bench.programs import FEEDING_CORE, cpu_s, pinned
 
@@ -20,7 +19,7 @@ _UNIT_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 class Subject:
     """One thing to measure: the URL to ask, and the process whose processor time counts (with `others`).
 
-    `script` is wrk's own, in Lua. `rest_s` is waited after a run: a server without keep-alive still works off what wrk has left.
+    `rest_s` is waited after a run: a server without keep-alive still works off what wrk has left.
     """
 
     name: str
@@ -28,7 +27,6 @@ class Subject:
     pid: int
     headers: Mapping[str, str] = field(default_factory=dict)
     others: tuple[int, ...] = ()
-    script: Path | None = None
     rest_s: float = 0.0
 
     def cpu_s(self) -> float:
@@ -74,8 +72,6 @@ def measure(subject: Subject, seconds: float) -> Sample:
     ]
     for name, value in subject.headers.items():
         command += ["-H", f"{name}: {value}"]
-    if subject.script is not None:
-        command += ["-s", str(subject.script)]
     before = subject.cpu_s()
     run = subprocess.run(
         pinned(FEEDING_CORE, [*command, subject.url]),
