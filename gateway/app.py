@@ -92,16 +92,7 @@ class Parts:
         view = Exposed(kit.view, settings.policy())
         routes = Routes(view, settings.gateway_domain)
         kit.view.on_change(lambda *_: routes.follow())
-        breaker_metrics = BreakerMetrics(kit.metrics.registry)
-        observer = breakers.BreakerObserver(kit.metrics, breaker_metrics)
-        client = discovery.ServiceClient(
-            view,
-            settings=discovery.ClientSettings(
-                attempt_timeout_s=settings.deadline_s, connections=64, breaker=settings.breaker()
-            ),
-            observer=observer,
-        )
-        self._sharing = self._share(client, view, observer, breaker_metrics)
+        client = self._client(view)
         shed = Shed(settings.shed())
         ShedMetrics(kit.metrics.registry, shed)
         calls = Calls(client, shed, routes.domain_of)
@@ -131,6 +122,20 @@ class Parts:
         put_in_front(self._app, pipeline)
         kit.view.ready(settings.view_wait_s)
         _calm_gc()
+
+    def _client(self, view: Exposed) -> discovery.ServiceClient:
+        """The client of all calls, its breakers shared with the group's."""
+        settings, metrics = self.settings, BreakerMetrics(self.kit.metrics.registry)
+        observer = breakers.BreakerObserver(self.kit.metrics, metrics)
+        client = discovery.ServiceClient(
+            view,
+            settings=discovery.ClientSettings(
+                attempt_timeout_s=settings.deadline_s, connections=64, breaker=settings.breaker()
+            ),
+            observer=observer,
+        )
+        self._sharing = self._share(client, view, observer, metrics)
+        return client
 
     def _share(
         self,

@@ -9,7 +9,7 @@ from discovery.client import FAILED_STATUSES
 from discovery.model import Domain
 from discovery.outlier import Identity
 from gateway.model import Incoming
-from gateway.shed import Shed
+from gateway.shed import Shed, Ticket
 
 
 class Calls:
@@ -67,14 +67,19 @@ class Calls:
         except BaseException:
             ticket.leave(False)
             raise
-        ok = response.status not in FAILED_STATUSES
-        if stream:
-            ticket.head(ok)
-            response.on_end(ticket.leave)
-        else:
-            ticket.leave(ok)
+        _note(ticket, response, stream)
         return response
 
     def breaker(self, service: str) -> str:
         """The state of the service's breaker: `closed`, `open` or `half-open`."""
         return self.client.breaker_state(service)
+
+
+def _note(ticket: Ticket, response: discovery.Response, stream: bool) -> None:
+    """Have the ticket know how far the call is, now and when it is over."""
+    ok = response.status not in FAILED_STATUSES
+    if stream:
+        ticket.head(ok)
+        response.on_end(ticket.leave)
+    else:
+        ticket.leave(ok)

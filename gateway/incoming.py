@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import gevent
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from discovery.model import Route
+from discovery.retry import IDEMPOTENT
 from gateway.errors import Refused, RouteUnknown
 from gateway.model import Incoming
 from gateway.routes import Routes, is_gateway
@@ -64,7 +65,8 @@ class Reader:
 
     def read(self, environ: dict[str, Any], caller: Caller) -> Incoming:
         """The request. Raises Refused, RouteUnknown."""
-        if environ["REQUEST_METHOD"] in _REFUSED_METHODS:
+        method = environ["REQUEST_METHOD"]
+        if method in _REFUSED_METHODS:
             raise Refused(405, "This method is not passed on.")
         path, _, query = environ["RAW_URI"].partition("?")
         if path[:1] != "/":
@@ -75,20 +77,22 @@ class Reader:
         now = time.monotonic()
         if caller.deadline <= now:
             raise Refused(504, "The time for this request is over.", service=route.service if route else "")
+        headers = _headers(environ, caller)
         timeout_s = float(route.timeout_s) if route is not None else self._settings.own_deadline_s
+        deadline = min(caller.deadline, now + timeout_s * _tries(route, method, headers))
         return Incoming(
-            method=environ["REQUEST_METHOD"],
+            method=method,
             path=path,
             query=query,
-            headers=_headers(environ, caller),
+            headers=headers,
             service=route.service if route is not None else self._kit.name,
             domain=self._settings.gateway_domain,
             client=_client(environ),
             request_id=caller.request_id,
             traceparent=caller.traceparent,
-            deadline=min(caller.deadline, now + timeout_s),
+            deadline=deadline,
             timeout_s=timeout_s,
-            body=self._body(environ, min(caller.deadline, now + timeout_s)),
+            body=self._body(environ, deadline),
             identify=Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION")),
             route=route,
             connection=environ.get("gunicorn.socket"),
@@ -198,6 +202,11 @@ class Asker:
                 return None
             self._caller.subject, self._caller.scopes = self._identity.subject, self._identity.scopes
         return self._identity
+
+
+def _tries(route: Route | None, method: str, headers: Mapping[str, str]) -> int:
+    """How many times the route's patience is waited: where a second try may follow, the first must not have half of it only."""
+    return 2 if route is not None and (method in IDEMPOTENT or "idempotency-key" in headers) else 1
 
 
 def _after_authority(uri: str) -> str:
