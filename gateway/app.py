@@ -15,6 +15,7 @@ from gateway import breakers
 from gateway.breaker_line import TIMEOUT_S as LINE_TIMEOUT_S
 from gateway.breaker_line import Line
 from gateway.cache import AnswerCache
+from gateway.cache import views as cache_views
 from gateway.calls import Calls
 from gateway.compose import Compositions, Declaration, DeclarationError
 from gateway.compose.declaration import FOLDER, load
@@ -23,7 +24,7 @@ from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
 from gateway.incoming import Reader
 from gateway.limits import Limits
-from gateway.metrics import BreakerMetrics, GatewayMetrics, LimitMetrics, ShedMetrics
+from gateway.metrics import BreakerMetrics, CacheMetrics, GatewayMetrics, LimitMetrics, ShedMetrics
 from gateway.pipeline import Pipeline
 from gateway.problems import Problems
 from gateway.routes import Exposed, Routes
@@ -77,6 +78,8 @@ class Parts:
         self._app = app
         self._sharing: Sharing | None = None
         breakers.install(app, lambda: self._sharing)
+        self._cache: AnswerCache | None = None
+        cache_views.install(app, own, lambda: self._cache)
 
         @app.get(own)
         def group() -> dict[str, str]:
@@ -97,8 +100,15 @@ class Parts:
         ShedMetrics(kit.metrics.registry, shed)
         calls = Calls(client, shed, routes.domain_of)
         problems = Problems(kit.name, calls.breaker)
-        cache = AnswerCache(self._redis(), domain=settings.gateway_domain)
+        cache = AnswerCache(
+            self._redis(),
+            domain=settings.gateway_domain,
+            max_bytes=settings.gateway_cache_bytes,
+            stale_if_error_s=settings.gateway_cache_stale_if_error_s,
+            metrics=CacheMetrics(kit.metrics.registry),
+        )
         cache.start()
+        self._cache = cache
         departures = Departures()
         departures.start()
         metrics = GatewayMetrics(kit.metrics.registry)

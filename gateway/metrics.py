@@ -149,3 +149,36 @@ class LimitMetrics:
     def refused(self, policy: str) -> None:
         """`policy` as the headers name it."""
         self._refused.labels(policy).inc()
+
+
+class CacheMetrics:
+    """How requests to the cache went, and how it is with Redis. `watch` is called with what tells the rest."""
+
+    OUTCOMES = (
+        "hit",
+        "miss",
+        "stale",
+        "stale_if_error",
+        "bypass",
+        "last_good",
+        "no_last_good",
+    )
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        outcomes = Counter(
+            "gateway_cache",
+            "Requests to the cache: hit, miss, stale (given while asked for anew), stale_if_error, bypass (nothing that is "
+            "stored); last_good and no_last_good: for a service that could not be asked.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._outcomes = {each: outcomes.labels(each) for each in self.OUTCOMES}
+        self._bytes = Gauge("gateway_cache_bytes", "Bytes held in the process.", registry=registry)
+        self._away = Gauge("gateway_cache_away", "1 while Redis is left alone.", registry=registry)
+
+    def count(self, outcome: str) -> None:
+        self._outcomes[outcome].inc()
+
+    def watch(self, held_bytes: Callable[[], float], away: Callable[[], bool]) -> None:
+        self._bytes.set_function(held_bytes)
+        self._away.set_function(away)

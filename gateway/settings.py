@@ -77,6 +77,11 @@ class GatewaySettings(ServiceSettings):
     )
     gateway_key_quotas: Annotated[str, AfterValidator(lambda text: _limits("quota", text))] = "5000000/day"
 
+    # Answers held in one process, over those in Redis.
+    gateway_cache_bytes: int = Field(default=32 * 1024 * 1024, ge=0)
+    # So long a stored answer that says nothing of it may stand in for a failing service.
+    gateway_cache_stale_if_error_s: float = Field(default=300.0, ge=0, le=86_400)
+
     def breaker(self) -> BreakerSettings:
         """When breakers open. Two good trials close one, or the only one that it lets through."""
         return BreakerSettings(

@@ -7,7 +7,6 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import structlog
-from prometheus_client import Counter
 from pydantic_core import to_json
 from redis import Redis
 
@@ -24,6 +23,7 @@ from gateway.cache.passing import Passing
 from gateway.cache.policy import Part, PartPolicy, part_of
 from gateway.cache.store import Store
 from gateway.errors import Refused
+from gateway.metrics import CacheMetrics
 from gateway.model import Answer, Incoming
 from services.kit.answers import Change, plain_path
 from services.kit.auth import Identity
@@ -43,7 +43,6 @@ class AnswerCache:
     """Stored answers of one group of gateways. Thread-safe, and works under gevent.
 
     `redis` None, gone or hung costs nothing but hits: then every process keeps to itself, for a second at most.
-    `operations` counts outcomes.
     """
 
     def __init__(
@@ -52,19 +51,21 @@ class AnswerCache:
         *,
         domain: str,
         clock: Clock = SYSTEM_CLOCK,
-        operations: Counter | None = None,
+        metrics: CacheMetrics | None = None,
         max_bytes: int = MAX_BYTES,
         stale_if_error_s: float = STALE_IF_ERROR_S,
     ) -> None:
         self._clock = clock
-        self._operations = operations
         self._stale_if_error_s = stale_if_error_s
         self._circuit = Circuit(redis, clock.monotonic)
         self._memory = Memory(max_bytes)
         self._link = Link(redis, self._circuit, self._memory, clock, probe_key=f"gateway:{domain}:c:probe")
         self._store = Store(self._circuit, Names(domain))
+        self._count = metrics.count if metrics is not None else _uncounted
         self._engine = Engine(self._store, self._memory, self._link, clock, self._count)
         self._passing = Passing(clock.monotonic)
+        if metrics is not None:
+            metrics.watch(lambda: self._memory.bytes, lambda: not self._circuit.closed)
 
     def start(self) -> None:
         """Follow the others' invalidations. In the worker process, once, before the first request."""
@@ -143,8 +144,15 @@ class AnswerCache:
 
     def purge(self, service: str, path: str, *, prefix: bool = False) -> bool:
         """Forget what is stored for a path (as in a request), all its queries and variants, with `prefix` also all below it; in every
-        process. False when Redis could not be told: it will be, and nothing is read from it until then."""
-        return self._change(service, [Change(plain_path(path), prefix)])
+        process. Of the path itself also the last good answer for everybody. False when Redis could not be told: it will be of
+        what is stored, and nothing is read from it until then."""
+        plain = plain_path(path)
+        told = self._change(service, [Change(plain, prefix)])
+        try:
+            self._store.forget_snapshots(service, plain)
+        except Away:
+            return False
+        return told
 
     # -- for what is made of several answers
 
@@ -218,9 +226,9 @@ class AnswerCache:
             incoming.headers, answer.status, answer.headers, subject=proved, sie_s=self._stale_if_error_s
         )
 
-    def _count(self, outcome: str) -> None:
-        if self._operations is not None:
-            self._operations.labels(outcome).inc()
+
+def _uncounted(_: str) -> None:
+    return
 
 
 def _bypassed(answer: Answer) -> Answer:

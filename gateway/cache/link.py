@@ -4,7 +4,8 @@ the changes that Redis has missed."""
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -14,7 +15,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from discovery.clock import Clock
 from gateway.cache.circuit import Away, Circuit
 from gateway.cache.memory import Memory
-from services.kit.answers import CHANGED_PATTERN, Change, read_change, service_of_channel
+from services.kit.answers import CHANGED_PATTERN, Change, changed_channel, read_change, service_of_channel
 from services.kit.snapshot_queue import note_changes
 
 log = structlog.get_logger(__name__)
@@ -41,7 +42,8 @@ class Link:
         self._clock = clock
         self._probe_key = probe_key
         self._lock = threading.Lock()
-        self._pending: OrderedDict[tuple[str, Change], None] = OrderedDict()
+        # Whether the others have been told.
+        self._pending: dict[tuple[str, Change], bool] = {}
         self._probes = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,13 +65,13 @@ class Link:
         """Whether what was asked for at `checked` would be known here to hold no more."""
         return now - checked < TRUST_S or (now - self.heard < TRUST_S and 0 < self.since <= checked)
 
-    def missed(self, service: str, change: Change) -> None:
-        """Redis could not be told of a change: until it has been, nothing is read from it."""
+    def missed(self, service: str, change: Change, *, told: bool = False) -> None:
+        """Redis has not noted a change: until it has, nothing is read from it. `told`: the others know."""
         with self._lock:
-            self._pending[(service, change)] = None
+            self._pending[(service, change)] = told
             if len(self._pending) > MAX_PENDING:
                 services = {each for each, _ in self._pending}
-                self._pending = OrderedDict(((each, Change("/", prefix=True)), None) for each in services)
+                self._pending = {(each, Change("/", prefix=True)): False for each in services}
         self._circuit.open("changes not told")
 
     # -- the thread
@@ -126,9 +128,9 @@ class Link:
         # By a program that only tells, or by one that Redis refused: every gateway notes it.
         noted = Change(change.path, change.prefix)
         try:
-            self._circuit.attempt(lambda r: note_changes(r, service, [noted], tell=False))
+            self._circuit.attempt(partial(_note, service, [noted]))
         except Away:
-            self.missed(service, noted)
+            self.missed(service, noted, told=True)
         else:
             self._memory.change(service, noted)  # what was read from Redis in between
 
@@ -137,8 +139,8 @@ class Link:
         if self._circuit.closed and not self._pending:
             return
         try:
-            self._circuit.attempt(self._probe)
             self._make_up()
+            self._circuit.attempt(self._probe)
         except Away:
             self._probes = 0
             self._circuit.open("still away")
@@ -155,8 +157,25 @@ class Link:
             return  # full, but what is stored can be deleted
 
     def _make_up(self) -> None:
-        """Raises Away."""
-        for service, change in list(self._pending):
-            self._circuit.attempt(lambda r, s=service, c=change: note_changes(r, s, [c]))  # type: ignore[misc]
+        """Tell the others what they have not heard, which one may do that takes nothing else; then have it noted. Raises Away."""
+        with self._lock:
+            waiting = dict(self._pending)
+        for key, told in waiting.items():
+            if not told:
+                self._circuit.attempt(partial(_tell, *key))
+                with self._lock:
+                    self._pending[key] = True
+        for service in {each for each, _ in waiting}:
+            changes = [change for each, change in waiting if each == service]
+            self._circuit.attempt(partial(_note, service, changes))
             with self._lock:
-                self._pending.pop((service, change), None)
+                for change in changes:
+                    self._pending.pop((service, change), None)
+
+
+def _tell(service: str, change: Change, redis: Redis) -> None:
+    redis.publish(changed_channel(service), replace(change, noted=False).message())
+
+
+def _note(service: str, changes: list[Change], redis: Redis) -> None:
+    note_changes(redis, service, changes, tell=False)

@@ -18,7 +18,7 @@ from gateway.cache.circuit import Away, Circuit, refuses
 from gateway.cache.keys import Names, Spec, Variant, read_spec
 from services.kit import answers
 from services.kit.answers import Change, SnapshotName
-from services.kit.snapshot_queue import note_changes
+from services.kit.snapshot_queue import forget, note_changes
 
 # The time of one load. Who waits for another instance's tries by himself after it.
 LEASE_MS = 5000
@@ -34,7 +34,7 @@ local words = redis.pcall('HMGET', KEYS[1], 'e', unpack(ARGV, 4))
 if words.err then redis.pcall('DEL', KEYS[1]) words = {false} end
 if not words[1] then
   local made = redis.pcall('HSET', KEYS[1], 'e', ARGV[1])
-  if type(made) == 'table' then return {false, false, false, 0, made.err} end
+  if type(made) == 'table' then return {false, false, false, -1, made.err} end
   words[1] = ARGV[1]
 end
 for i = 1, #ARGV - 2 do words[i] = words[i] or '-' end
@@ -132,6 +132,11 @@ class Store:
     def change(self, service: str, changes: Sequence[Change]) -> None:
         """End what is stored of the changes' paths, and tell all gateways."""
         self._circuit.run(lambda r: note_changes(r, service, changes))
+
+    def forget_snapshots(self, service: str, path: str) -> None:
+        """Delete the last good answers of a plain path that are for everybody, and keep out those on their way."""
+        key = answers.public_key(service, path)
+        self._circuit.run(lambda r: forget(r, key))
 
     def snapshots(self, names: Sequence[SnapshotName]) -> list[bytes | None]:
         """The sealed last good answers under these names."""

@@ -189,17 +189,11 @@ class SnapshotQueue:
         """Raises RedisError where one of them could not be done: then they are all tried again."""
         for job in jobs:
             if isinstance(job, str):
-                self._mark(job)
-                self._redis.delete(job)
+                forget(self._redis, job)
                 self._count("forgotten", 1)
             else:
                 service, change = job
                 note_changes(self._redis, service, [change])
-
-    def _mark(self, key: str) -> None:
-        # A full Redis takes no mark, and no answers either.
-        with contextlib.suppress(OutOfMemoryError):
-            self._redis.set(answers.gone_key(key), b"1", px=GONE_MS)
 
     def _failed(self, error: Exception, answers_lost: int) -> None:
         self._count("failed", answers_lost)
@@ -211,6 +205,14 @@ class SnapshotQueue:
     def _count(self, outcome: str, number: int) -> None:
         if self._outcomes is not None and number:
             self._outcomes.labels(outcome).inc(number)
+
+
+def forget(redis: Redis, key: str) -> None:
+    """Delete a hash of snapshots, and keep out what is on its way to it. Raises RedisError."""
+    # A full Redis takes no mark, and no answers either.
+    with contextlib.suppress(OutOfMemoryError):
+        redis.set(answers.gone_key(key), b"1", px=GONE_MS)
+    redis.delete(key)
 
 
 def note_changes(redis: Redis, service: str, changes: Sequence[answers.Change], *, tell: bool = True) -> None:

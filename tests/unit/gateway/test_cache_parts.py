@@ -6,8 +6,13 @@ import threading
 import time
 
 import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from discovery.errors import BreakerOpen, DeadlineExceeded, ResponseLost
+from gateway.cache.circuit import OPEN_S, Away, Circuit
 from gateway.cache.entry import Entry, pack, unpack
 from gateway.cache.flights import Flights, again
 from gateway.cache.freshness import Lifetime
@@ -267,6 +272,39 @@ def test_long_body_passes_on_unread_or_with_its_beginning() -> None:
     short = Answer(200, [], chunks())  # type: ignore[arg-type]
     assert read_whole(short, 100) == short.body
     assert short.header("content-length") == "100"
+
+
+# -- what says that Redis is not well
+
+
+@pytest.mark.parametrize(
+    ("error", "ill"),
+    [
+        (RedisTimeout("Timeout reading from socket"), True),
+        (RedisConnectionError("Connection refused"), True),
+        (ReadOnlyError("You can't write against a read only replica."), True),
+        (ResponseError("NOREPLICAS Not enough good replicas to write."), True),
+        (ResponseError("MISCONF Errors writing to the AOF file"), True),
+        (OSError("broken pipe"), True),
+        (OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), False),
+        (RedisConnectionError("No connection available."), False),
+        (ResponseError("WRONGTYPE Operation against a key"), False),
+    ],
+)
+def test_circuit_opens_for_what_is_redis_own_and_then_asks_nothing(error: Exception, ill: bool) -> None:
+    clock, calls = ManualClock(), []
+
+    def ask(_: Redis) -> None:
+        calls.append(1)
+        raise error
+
+    circuit = Circuit(Redis(), clock.monotonic)
+    for _ in range(3):
+        with pytest.raises(Away):
+            circuit.run(ask)
+    assert (len(calls), circuit.closed) == ((1, False) if ill else (3, True))
+    clock.sleep(OPEN_S)
+    assert circuit.closed
 
 
 # -- single flight

@@ -370,43 +370,6 @@ def test_senseless_declaration_is_refused(stale_s: float, scope: Any) -> None:
         snapshot_decorator(stale_s=stale_s, scope=scope)
 
 
-def test_sealed_answer_opens_under_its_own_name_and_undamaged_only() -> None:
-    sealed = answers.seal("a", {"status": 200}, b"body")
-    assert answers.unseal("a", sealed) == ({"status": 200}, b"body")
-    assert answers.unseal("b", sealed) is None
-    for at in range(len(sealed)):
-        assert answers.unseal("a", sealed[:at]) is None
-        assert answers.unseal("a", sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]) is None
-    assert answers.unseal("a", sealed + b"x") is None
-
-
-@pytest.mark.parametrize(
-    ("data", "change"),
-    [
-        (b'{"path": "/a/%C3%A9"}', answers.Change("/a/\xc3\xa9", noted=False)),
-        (
-            '{"path": "/a/é", "prefix": true}'.encode(),
-            answers.Change("/a/\xc3\xa9", prefix=True, noted=False),
-        ),
-        (b'{"path": "a"}', None),
-        (b'{"path": 1}', None),
-        (b"[1]", None),
-        (b"\xff", None),
-        (answers.Change("/a b/ü", prefix=True).message().encode(), answers.Change("/a b/\xfc", prefix=True)),
-    ],
-)
-def test_change_is_read_from_any_program(data: bytes, change: answers.Change | None) -> None:
-    assert answers.read_change(data) == change
-
-
-@pytest.mark.parametrize("path", ["/", "/a", "/a/", "/a/b/c", "//a", "/1/2/3/4/5/6/7/8/9/10"])
-@pytest.mark.parametrize("changed", ["/", "/a", "/a/b", "/a/b/c", "//a", "/1/2/3/4/5/6/7/8/9/10", "/b"])
-@pytest.mark.parametrize("prefix", [True, False])
-def test_what_a_change_covers_is_what_its_bucket_covers(path: str, changed: str, prefix: bool) -> None:
-    change = answers.Change(changed, prefix)
-    assert (answers.bucket(changed, prefix=prefix) in answers.buckets(path)) == change.covers(path)
-
-
 def test_kit_of_the_request_has_the_snapshots(service: Service) -> None:
     with service.app.app_context():
         assert kit().snapshots is service.kit.snapshots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -86,6 +87,11 @@ class Leap(SystemClock):
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
+        # Hypothesis looks after the one of the module.
+        self._own = random.Random(1)
+
+    def random(self) -> float:
+        return self._own.random()
 
     def monotonic(self) -> float:
         return super().monotonic() + self.ahead_s

@@ -1,0 +1,324 @@
+"""Whose the stored answers are, what ends them, and that what Redis holds is not believed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+
+import pytest
+from redis import Redis
+
+from discovery.errors import NotSent, ResponseLost
+from gateway.cache import PartPolicy
+from gateway.errors import Refused
+from gateway.model import Answer
+from services.kit import answers
+from services.kit.auth import Identity
+from tests.support.cache_rig import (
+    ADMIN,
+    ANN,
+    BOB,
+    PATH,
+    PUBLIC,
+    Instance,
+    Origin,
+    at_once,
+    keys,
+    later,
+)
+from tests.support.eventually import eventually
+
+Pair = tuple[Instance, Instance]
+
+
+# -- whose answers
+
+
+def test_private_answers_are_apart_and_scopes_are_part_of_who_asks(pair: Pair, origin: Origin) -> None:
+    one, other = pair
+    origin.headers["Cache-Control"] = "private, max-age=60"
+    origin.body = b"anns"
+    assert one.state(who=ANN) == "MISS"
+    assert other.get(who=ANN).body == b"anns"
+    origin.body = b"bobs"
+    for each in pair:
+        assert each.get(who=BOB).body == b"bobs"
+        assert each.get(who=ANN).body == b"anns"
+    origin.body = b"fewer"
+    assert one.get(who=Identity("ann", frozenset(), 9e9)).body == b"fewer"
+    origin.body = b"nobodys"
+    for headers in ({}, {"cookie": "session=ann"}, {"authorization": "Bearer forged"}, {"x_api_key": "k"}):
+        assert one.get(**headers).body == b"nobodys"
+        assert one.state(**headers) == "BYPASS"
+
+
+def test_public_answer_to_a_token_is_for_all_and_one_without_a_word_is_not(
+    pair: Pair, origin: Origin
+) -> None:
+    one, other = pair
+    one.get(who=ANN)
+    assert other.state() == other.state(who=BOB) == other.state(cookie="a") == "HIT"
+    origin.headers["Cache-Control"] = "max-age=60"
+    assert one.state("/api/pears/2", who=ANN) == "MISS"
+    assert one.state("/api/pears/2", who=ANN) == "HIT"
+    assert [other.state("/api/pears/2", who=BOB), other.state("/api/pears/2")] == ["MISS", "MISS"]
+
+
+def test_variants_are_kept_apart_by_the_headers_that_vary_names(pair: Pair, origin: Origin) -> None:
+    one, other = pair
+    origin.headers["Vary"] = "Accept-Language"
+    origin.body = b"deutsch"
+    one.get(accept_language="de")
+    origin.body = b"english"
+    one.get(accept_language="en")
+    assert other.get(accept_language="de").body == b"deutsch"
+    assert other.get(accept_language="en").body == b"english"
+    origin.body = b"any"
+    assert other.get().body == b"any"
+    assert len(origin.calls) == 3
+
+
+def test_host_that_one_client_names_poisons_nobody_elses_answer(pair: Pair, origin: Origin) -> None:
+    one, other = pair
+    origin.body = b"link to evil.test"
+    one.get(x_forwarded_host="evil.test")
+    origin.body = b"link to edge.test"
+    assert other.get().body == b"link to edge.test"
+
+
+# -- what holds no more
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_write_through_one_instance_ends_all_that_is_stored_of_its_path(
+    pair: Pair, origin: Origin, method: str
+) -> None:
+    one, other = pair
+    paths = [(PATH, ""), (PATH, "q=1"), ("/api/pears", ""), ("/api/pears/1/comments", "")]
+    for path, query in paths:
+        one.get(path, query)
+        assert other.state(path, query) == "HIT"
+    origin.status = 204
+    one.get(method=method)
+    origin.status, origin.body, origin.headers["ETag"] = 200, b"two", '"2"'
+    assert one.get().body == b"two"
+    eventually(lambda: other.get().body == other.get(query="q=1").body == b"two", 1)
+    assert other.get("/api/pears").body == b"one"
+    assert other.get("/api/pears/1/comments").body == (b"two" if method == "DELETE" else b"one")
+
+
+def test_write_ends_what_is_stored_of_the_place_that_it_names(pair: Pair, origin: Origin) -> None:
+    one, _ = pair
+    origin.status, origin.headers = 404, {"Cache-Control": "public, max-age=60"}
+    assert one.get("/api/pears/new").status == 404
+    assert one.state("/api/pears/new") == "HIT"
+    origin.status, origin.headers = 201, {"Location": "/api/pears/new?x=1"}
+    one.get("/api/pears", method="POST")
+    origin.status, origin.headers = 200, dict(PUBLIC)
+    assert one.get("/api/pears/new").status == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "ends"),
+    [
+        (409, None, False),
+        (500, None, True),
+        (200, ResponseLost("pears"), True),
+        (200, NotSent("pears"), False),
+    ],
+)
+def test_write_that_may_have_run_ends_what_is_stored(
+    pair: Pair, origin: Origin, status: int, error: Exception | None, ends: bool
+) -> None:
+    one, other = pair
+    one.get()
+    other.get()
+    origin.status, origin.error = status, error
+    with contextlib.suppress(ResponseLost, NotSent):
+        one.get(method="POST")
+    origin.status, origin.error = 200, None
+    assert (one.state() == "MISS") == ends
+
+
+def test_read_that_began_before_a_write_is_never_stored_after_it(pair: Pair, origin: Origin) -> None:
+    one, other = pair
+    origin.takes_s = 0.3
+
+    def work(number: int) -> Answer:
+        if number == 0:
+            return one.get()
+        time.sleep(0.1)
+        origin.takes_s = 0
+        answer = other.get(method="POST")
+        origin.body, origin.headers["ETag"] = b"two", '"2"'
+        return answer
+
+    read, _ = at_once(2, work)
+    assert read.body == b"one"  # it was asked before
+    assert one.get().body == other.get().body == b"two"
+
+
+def test_purge_asks_for_a_token_with_the_scope_admin(pair: Pair) -> None:
+    one, other = pair
+    for path in (PATH, "/api/pears/2", "/api/plums/1"):
+        one.get(path)
+        assert other.state(path) == "HIT"
+    for who, status in ((None, 401), (ANN, 403)):
+        with pytest.raises(Refused) as refused:
+            one.get(method="PURGE", who=who)
+        assert refused.value.status == status
+    assert one.state() == "HIT"
+    answer = one.get(method="PURGE", who=ADMIN)
+    assert answer.status == 200
+    assert json.loads(answer.body) == {"purged": PATH, "prefix": False, "everywhere": True}  # type: ignore[arg-type]
+    assert one.state() == "MISS"
+    assert one.state("/api/pears/2") == "HIT"
+    one.get("/api/pears/*", method="PURGE", who=ADMIN)
+    assert one.state("/api/pears/2") == one.state() == "MISS"
+    eventually(lambda: other.state("/api/pears/2") == "HIT" and len(other.origin.calls) == 6, 1)
+    assert one.state("/api/plums/1") == "HIT"
+
+
+def test_event_of_any_program_ends_what_is_stored_everywhere(
+    pair: Pair, redis: Redis, origin: Origin
+) -> None:
+    one, other = pair
+    one.get()
+    other.get()
+    origin.body, origin.headers["ETag"] = b"two", '"2"'
+    for nonsense in (b"\xff", b"{}", b'{"path": 7}', b'{"path": "x"}', b"[" * 10_000):
+        redis.publish("snapshot:pears:changed", nonsense)
+    redis.publish("snapshot:plums:changed", b'{"path": "/api", "prefix": true}')
+    redis.publish("snapshot:pears:other", b'{"path": "/api", "prefix": true}')
+    time.sleep(0.1)
+    assert one.get().body == other.get().body == b"one"
+    redis.publish("snapshot:pears:changed", b'{"path": "/api/pears", "prefix": true}')
+    eventually(lambda: one.get().body == b"two" and other.get().body == b"two", 1)
+
+
+def test_change_that_a_service_tells_ends_what_is_stored(pair: Pair, redis: Redis, origin: Origin) -> None:
+    from services.kit.snapshot_queue import SnapshotQueue
+
+    one, other = pair
+    one.get()
+    other.get()
+    origin.body, origin.headers["ETag"] = b"two", '"2"'
+    SnapshotQueue(redis).change("pears", answers.Change(PATH))
+    eventually(lambda: one.get().body == b"two" and other.get().body == b"two", 1)
+
+
+# -- what Redis holds is not believed
+
+
+def poison(redis: Redis, pattern: str, data: bytes) -> None:
+    found = keys(redis, pattern)
+    assert found
+    for key in found:
+        redis.set(key, data)
+
+
+@pytest.mark.parametrize("how", ["random", "short", "flipped", "empty", "list", "moved"])
+def test_garbage_in_redis_is_never_served_and_breaks_nothing(
+    pair: Pair, redis: Redis, origin: Origin, how: str
+) -> None:
+    one, other = pair
+    one.get()
+    one.get("/api/pears/2")
+    key, second = keys(redis, "gateway:business:c:a:*")
+    good = redis.get(key)
+    assert isinstance(good, bytes)
+    bad = {
+        "random": os.urandom(500),
+        "short": good[:-1],
+        "flipped": good[:-1] + bytes([good[-1] ^ 1]),
+        "empty": b"",
+        "moved": redis.get(second),
+    }
+    for each in (key, second):
+        redis.delete(each)
+        if how == "list":
+            redis.rpush(each, "a")
+        else:
+            redis.set(each, bad[how])  # type: ignore[arg-type]
+    if how == "moved":
+        redis.set(second, good)
+    other.forget_here()
+    for path in (PATH, "/api/pears/2"):
+        answer = other.get(path)
+        assert (answer.status, answer.body, answer.header("x-cache")) == (200, b"one", "MISS")
+        other.forget_here()
+        assert other.state(path) == "HIT"  # and it has been mended
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"a,b,+own", b"+own", b"x" * 5000])
+def test_garbage_where_the_spec_is_leads_to_no_wrong_answer(
+    pair: Pair, redis: Redis, origin: Origin, data: bytes
+) -> None:
+    one, other = pair
+    one.get()
+    poison(redis, "gateway:business:c:s:*", data)
+    other.forget_here()
+    for _ in range(2):
+        answer = other.get()
+        assert (answer.status, answer.body) == (200, b"one")
+    redis.delete(*keys(redis, "gateway:business:c:s:*"))
+
+
+@pytest.mark.parametrize("key", [answers.versions_key("pears")])
+def test_versions_that_are_lost_or_no_hash_end_what_was_stored(
+    pair: Pair, redis: Redis, origin: Origin, key: str
+) -> None:
+    one, other = pair
+    one.get()
+    origin.body = b"two"
+    redis.set(key, "garbage")
+    other.forget_here()
+    assert other.get().body == b"two"
+    other.forget_here()
+    assert other.state() == "HIT"
+    redis.delete(key)
+    other.forget_here()
+    assert other.state() == "MISS"
+    one.get(method="POST")
+
+
+# -- parts of composed answers
+
+
+def test_part_is_kept_as_declared_and_ended_by_a_write(pair: Pair, origin: Origin) -> None:
+    one, other = pair
+    calls: list[int] = []
+
+    def load() -> Answer:
+        calls.append(1)
+        return Answer(200, [("Cache-Control", "no-cache")], f"{len(calls)}".encode(), source="pears-1")
+
+    policy = PartPolicy(1, 5, 60)
+    first = one.cache.part("pears", f"{PATH}?a=1", policy, load)
+    assert (first.state, first.answer.body) == ("MISS", b"1")
+    hit = other.cache.part("pears", f"{PATH}?a=1", policy, load)
+    assert (hit.state, hit.answer.body, hit.age_s, hit.stale_s) == ("HIT", b"1", 0, 0)
+    later(2.1)
+    stale = other.cache.part("pears", f"{PATH}?a=1", policy, load)
+    assert (stale.state, stale.answer.body, stale.stale_s) == ("STALE", b"1", 1)
+    eventually(lambda: other.cache.part("pears", f"{PATH}?a=1", policy, load).answer.body == b"2", 3)
+    one.get(method="PUT")
+    assert one.cache.part("pears", f"{PATH}?a=1", policy, load).answer.body == b"3"
+
+
+def test_part_of_scope_subject_is_its_subjects(pair: Pair) -> None:
+    one, _ = pair
+    policy = PartPolicy(60, scope="subject")
+
+    def part(who: Identity | None) -> tuple[str, object]:
+        text = who.subject if who else "nobody"
+        found = one.cache.part("pears", PATH, policy, lambda: Answer(200, [], text.encode()), identity=who)
+        return found.state, found.answer.body
+
+    assert [part(ANN), part(BOB)] == [("MISS", b"ann"), ("MISS", b"bob")]
+    assert [part(ANN), part(BOB)] == [("HIT", b"ann"), ("HIT", b"bob")]
+    assert part(None) == part(None) == ("BYPASS", b"nobody")
+    # What is forwarded on the same path is another thing.
+    assert one.state(who=ANN) == "MISS"

@@ -1,0 +1,252 @@
+"""Redis killed, hung, full, read-only: answers stay right, and cost milliseconds more. Each test shows that the fault was there."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+
+from gateway.model import Answer
+from services.kit import answers
+from services.kit.snapshot_queue import Keep, SnapshotQueue
+from tests.support import servers
+from tests.support.cache_rig import CLOCK, PATH, Instance, Origin, incoming
+from tests.support.eventually import eventually, time_scale
+
+CLIENTS = 8
+PATHS = 40
+# An answer may be this much older than the last change that another instance has made while Redis is away.
+TRUST_S = 1.0
+
+
+@dataclass
+class World:
+    """Two instances, their Redis, and a service whose only answer is a number that grows with every write."""
+
+    server: servers.RedisServer
+    redis: Redis
+    origin: Origin
+    one: Instance
+    other: Instance
+    number: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def write(self, through: Instance) -> int:
+        """The number from now on."""
+        self.number += 1
+        self.origin.body = str(self.number).encode()
+        self.origin.headers["ETag"] = f'"{self.number}"'
+        for place in range(PATHS):
+            through.get(f"{PATH}/{place}", method="PUT")
+        return self.number
+
+    def read(self, instance: Instance, place: int) -> int:
+        answer = instance.get(f"{PATH}/{place}")
+        assert answer.status == 200
+        return int(answer.body)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    origin = Origin(headers={"Cache-Control": "public, max-age=60", "ETag": '"0"'}, body=b"0", takes_s=0.002)
+    with (
+        servers.redis(args=["--maxmemory-policy", "noeviction"]) as server,
+        Redis.from_url(server.url) as redis,
+    ):
+        instances = [Instance(server.url, origin, timeout_s=0.1) for _ in range(2)]
+        yield World(server, redis, origin, *instances)
+        server.process.signal(signal.SIGCONT)
+        for each in instances:
+            each.stop()
+
+
+@contextlib.contextmanager
+def killed(world: World) -> Iterator[Callable[[], bool]]:
+    world.server.kill()
+    try:
+        yield lambda: not world.server.process.running
+    finally:
+        world.server.start()
+
+
+@contextlib.contextmanager
+def hung(world: World) -> Iterator[Callable[[], bool]]:
+    world.server.process.signal(signal.SIGSTOP)
+
+    def silent() -> bool:
+        with (
+            contextlib.suppress(OSError),
+            Redis(port=world.server.port, socket_timeout=0.05, retry=None) as probe,
+        ):
+            try:
+                probe.ping()
+            except Exception:
+                return True
+        return False
+
+    try:
+        yield silent
+    finally:
+        world.server.process.signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def full(world: World) -> Iterator[Callable[[], bool]]:
+    world.redis.config_set("maxmemory", "1")
+    world.redis.config_set("maxmemory-policy", "noeviction")
+
+    def refuses() -> bool:
+        with contextlib.suppress(OutOfMemoryError):
+            world.redis.set("a", "b")
+            return False
+        return True
+
+    try:
+        yield refuses
+    finally:
+        world.redis.config_set("maxmemory", "0")
+
+
+@contextlib.contextmanager
+def replica(world: World) -> Iterator[Callable[[], bool]]:
+    """As after a failover that the gateway has not heard of: it answers, and takes nothing."""
+    world.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+    def refuses() -> bool:
+        with contextlib.suppress(ReadOnlyError):
+            world.redis.set("a", "b")
+            return False
+        return True
+
+    try:
+        yield refuses
+    finally:
+        world.redis.execute_command("REPLICAOF", "NO", "ONE")
+
+
+FAULTS = [killed, hung, full, replica]
+ids = [fault.__name__ for fault in FAULTS]
+
+
+def p99_s(world: World, for_s: float, floor: Callable[[], int]) -> float:
+    """The 99th percentile of reads through both instances; `floor` is what an answer must be at least."""
+    times: list[float] = []
+    until = time.perf_counter() + for_s
+
+    def client(number: int) -> None:
+        instance = (world.one, world.other)[number % 2]
+        turn = number
+        while time.perf_counter() < until:
+            least = floor()
+            began = time.perf_counter()
+            found = world.read(instance, turn % PATHS)
+            times.append(time.perf_counter() - began)
+            if found < least:
+                world.wrong.append(f"{found} < {least}")
+            turn += 7
+            time.sleep(0.002)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(times) > 200
+    return sorted(times)[int(len(times) * 0.99)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=ids)
+def test_answers_stay_right_and_quick_while_redis_is_not(
+    world: World, fault: Callable[[World], contextlib.AbstractContextManager[Callable[[], bool]]]
+) -> None:
+    first = world.write(world.one)
+    before = p99_s(world, 0.5, lambda: first)
+    with fault(world) as is_there:
+        assert is_there()
+        during = p99_s(world, 1.0, lambda: first)
+        # A change is seen at once where it was made, and by the others when their trust has run out.
+        second = world.write(world.one)
+        assert world.read(world.one, 3) == second
+        time.sleep(TRUST_S + 0.1)
+        assert [world.read(world.other, place) for place in range(PATHS)] == [second] * PATHS
+        assert is_there()
+    assert during <= (2 * before + 0.05) * time_scale(), (
+        f"{before * 1000:.1f} ms, then {during * 1000:.1f} ms"
+    )
+    assert world.wrong == []
+    # And all is well again: what Redis had from before is not believed, and it is used.
+    eventually(lambda: world.one.cache._circuit.closed and world.other.cache._circuit.closed, 10)
+    for instance in (world.one, world.other):
+        instance.forget_here()
+        assert {world.read(instance, place) for place in range(PATHS)} == {second}
+    third = world.write(world.other)
+    eventually(lambda: world.read(world.one, 5) == third, 1)
+    world.other.forget_here()
+    eventually(lambda: world.other.state(f"{PATH}/5") == "HIT" and world.one.state(f"{PATH}/5") == "HIT", 3)
+
+
+def test_hung_redis_costs_a_request_one_wait_and_the_next_ones_nothing(world: World) -> None:
+    world.read(world.one, 0)
+    with hung(world) as is_there:
+        assert is_there()
+        times = []
+        for place in range(1, 60):
+            began = time.perf_counter()
+            world.read(world.one, place)
+            times.append(time.perf_counter() - began)
+        assert is_there()
+    waits = [each for each in times if each > 0.05 * time_scale()]
+    assert len(waits) <= 2
+    assert max(times) < 0.4 * time_scale()
+
+
+def test_last_good_answers_cost_no_time_when_redis_is_hung(world: World) -> None:
+    name = answers.snapshot_name("pears", PATH, "", None)
+    assert name is not None
+    queue = SnapshotQueue(world.redis)
+    queue.put(
+        Keep(name, {"status": 200, "headers": [], "at": CLOCK.time(), "stale_s": 60, "scopes": []}, b"x", 60)
+    )
+    eventually(queue.idle, 5)
+    good = world.one.cache.last_good(incoming())
+    assert isinstance(good, Answer)
+    assert (good.body, good.header("x-cache"), good.header("x-stale-age")) == (b"x", "STALE", "0")
+    with hung(world) as is_there:
+        assert is_there()
+        world.one.cache.last_good(incoming())
+        began = time.perf_counter()
+        assert [world.one.cache.last_good(incoming()) for _ in range(20)] == [None] * 20
+        assert time.perf_counter() - began < 0.1 * time_scale()
+    eventually(lambda: world.one.cache.last_good(incoming()) is not None, 10)
+
+
+def test_lost_subscription_ends_trust_in_what_is_held_here(world: World) -> None:
+    """A change that nobody heard of here is not overlooked for longer than a second."""
+    first = world.write(world.one)
+    assert world.read(world.other, 1) == first
+    for client in world.redis.client_list(_type="pubsub"):
+        world.redis.client_kill_filter(_id=client["id"])
+    second = world.write(world.one)
+    eventually(lambda: world.read(world.other, 1) == second, TRUST_S + 0.5)
+    eventually(lambda: len(world.redis.client_list(_type="pubsub")) == 2, 5)
+    third = world.write(world.one)
+    eventually(lambda: world.read(world.other, 1) == third, 1)
+
+
+def test_without_redis_each_process_keeps_to_itself_for_a_second(world: World) -> None:
+    instance = Instance(None, world.origin)
+    assert [instance.state(), instance.state()] == ["MISS", "HIT"]
+    calls = len(world.origin.calls)
+    time.sleep(1.1)
+    assert instance.get().body == b"0"
+    assert len(world.origin.calls) == calls + 1
+    assert instance.cache.last_good(incoming()) is None
+    assert instance.cache.purge("pears", PATH) is False
+    assert instance.state() == "MISS"

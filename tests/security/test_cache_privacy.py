@@ -1,0 +1,285 @@
+"""Two users, one cache: nobody gets what was made for somebody else, whatever they ask for and in whatever order.
+
+Two instances share a real Redis. The service names the asker (his token with its scopes, his cookie, his key) in every answer that
+is not for everybody. Whatever comes back must name whom it is given to, or nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from discovery.errors import ResponseLost
+from gateway.cache import PartPolicy
+from gateway.errors import Refused
+from gateway.model import Answer, Incoming
+from services.kit import answers
+from services.kit.auth import Identity
+from services.kit.snapshot_queue import Keep, SnapshotQueue
+from tests.support import servers
+from tests.support.cache_rig import Instance, Origin, incoming, later
+from tests.support.eventually import eventually
+
+USER, MORE = frozenset({"user"}), frozenset({"user", "admin"})
+IDENTITIES = {
+    "ann": Identity("ann", USER, 9e9),
+    "ann-admin": Identity("ann", MORE, 9e9),
+    "ann-by-key": Identity("ann", USER, 9e9, by_key=True),
+    "bob": Identity("bob", USER, 9e9),
+    "forged": None,
+    "": None,
+}
+CONTROLS = [
+    "public, max-age=60",
+    "public, s-maxage=60, stale-if-error=600",
+    "max-age=60, stale-while-revalidate=600",
+    "private, max-age=60, stale-if-error=600",
+    "public, private, max-age=60",
+    "s-maxage=60, private",
+    "max-age=60",
+    "no-cache",
+    "no-store, max-age=60, public",
+    "",
+]
+PATHS = ["/a", "/%61", "/b", "/a/c", "/a%2Fc", "/me"]
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request, and how the service would answer it."""
+
+    method: str
+    path: str
+    query: str
+    who: str
+    headers: tuple[tuple[str, str], ...]
+    control: str
+    vary: str
+    status: int
+    instance: int
+    kind: str
+    fails: bool
+    pause_s: int
+
+
+HEADERS = [
+    ("cookie", "session=ann"),
+    ("cookie", "session=bob"),
+    ("x-api-key", "anns"),
+    ("accept-language", "de"),
+    ("cache-control", "no-cache"),
+    ("cache-control", "only-if-cached"),
+    ("if-none-match", "*"),
+    ("range", "bytes=0-9"),
+    ("x-auth-subject", "bob"),
+    ("x-forwarded-host", "other.test"),
+]
+
+
+@st.composite
+def scenes(draw: Any) -> list[Ask]:
+    """A few resources, each with its own ways, and what is asked of them. A service that changes its mind is among it."""
+    ways = st.tuples(
+        st.sampled_from(CONTROLS),
+        st.sampled_from(["", "", "", "Authorization", "Accept-Language", "*", "Cookie"]),
+    )
+    places = draw(st.lists(st.tuples(st.sampled_from(PATHS), ways), min_size=1, max_size=3))
+    often = st.sampled_from
+    asks = []
+    for _ in range(draw(st.integers(4, 24))):
+        path, usual = draw(often(places))
+        control, vary = usual if draw(st.integers(0, 7)) else draw(ways)
+        asks.append(
+            Ask(
+                draw(often(["GET"] * 12 + ["HEAD", "HEAD", "POST", "DELETE", "OPTIONS", "PURGE"])),
+                path,
+                draw(often(["", "", "", "", "q=1"])),
+                draw(often(sorted(IDENTITIES))),
+                tuple(draw(st.lists(often(HEADERS), max_size=2))) if draw(st.booleans()) else (),
+                control,
+                vary,
+                draw(often([200] * 12 + [404, 403, 301])),
+                draw(st.integers(0, 1)),
+                draw(often(["serve"] * 9 + ["part-public", "part-subject", "last-good", "keep"])),
+                not draw(st.integers(0, 5)),
+                90 if not draw(st.integers(0, 9)) else 0,
+            )
+        )
+    return asks
+
+
+def name_of(ask: Ask) -> str:
+    """Who asks, as a service sees him."""
+    if ask.who == "forged":
+        token = "forged"
+    else:
+        identity = IDENTITIES[ask.who]
+        token = f"{identity.subject}/{sorted(identity.scopes)}/{identity.by_key}" if identity else "-"
+    headers = dict(ask.headers)
+    return f"<{token} {headers.get('cookie', '-')} {headers.get('x-api-key', '-')}>"
+
+
+def for_all(ask: Ask) -> bool:
+    """Whether the service means its answer for everybody."""
+    said = {part.partition("=")[0].strip() for part in ask.control.split(",")}
+    return (
+        bool(said & {"public", "s-maxage"})
+        and "private" not in said
+        and ask.vary not in ("Authorization", "Cookie")
+    )
+
+
+def tag(body: str) -> str:
+    return '"' + hashlib.sha256(body.encode()).hexdigest()[:12] + '"'
+
+
+class Stage:
+    def __init__(self, server: servers.RedisServer) -> None:
+        self.instances = [Instance(server.url, Origin()) for _ in range(2)]
+        self.queue = SnapshotQueue(Redis.from_url(server.url))
+        self.stored = 0
+
+    def request(self, ask: Ask, prefix: str) -> Incoming:
+        asked = incoming(prefix + ask.path, ask.query, method=ask.method, **dict(ask.headers))
+        asked.identify = lambda: IDENTITIES[ask.who]
+        if ask.who:
+            asked.headers = {**asked.headers, "authorization": f"Bearer {ask.who}"}
+        return asked
+
+    def load(self, ask: Ask) -> Callable[[Mapping[str, str]], Answer]:
+        body = "all" if for_all(ask) else name_of(ask)
+
+        def load(_: Mapping[str, str]) -> Answer:
+            if ask.fails:
+                raise ResponseLost("pears")
+            headers = [("ETag", tag(body)), ("Content-Length", str(len(body)))]
+            headers += [(k, v) for k, v in (("Cache-Control", ask.control), ("Vary", ask.vary)) if v]
+            return Answer(ask.status, headers, b"" if ask.method == "HEAD" else body.encode(), source="i")
+
+        return load
+
+    def answer(self, ask: Ask, prefix: str) -> Answer | None:
+        cache, asked = self.instances[ask.instance].cache, self.request(ask, prefix)
+        try:
+            if ask.kind == "last-good":
+                return cache.last_good(asked)
+            if ask.kind.startswith("part"):
+                return self.part(ask, asked)
+            return cache.serve(asked, self.load(ask))
+        except (ResponseLost, Refused):
+            return None
+
+    def part(self, ask: Ask, asked: Incoming) -> Answer:
+        """As composed answers ask: for what is for everybody without a token."""
+        policy = PartPolicy(60, 600, 600, "subject" if ask.kind == "part-subject" else "public")
+        identity = asked.identify() if policy.scope == "subject" else None
+        load = self.load(ask)
+
+        def made() -> Answer:
+            answer = load({})
+            if policy.scope == "public":
+                answer.body, answer.headers = b"all", [("Cache-Control", ask.control)]
+            return answer
+
+        return (
+            self.instances[ask.instance]
+            .cache.part("pears", asked.target, policy, made, identity=identity)
+            .answer
+        )
+
+    def keep(self, ask: Ask, prefix: str) -> None:
+        """As the kit does for a view of scope subject."""
+        identity = IDENTITIES[ask.who]
+        subject = identity.subject if identity is not None else None
+        body = name_of(Ask(**{**vars(ask), "headers": ()})) if identity is not None else "all"
+        name = answers.snapshot_name("pears", answers.plain_path(prefix + ask.path), ask.query, subject)
+        assert name is not None
+        scopes = sorted(identity.scopes) if identity is not None else []
+        now = self.instances[0].cache._clock.time()
+        head = {"status": 200, "headers": [["ETag", tag(body)]], "at": now, "stale_s": 600, "scopes": scopes}
+        self.queue.put(Keep(name, head, body.encode(), 600))
+        eventually(self.queue.idle, 5, 0.001)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with servers.redis() as server:
+        made = Stage(server)
+        yield made
+        for each in made.instances:
+            each.stop()
+
+
+def allowed(ask: Ask) -> set[str]:
+    """What may stand in an answer to this request."""
+    names = {"all", name_of(ask)}
+    if ask.kind == "last-good":
+        # A last good answer is its subject's, if his token may see at least as much as it could then.
+        identity = IDENTITIES[ask.who]
+        for other, kept in IDENTITIES.items():
+            if identity and kept and kept.subject == identity.subject and kept.scopes <= identity.scopes:
+                names.add(name_of(Ask(**{**vars(ask), "who": other, "headers": ()})))
+    return names
+
+
+@settings(
+    deadline=None,
+    max_examples=120,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
+)
+@given(asks=scenes())
+def test_nobody_gets_an_answer_that_was_made_for_another(stage: Stage, asks: list[Ask]) -> None:
+    prefix = f"/api/{next(_numbers)}"
+    for ask in asks:
+        later(ask.pause_s)
+        if ask.kind == "keep":
+            stage.keep(ask, prefix)
+            continue
+        answer = stage.answer(ask, prefix)
+        if answer is None or answer.source == "gateway" or ask.method not in ("GET", "HEAD"):
+            continue
+        names = allowed(ask)
+        body = answer.body.decode()  # type: ignore[union-attr]
+        if answer.status != 304 and ask.method == "GET":
+            assert body in names, answer
+        tagged = answer.header("etag")
+        assert tagged is None or tagged in {tag(each) for each in names}, answer
+        stage.stored += answer.source in ("cache", "snapshot")
+
+
+def test_the_cache_was_at_work_all_the_while(stage: Stage) -> None:
+    """Else the test before would prove nothing. Runs after it, in the order of the file."""
+    assert stage.stored > 100
+
+
+@pytest.mark.parametrize("kind", ["serve", "part-subject", "last-good"])
+def test_each_way_gives_the_caller_his_own_and_the_other_none_of_it(stage: Stage, kind: str) -> None:
+    prefix = f"/api/{next(_numbers)}"
+    usual: dict[str, Any] = {
+        "method": "GET", "path": "/me", "query": "", "headers": (), "control": "private, max-age=60",
+        "vary": "", "status": 200, "fails": False, "pause_s": 0,
+    }  # fmt: skip
+    ann = Ask(who="ann", instance=0, kind=kind, **usual)
+    if kind == "last-good":
+        stage.keep(ann, prefix)
+    else:
+        stage.answer(ann, prefix)
+    again = stage.answer(Ask(who="ann", instance=1, kind=kind, **usual), prefix)
+    assert again is not None
+    assert (again.body, again.source in ("cache", "snapshot")) == (name_of(ann).encode(), True)
+    for who in ("bob", "forged", ""):
+        other = stage.answer(Ask(who=who, instance=1, kind=kind, **usual), prefix)
+        assert other is None or other.body != again.body
