@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 from typing import cast
@@ -37,8 +36,6 @@ from services.kit.kit import Kit
 from services.kit.redis_client import connect
 from services.kit.settings import secret
 
-# Objects made and not dropped before the collector looks for cycles; a request makes none that it leaves behind.
-GC_THRESHOLD = 20_000
 # Everything under them is Flask's, whatever services hold.
 OWN_PREFIXES = ("/edge/",)
 
@@ -131,7 +128,6 @@ class Parts:
         )
         put_in_front(self._app, pipeline)
         kit.view.ready(settings.view_wait_s)
-        _calm_gc()
 
     def _client(self, view: Exposed) -> discovery.ServiceClient:
         """The client of all calls, its breakers shared with the group's."""
@@ -181,13 +177,6 @@ class Parts:
     def _own(self) -> Owned:
         rules = [rule.rule for rule in self._app.url_map.iter_rules()]
         return Owned(frozenset(rule for rule in rules if "<" not in rule))
-
-
-def _calm_gc() -> None:
-    """Modules and parts live as long as the process: looked through again and again they cost a request 5 us."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
 
 
 def _declaration(domain: Domain, folder: Path | None) -> Declaration:
