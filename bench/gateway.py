@@ -161,7 +161,7 @@ def _subjects() -> Iterator[list[Subject]]:
         yield subjects
 
 
-def _compared(folder: Path, theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
+def _compared(theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
     public = Running(edge.port, (ours.pids[0], edge.pid))
     for kind, work in ((tutorial.AT_ONCE, "0 ms"), (tutorial.WAITING, "20 ms")):
         path = f"/api/{_id(kind)}/{_id(kind)}"
