@@ -9,6 +9,7 @@ from typing import cast
 from redis import Redis
 
 import discovery
+from discovery.contract import Policy
 from discovery.model import Domain
 from gateway import breakers
 from gateway.breaker_line import TIMEOUT_S as LINE_TIMEOUT_S
@@ -41,8 +42,9 @@ OWN_PREFIXES = ("/edge/",)
 
 
 def create(settings: GatewaySettings | None = None) -> ServiceApp:
-    """The application of one instance of the group that GATEWAY_DOMAIN names."""
+    """The application of one instance of the group that GATEWAY_DOMAIN names. Raises ContractError for a setting that is wrong."""
     settings = settings or GatewaySettings.from_environment()
+    policy = settings.policy()
     domain = settings.gateway_domain
     own = f"/api/gateway/{domain}"
     # A mistake in it ends the process here, before anything serves.
@@ -58,7 +60,7 @@ def create(settings: GatewaySettings | None = None) -> ServiceApp:
         settings=settings,
     )
     kit = cast(Kit, app.extensions["kit"])
-    Parts(app, kit, settings, own, declaration)
+    Parts(app, kit, settings, own, declaration, policy)
     return app
 
 
@@ -66,11 +68,18 @@ class Parts:
     """What a gateway is made of. Nothing here connects or starts a thread before the worker runs (`kit.on_start`)."""
 
     def __init__(
-        self, app: ServiceApp, kit: Kit, settings: GatewaySettings, own: str, declaration: Declaration
+        self,
+        app: ServiceApp,
+        kit: Kit,
+        settings: GatewaySettings,
+        own: str,
+        declaration: Declaration,
+        policy: Policy,
     ) -> None:
         self.kit = kit
         self.settings = settings
         self._declaration = declaration
+        self._policy = policy
         kit.on_start(self._start)
         self._app = app
         self._sharing: Sharing | None = None
@@ -89,7 +98,7 @@ class Parts:
     def _start(self) -> None:
         """In the worker: the parts that hold connections, locks and threads."""
         kit, settings = self.kit, self.settings
-        view = Exposed(kit.view, settings.policy())
+        view = Exposed(kit.view, self._policy)
         routes = Routes(view, settings.gateway_domain)
         kit.view.on_change(lambda *_: routes.follow())
         client = self._client(view)
