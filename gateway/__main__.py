@@ -2,11 +2,11 @@
 
 import os
 
-# Before the kit is imported: it patches the standard library for gevent first of all. A gateway mostly waits and streams.
+# A gateway mostly waits and streams. The kit patches the standard library for gevent, before anybody has taken hold of it.
 os.environ["WORKER_CLASS"] = "gevent"
 
-from gateway.app import create
-from services.kit import run
+from services.kit import run  # isort: skip
+from gateway.app import create  # isort: skip
 
 if __name__ == "__main__":
     run(create)

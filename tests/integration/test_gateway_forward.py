@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.eventually import eventually, time_scale
-from tests.support.gateway_rig import Rig, dead, gateway_rig
+from tests.support.gateway_rig import ROOT, Rig, dead, gateway_rig
 from tests.support.scripted import Handler, ok
 
 BUSINESS, AI = 0, 1
@@ -375,3 +378,12 @@ def test_a_drained_gateway_ends_what_it_has_begun_and_leaves_consul() -> None:
         asking.join(10)
         assert [(each.status, each.body) for each in answers] == [(200, b"late")]
         assert gateway.process.popen.wait(15) == 0  # type: ignore[union-attr]
+
+
+def test_nothing_is_imported_before_the_library_is_patched_and_a_bad_port_ends_the_start() -> None:
+    """gevent warns of what had a hold of the library already."""
+    environment = {**os.environ, "EDGE_CONTROL_PORTS": "http", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-m", "gateway"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "cannot start: EDGE_CONTROL_PORTS='http': must be integers from 1 to 65535\n"
