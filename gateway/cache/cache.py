@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 # What an answer may be given for when the service fails, if it says nothing of stale-if-error. Ref: RFC 5861.
 STALE_IF_ERROR_S = 300.0
+# What is longer is not looked up: names are memory, and anybody makes them up.
+MAX_TARGET_CHARS = 2048
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 BYPASS = ("X-Cache", "BYPASS")
 # Whoever asks for a part has a timeout of his own.
@@ -84,7 +86,8 @@ class AnswerCache:
         if not incoming.reads:
             return self._purged(incoming) if incoming.method == "PURGE" else self._write(incoming, load)
         headers = incoming.headers
-        asked = wish(headers) if incoming.body is None else None
+        short = len(incoming.path) + len(incoming.query) <= MAX_TARGET_CHARS
+        asked = wish(headers) if short and incoming.body is None else None
         base = base_of(incoming)
         if asked is None or self._passing.passes(base, headers):
             return _bypassed(load({}))

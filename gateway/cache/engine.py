@@ -103,6 +103,10 @@ class Engine:
                 break
             elif flight.error is not None:
                 raise again(flight.error)
+            else:
+                answer = self._brought(want, flight)
+                if answer is not None:
+                    return answer
         if want.wish.only_stored:
             raise Refused(504, "Nothing is stored for this.", service=want.base.service)
         self._count("bypass")
@@ -118,6 +122,18 @@ class Engine:
         if not resting and not self._link.trusts(held.checked, now):
             return None
         return self._give(want, held, now, lambda: self._refresh(want, variant, load), resting=resting)
+
+    def _brought(self, want: Want, flight: Flight) -> Answer | None:
+        """What another brought, if it is what is wanted here. Asked for after this request had come, it needs no place in the
+        memory: changes that come without end would leave none."""
+        if flight.brought is None:
+            return None
+        variant, held = flight.brought
+        spec = Spec(variant.vary, bool(variant.audience))
+        if held.checked < want.began or want.variant(spec) != variant:
+            return None
+        self._count("hit")
+        return give(want.headers, want.method, held.entry, "HIT", self._clock.monotonic() - held.born)
 
     def _give(
         self, want: Want, held: Held, now: float, refresh: Callable[[], None] | None, *, resting: bool = False
@@ -165,7 +181,7 @@ class Engine:
             while True:
                 fetched = self._look(run)
                 if fetched.spec is not None:
-                    self._memory.learn(want.base, fetched.spec)
+                    self._memory.learn(want.base, fetched.spec, want.guess)
                     return None
                 if run.held is not None and run.held.checked >= run.began:
                     answer = self._give(want, run.held, self._clock.monotonic(), refresh)

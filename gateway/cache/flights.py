@@ -6,16 +6,20 @@ import threading
 from collections.abc import Hashable
 
 from discovery.errors import CallError, DeadlineExceeded
+from gateway.cache.keys import Variant
+from gateway.cache.memory import Held
 from gateway.errors import Overloaded
 
 
 class Flight:
-    """`error` is why it brought nothing, if what failed it would fail the others too. `alone`: what it brought is its leader's."""
+    """`brought` is what it brought, under its name. `error` is why it brought nothing, if what failed it would fail the others
+    too. `alone`: what it brought is its leader's."""
 
-    __slots__ = ("_done", "alone", "error")
+    __slots__ = ("_done", "alone", "brought", "error")
 
     def __init__(self) -> None:
         self._done = threading.Event()
+        self.brought: tuple[Variant, Held] | None = None
         self.error: Exception | None = None
         self.alone = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
@@ -83,8 +83,9 @@ class Rest:
             close()
 
 
-def read_whole(answer: Answer, most_bytes: int) -> bytes | None:
-    """The body of an answer, which holds it afterwards; None when it is longer: then the answer passes it on as it comes.
+def read_whole(answer: Answer, most_bytes: int, go_on: Callable[[], bool]) -> bytes | None:
+    """The body of an answer, which holds it afterwards; None when it is longer, or `go_on` says no before its end: then the answer
+    passes it on as it comes.
 
     Raises what reading raises.
     """
@@ -99,7 +100,7 @@ def read_whole(answer: Answer, most_bytes: int) -> bytes | None:
     for chunk in chunks:
         pieces.append(chunk)
         size += len(chunk)
-        if size > most_bytes:
+        if size > most_bytes or not go_on():
             answer.body = Rest(pieces, answer.body, chunks)
             return None
     whole = b"".join(pieces)

@@ -61,6 +61,12 @@ class Variant(NamedTuple):
     values: tuple[str, ...]
     audience: str
 
+    @property
+    def size(self) -> int:
+        """Bytes of memory, roughly."""
+        base = len(self.base.path) + len(self.base.query) + sum(map(len, self.base.rest))
+        return 2 * (base + sum(map(len, self.values)) + len(self.audience)) + 500
+
     def text(self) -> str:
         """All of it in one text, sealed with the answer."""
         return json.dumps(self)

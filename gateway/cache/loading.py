@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gateway.cache.engine import Want
 
 MAX_BODY_BYTES = 1024 * 1024
+# A body that takes longer is passed on as it comes: nobody is to wait for its end.
+READING_S = 2.0
 # Lifetimes are shortened by up to this share, so that what was stored together does not end together.
 JITTER = 0.1
 
@@ -74,11 +76,11 @@ class Loader:
             if run.held is not None and answer.status == 304:
                 answer = self._validated(run.held.entry, answer)
             verdict = want.verdict(answer)
-            body = read_whole(answer, MAX_BODY_BYTES) if verdict is not None else None
+            body = self._read(answer) if verdict is not None else None
             if verdict is None or body is None:
                 return self._not_stored(run, answer, flight, count)
             entry = self._entry(answer, body, verdict, born, run.version)
-            stored = self._keep(run, entry, verdict, checked)
+            stored = self._keep(run, entry, verdict, checked, flight)
             count("miss")
             return passed_on(want.headers, answer, "HIT" if answer.source == "cache" else "MISS")
         except (CallError, Overloaded):
@@ -88,6 +90,10 @@ class Loader:
         finally:
             if not stored and run.version:
                 self._store.release(run.text, run.token)
+
+    def _read(self, answer: Answer) -> bytes | None:
+        until = self._clock.monotonic() + READING_S
+        return read_whole(answer, MAX_BODY_BYTES, lambda: self._clock.monotonic() < until)
 
     def _conditions(self, run: Loading) -> dict[str, str]:
         """Our own conditions in place of the client's."""
@@ -130,15 +136,17 @@ class Loader:
             version,
         )
 
-    def _keep(self, run: Loading, entry: Entry, verdict: Verdict, checked: float) -> bool:
+    def _keep(self, run: Loading, entry: Entry, verdict: Verdict, checked: float, flight: Flight) -> bool:
         """Keep it here, and in Redis. Whether the lease is given back with it."""
         want, spec = run.want, Spec(verdict.vary, not verdict.shared)
-        self._memory.learn(want.base, spec)
+        self._memory.learn(want.base, spec, want.guess)
         variant = want.variant(spec)
         if variant is None:
             return False
         age_s = max(0.0, self._clock.time() - entry.born)
-        self._memory.put(variant, Held(entry, self._clock.monotonic() - age_s, checked), run.since)
+        held = Held(entry, self._clock.monotonic() - age_s, checked)
+        flight.brought = (variant, held)
+        self._memory.put(variant, held, run.since)
         kept_s = entry.lifetime.kept_s - age_s
         if not run.version or kept_s <= 0:
             return False

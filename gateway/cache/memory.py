@@ -12,7 +12,7 @@ from gateway.cache.keys import Base, Spec, Variant
 from services.kit.answers import Change, plain_path
 
 MAX_BYTES = 32 * 1024 * 1024
-MAX_SPECS = 20_000
+MAX_SPECS = 8192
 # So many changes are looked through before an answer is kept that was asked for before them.
 REMEMBERED = 4096
 REST_S = 1.0
@@ -26,6 +26,7 @@ class Held:
     entry: Entry
     born: float
     checked: float
+    size: int = 0
     resting: float = 0.0
 
     def rest(self, now: float) -> None:
@@ -64,7 +65,7 @@ class Memory:
 
     def put(self, variant: Variant, held: Held, since: int) -> bool:
         """Keep an answer that was begun at `since`; False when it has changed since, or is too large."""
-        size = held.entry.size
+        size = held.size = held.entry.size + variant.size
         path = (variant.base.service, plain_path(variant.base.path))
         with self._lock:
             if size > self._max_bytes // 4 or self._changed(*path, since):
@@ -104,8 +105,12 @@ class Memory:
     def spec(self, base: Base) -> Spec | None:
         return self._specs.get(base)
 
-    def learn(self, base: Base, spec: Spec) -> None:
+    def learn(self, base: Base, spec: Spec, guess: Spec) -> None:
+        """Remember on what the answer depends, where it is not what is guessed anyway."""
         with self._lock:
+            if spec == guess:
+                self._specs.pop(base, None)
+                return
             self._specs[base] = spec
             self._specs.move_to_end(base)
             while len(self._specs) > MAX_SPECS:
@@ -125,7 +130,7 @@ class Memory:
         held = self._held.pop(variant, None)
         if held is None:
             return
-        self._bytes -= held.entry.size
+        self._bytes -= held.size
         path = (variant.base.service, plain_path(variant.base.path))
         others = self._by_path.get(path)
         if others is not None:

@@ -9,7 +9,7 @@ from gateway.cache.keys import Base
 
 # After it one request looks again.
 PASS_S = 5.0
-MAX_MARKS = 8192
+MAX_MARKS = 4096
 
 
 class Passing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -179,6 +180,27 @@ def test_many_who_want_what_nobody_has_seen_cost_one_call(pair: Pair, origin: Or
     given = at_once(60, lambda number: pair[number % 2].get(who=(ANN, BOB, None)[number % 3]))
     assert {answer.body for answer in given} == {b"one"}
     assert len(origin.calls) == 1
+
+
+def test_changes_without_end_do_not_let_everybody_ask(pair: Pair, origin: Origin) -> None:
+    """What cannot be kept because its path changes all the time is still shared by those who wait for it."""
+    one, _ = pair
+    origin.takes_s = 0.1
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.wait(0.005):
+            one.cache.purge("pears", PATH)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        given = at_once(60, lambda _: one.get())
+    finally:
+        over.set()
+        writer.join(5)
+    assert {answer.body for answer in given} == {b"one"}
+    assert len(origin.calls) <= 4
 
 
 def test_nobody_waits_for_what_is_not_to_be_stored(pair: Pair, origin: Origin) -> None:

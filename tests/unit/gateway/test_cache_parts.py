@@ -135,7 +135,7 @@ def test_spec_that_nobody_wrote_is_none(data: bytes) -> None:
 
 
 def test_least_recently_used_leaves_first_and_bytes_are_bounded() -> None:
-    memory = Memory(max_bytes=10 * held(10_000).entry.size)
+    memory = Memory(max_bytes=10 * (held(10_000).entry.size + variant().size))
     for number in range(10):
         assert memory.put(variant(f"/{number}"), held(10_000), memory.now())
     assert memory.get(variant("/0")) is not None
@@ -144,7 +144,7 @@ def test_least_recently_used_leaves_first_and_bytes_are_bounded() -> None:
     assert memory.get(variant("/1")) is None
     for number in range(100):
         memory.put(variant("/0", str(number)), held(10_000), memory.now())
-    assert memory.bytes <= 10 * held(10_000).entry.size
+    assert memory.bytes <= 10 * (held(10_000).entry.size + variant().size)
     assert not memory.put(variant("/large"), held(40_000), memory.now())
 
 
@@ -189,6 +189,20 @@ def test_marks_are_for_one_kind_of_sender_and_for_a_while() -> None:
     assert not passing.passes(BASE, {"cookie": "b", "authorization": "x"})
     clock.sleep(PASS_S)
     assert not passing.passes(BASE, {"cookie": "b"})
+
+
+def test_long_names_count_and_guesses_are_not_remembered() -> None:
+    memory = Memory(max_bytes=100_000)
+    for number in range(200):
+        memory.put(variant(query=f"{number}" + "x" * 2000), held(), memory.now())
+    assert len(memory._held) < 25
+    for number in range(5):
+        memory.learn(variant(f"/{number}").base, GUESS, GUESS)
+    assert len(memory._specs) == 0
+    memory.learn(BASE, Spec((), True), GUESS)
+    assert memory.spec(BASE) == Spec((), True)
+    memory.learn(BASE, GUESS, GUESS)
+    assert memory.spec(BASE) is None
 
 
 # -- an entry's form
@@ -263,15 +277,20 @@ def test_long_body_passes_on_unread_or_with_its_beginning() -> None:
             yield bytes([number]) * 10
 
     told = Answer(200, [("Content-Length", "100")], chunks())  # type: ignore[arg-type]
-    assert read_whole(told, 99) is None
+    assert read_whole(told, 99, lambda: True) is None
     assert read == []
     untold = Answer(200, [], chunks())  # type: ignore[arg-type]
-    assert read_whole(untold, 35) is None
+    assert read_whole(untold, 35, lambda: True) is None
     assert read == [0, 1, 2, 3]
     assert b"".join(untold.body) == b"".join(bytes([n]) * 10 for n in range(10))  # type: ignore[arg-type]
     short = Answer(200, [], chunks())  # type: ignore[arg-type]
-    assert read_whole(short, 100) == short.body
+    assert read_whole(short, 100, lambda: True) == short.body
     assert short.header("content-length") == "100"
+    read.clear()
+    slow = Answer(200, [("Content-Length", "100")], chunks())  # type: ignore[arg-type]
+    assert read_whole(slow, 100, lambda: len(read) < 3) is None
+    assert read == [0, 1, 2]
+    assert len(b"".join(slow.body)) == 100  # type: ignore[arg-type]
 
 
 # -- what says that Redis is not well
