@@ -22,8 +22,10 @@ from services.kit.snapshot_queue import forget, note_changes
 
 # The time of one load. Who waits for another instance's tries by himself after it.
 LEASE_MS = 5000
+# The kit keeps bodies of up to 256 KiB; the rest is for the head.
+MAX_SNAPSHOT_BYTES = 512 * 1024
 
-# What stands under a key that is no string is somebody's mischief: it goes.
+# What stands under a key that is no string, and a word that is no word, is somebody's mischief: it goes.
 _FETCH = """
 local function text(key)
   local value = redis.pcall('GET', key)
@@ -32,6 +34,9 @@ local function text(key)
 end
 local words = redis.pcall('HMGET', KEYS[1], 'e', unpack(ARGV, 4))
 if words.err then redis.pcall('DEL', KEYS[1]) words = {false} end
+for i = 1, #ARGV - 2 do
+  if words[i] and #words[i] > 64 then redis.pcall('DEL', KEYS[1]) words = {false} break end
+end
 if not words[1] then
   local made = redis.pcall('HSET', KEYS[1], 'e', ARGV[1])
   if type(made) == 'table' then return {false, false, false, -1, made.err} end
@@ -56,6 +61,15 @@ return 1
 _LEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
 return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
+"""
+# A service writes its own: one that has gone mad must not keep the gateway busy for the others.
+_SNAPSHOTS = """
+local found = {}
+for i, key in ipairs(KEYS) do
+  local size = redis.pcall('HSTRLEN', key, ARGV[i + 1])
+  found[i] = type(size) == 'number' and size <= tonumber(ARGV[1]) and redis.call('HGET', key, ARGV[i + 1])
+end
+return found
 """
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
@@ -82,6 +96,7 @@ class Store:
         self._store = loader.register_script(_STORE)
         self._lease = loader.register_script(_LEASE)
         self._release = loader.register_script(_RELEASE)
+        self._snapshots = loader.register_script(_SNAPSHOTS)
 
     def fetch(self, variant: Variant, text: str, spec: Spec, token: str, *, lease: bool) -> Fetched:
         """What is stored of a variant (`text` is its text), in one round trip; with `lease`, also the lease where nothing is."""
@@ -139,15 +154,10 @@ class Store:
         self._circuit.run(lambda r: forget(r, key))
 
     def snapshots(self, names: Sequence[SnapshotName]) -> list[bytes | None]:
-        """The sealed last good answers under these names."""
-
-        def read(redis: Redis) -> list[Any]:
-            pipe = redis.pipeline(transaction=False)
-            for name in names:
-                pipe.hget(name.key, name.slot)
-            return pipe.execute(raise_on_error=False)
-
-        found = self._circuit.run(read)
+        """The sealed last good answers under these names; None also for one that is too long to be one."""
+        keys = [name.key for name in names]
+        arguments: list[str | bytes | int] = [MAX_SNAPSHOT_BYTES, *(name.slot for name in names)]
+        found: Any = self._circuit.run(lambda r: self._snapshots(keys, arguments, client=r))
         return [each if isinstance(each, bytes) else None for each in found]
 
 
