@@ -29,6 +29,10 @@ NOT_WHOLE = "The body is not whole."
 # They are about the way itself, as at the edge.
 _REFUSED_METHODS = frozenset({"CONNECT", "TRACE"})
 _LONGEST_ADDRESS = 45
+# Goes with all that a gateway asks for, and none takes what bears it: a service may be registered at a gateway's own address.
+# Clients cannot send it, for the edge takes off what begins with X-Edge-.
+VIA = "x-edge-via"
+VIA_KEY = "HTTP_X_EDGE_VIA"
 # The same that the edge denies: what an instance might read as another path than we do.
 _TRICK = re.compile(
     r"//|/\.\.?(?:/|$)|[\\;#]|[^!-~]|%(?:00|0a|0d|2e|2f|5c|25|(?![0-9a-f]{2}))", re.IGNORECASE
@@ -68,6 +72,8 @@ class Reader:
         method = environ["REQUEST_METHOD"]
         if method in _REFUSED_METHODS:
             raise Refused(405, "This method is not passed on.")
+        if VIA_KEY in environ:
+            raise Refused(508, "This request has been through a gateway.")
         path, _, query = environ["RAW_URI"].partition("?")
         if path[:1] != "/":
             path = _after_authority(path)
@@ -77,7 +83,7 @@ class Reader:
         now = time.monotonic()
         if caller.deadline <= now:
             raise Refused(504, "The time for this request is over.", service=route.service if route else "")
-        headers = _headers(environ, caller)
+        headers = _headers(environ, caller, self._kit.name)
         timeout_s = float(route.timeout_s) if route is not None else self._settings.own_deadline_s
         deadline = min(caller.deadline, now + timeout_s * _tries(route, method, headers))
         return Incoming(
@@ -224,7 +230,7 @@ def _client(environ: dict[str, Any]) -> str:
     return told if 0 < len(told) <= _LONGEST_ADDRESS else address
 
 
-def _headers(environ: dict[str, Any], caller: Caller) -> dict[str, str]:
+def _headers(environ: dict[str, Any], caller: Caller, gateway: str) -> dict[str, str]:
     headers: dict[str, str] = {}
     for key, value in environ.items():
         if key[:5] == "HTTP_" and key not in _DROPPED:
@@ -240,6 +246,7 @@ def _headers(environ: dict[str, Any], caller: Caller) -> dict[str, str]:
             headers.pop(each.strip().lower(), None)
     headers["x-request-id"] = caller.request_id
     headers["traceparent"] = caller.traceparent
+    headers[VIA] = gateway
     return headers
 
 

@@ -22,6 +22,7 @@ from gateway.compose.jsonpart import NotUsable, member_of
 from gateway.compose.result import Result, State, failed
 from gateway.errors import GatewayError
 from gateway.hedge import Outcome, hedged
+from gateway.incoming import VIA
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
 
@@ -215,6 +216,8 @@ def _own_request(part: Part, incoming: Incoming, target: str, deadline: float) -
             headers[name] = value
     headers["x-request-id"] = incoming.request_id
     headers["traceparent"] = incoming.traceparent
+    if VIA in incoming.headers:
+        headers[VIA] = incoming.headers[VIA]
     return replace(
         incoming,
         method="GET",

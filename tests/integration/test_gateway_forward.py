@@ -213,6 +213,21 @@ def test_no_gateway_is_called_by_a_gateway(rig: Rig) -> None:
         assert not trap.requests
 
 
+def test_a_service_registered_at_the_gateways_address_leads_nowhere(rig: Rig) -> None:
+    with rig.service(ok) as pears:
+        rig.register(pears.name, f"{pears.name}-loop", rig.gateways[BUSINESS].port, pears.meta)
+        rig.deregister(pears.instance_id(0))
+        rig.settle()
+        try:
+            began = time.monotonic()
+            answer = rig.ask("GET", pears.path, service=pears)
+            assert answer.status == 508
+            assert time.monotonic() - began < 2 * time_scale()
+        finally:
+            rig.deregister(f"{pears.name}-loop")
+        assert not pears.requests
+
+
 def test_another_domains_route_is_not_this_groups(rig: Rig) -> None:
     with rig.service(ok, domain="ai") as pears:
         assert rig.ask("GET", pears.path, service=pears, gateway=AI).status == 200
