@@ -13,13 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import structlog
 from flask import Flask, Response, g, request
 
 from services.kit import answers
-from services.kit.context import current
+from services.kit.context import current, kit
 from services.kit.etag import names_tag
 from services.kit.snapshot_queue import Keep, Remove, SnapshotQueue
 
@@ -55,7 +56,7 @@ class Policy:
 
 
 def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
-    """Decorator of a GET view, below the route's: keep its answers (status 200, to 256 KiB), to be given for `stale_s` seconds.
+    """Decorator of a GET view, below the route's and `require_scope`: keep its answers (status 200, to 256 KiB), to be given for `stale_s` seconds.
 
     `public` is given to everybody: only for views that ask for no token. `subject` is given to the subject of the verified token
     that the answer was for, while his token has the scopes that it had. An answer 403, 404 or 410 takes away what is kept;
@@ -67,8 +68,14 @@ def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
     policy = Policy(float(stale_s), scope)
 
     def decorate(view: F) -> F:
-        setattr(view, _MARK, policy)
-        return view
+        @wraps(view)
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            # Here, and not before the request: only now its token has been verified.
+            kit().snapshots.before(policy)
+            return view(*args, **kwargs)
+
+        setattr(seen, _MARK, policy)
+        return seen  # type: ignore[return-value]
 
     return decorate
 
@@ -134,7 +141,7 @@ class Snapshots:
             if response.status_code in GONE:
                 self._written.pop(name.whole, None)
                 self._queue.put(Remove(name))
-            elif self._may_keep(policy, response):
+            elif not (response.is_streamed or response.direct_passthrough):
                 self._keep(policy, name, response)
         known = g.pop(_UNSEEN, None)
         if known is not None and response.status_code == 200:
@@ -156,9 +163,7 @@ class Snapshots:
 
     def _may_keep(self, policy: Policy, response: Response) -> bool:
         headers = response.headers
-        if response.is_streamed or response.direct_passthrough or "Set-Cookie" in headers:
-            return False
-        if "Content-Encoding" in headers or "Content-Range" in headers:
+        if any(name in headers for name in ("Set-Cookie", "Content-Encoding", "Content-Range")):
             return False
         control = headers.get("Cache-Control", "").lower()
         vary = {name.strip().lower() for name in headers.get("Vary", "").split(",")} - {"", "accept-encoding"}
@@ -177,6 +182,8 @@ class Snapshots:
         written = self._written.get(name.whole)
         now = self._monotonic()
         if written and written[1] == print_ and now - written[0] < min(AGAIN_S, policy.stale_s / 4):
+            return
+        if not self._may_keep(policy, response):
             return
         caller = current()
         head = {
@@ -222,23 +229,13 @@ WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 def install(app: Flask, kit: Kit) -> None:
     """Look at every request of the application: views with a snapshot, and what was changed."""
 
-    def policy() -> Policy | None:
-        found: Policy | None = getattr(app.view_functions.get(request.endpoint or ""), _MARK, None)
-        return found
-
-    def before() -> None:
-        found = policy()
-        if found is not None:
-            kit.snapshots.before(found)
-
     def after(response: Response) -> Response:
         if request.method in WRITES:
             if kit.route is not None and response.status_code < 400:
                 # What is below goes with it.
                 kit.snapshots.tell(request.environ.get("PATH_INFO", ""), prefix=request.method == "DELETE")
             return response
-        found = policy()
+        found: Policy | None = getattr(app.view_functions.get(request.endpoint or ""), _MARK, None)
         return kit.snapshots.after(found, response) if found is not None else response
 
-    app.before_request(before)
     app.after_request(after)
