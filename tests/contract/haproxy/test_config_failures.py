@@ -71,6 +71,8 @@ def test_killed_instance_costs_no_request_and_is_out_at_once(tmp_path: Path) -> 
         killed = time.monotonic()
         eventually(lambda: made.status(1).startswith("DOWN"), 0.5, every_s=0.005)
         out_after_s = time.monotonic() - killed
+        # By real checks: a request that took it out itself (HANA) would be ended with it, before it is tried elsewhere.
+        assert made.edge.stat("svc_users", "users-1")["check_status"] != "HANA"
         time.sleep(0.5)
         load.stop()
         unharmed(load.report())
