@@ -242,6 +242,7 @@ def test_lost_subscription_ends_trust_in_what_is_held_here(world: World) -> None
     second = world.write(world.one)
     eventually(lambda: world.read(world.other, 1) == second, TRUST_S + 0.5)
     eventually(lambda: len(world.redis.client_list(_type="pubsub")) == 2, 5)
+    eventually(lambda: world.one.cache._circuit.closed and world.other.cache._circuit.closed, 5)
     third = world.write(world.one)
     eventually(lambda: world.read(world.other, 1) == third, 1)
 
