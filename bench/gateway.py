@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench import tutorial
 from bench.edge import Edge, controlled_edge
@@ -134,12 +135,21 @@ def _register_smart(consul: servers.ConsulServer, ports: Sequence[int]) -> None:
         consul.call("PUT", "/v1/agent/service/register", entry)
 
 
+def _read(url: str) -> Any:
+    """The JSON that is answered with 200. Raises OSError."""
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own, on loopback
+        return json.loads(answer.read())
+
+
 def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own, on loopback
-            return answer.status == 200 and json.loads(answer.read()) is not None
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        return _read(url) is not None
+    return False
+
+
+def same_data(theirs: Any, ours: Any) -> bool:
+    """Whether two composed answers tell of the same user and product: the tutorial's passes the services' envelopes on."""
+    return all(theirs[part]["data"] == ours[part] for part in ("user", "product"))
 
 
 @contextlib.contextmanager
@@ -160,6 +170,9 @@ def _subjects() -> Iterator[list[Subject]]:
         subjects = list(_compared(theirs, more, ours, edge))
         for subject in subjects:
             wait_until(f"{subject.name} at {subject.url}", lambda url=subject.url: _answers(url), 30, 0.1)  # type: ignore[misc]
+        by_name = {subject.name: subject.url for subject in subjects}
+        if not same_data(_read(by_name["tutorial, 0 ms"]), _read(by_name["composed, 0 ms"])):
+            raise RuntimeError("the two gateways do not answer the same")
         yield subjects
 
 
