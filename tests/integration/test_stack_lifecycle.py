@@ -68,6 +68,10 @@ def test_every_service_answers_through_the_edge(stack: Stack) -> None:
     assert edge(stack, "/api/posts").headers["x-served-by"] in ids(stack, "posts")
     assert edge(stack, "/api/auth/.well-known/jwks.json").headers["x-served-by"] in ids(stack, "auth")
     assert edge(stack, "/api/users").status == 401
+    for domain in ("identity", "business", "ai"):
+        name = f"gateway-{domain}"
+        assert edge(stack, f"/api/gateway/{domain}").headers["x-served-by"] in ids(stack, name)
+        assert len(ids(stack, name)) == 2
     assert {len(ids(stack, name)) for name in ("auth", "posts", "products")} == {2}
     assert len(ids(stack, "users")) == 3
 
@@ -114,7 +118,7 @@ def test_only_the_edge_could_listen_beyond_loopback(stack: Stack) -> None:
     ours = [
         fields for line in tables if f"socket:[{(fields := line.split())[9]}]" in inodes and fields[3] == "0A"
     ]
-    assert len(ours) >= len(stack.settings.fixed_ports) - 1 + 9
+    assert len(ours) >= len(stack.settings.fixed_ports) - 1 + len(stack.instances())
     assert {fields[1].split(":")[0] for fields in ours} <= {"0100007F", "00000000000000000000000001000000"}
 
 
@@ -144,6 +148,21 @@ def test_killed_instance_comes_back_with_its_port(stack: Stack) -> None:
     after = next(one for one in stack.instances("users") if one.number == 1)
     assert after.pid != before.pid
     assert after.port == before.port
+
+
+def test_gateways_are_killed_stopped_started_and_read_like_any_service(stack: Stack) -> None:
+    others = [(one.id, one.pid) for one in stack.instances() if one.service != "gateway-ai"]
+    group = ("--service", "gateway-ai")
+    assert "gateway-ai-1: killed" in command(stack, "kill", *group).stdout
+    assert "gateway-ai-2" in command(stack, "stop", *group, "--number", "1").stdout
+    assert "gateway-ai-2" in command(stack, "start", *group).stdout
+    assert "added gateway-ai-3" in command(stack, "scale", *group, "--number", "3").stdout
+    assert "removed gateway-ai-3" in command(stack, "scale", *group, "--number", "2").stdout
+    logs = command(stack, "logs", *group, "--lines", "1000").stdout
+    assert "gateway-ai-1 " in logs
+    assert "instance ready" in logs
+    assert "gateway-business" not in logs
+    assert [(one.id, one.pid) for one in stack.instances() if one.service != "gateway-ai"] == others
 
 
 def test_stopped_instances_leave_consul_and_the_edge_and_come_back(stack: Stack) -> None:
