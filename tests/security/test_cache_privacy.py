@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -92,25 +92,25 @@ def scenes(draw: Any) -> list[Ask]:
         st.sampled_from(CONTROLS),
         st.sampled_from(["", "", "", "Authorization", "Accept-Language", "*", "Cookie"]),
     )
-    places = draw(st.lists(st.tuples(st.sampled_from(PATHS), ways), min_size=1, max_size=3))
+    places = draw(st.lists(st.tuples(st.sampled_from(PATHS), ways), min_size=1, max_size=2))
     often = st.sampled_from
     asks = []
-    for _ in range(draw(st.integers(4, 24))):
+    for _ in range(draw(st.integers(8, 24))):
         path, usual = draw(often(places))
-        control, vary = usual if draw(st.integers(0, 7)) else draw(ways)
+        control, vary = usual if draw(st.integers(0, 11)) else draw(ways)
         asks.append(
             Ask(
-                draw(often(["GET"] * 12 + ["HEAD", "HEAD", "POST", "DELETE", "OPTIONS", "PURGE"])),
+                draw(often(["GET"] * 24 + ["HEAD", "HEAD", "POST", "DELETE", "OPTIONS", "PURGE"])),
                 path,
                 draw(often(["", "", "", "", "q=1"])),
                 draw(often(sorted(IDENTITIES))),
-                tuple(draw(st.lists(often(HEADERS), max_size=2))) if draw(st.booleans()) else (),
+                tuple(draw(st.lists(often(HEADERS), max_size=2))) if not draw(st.integers(0, 2)) else (),
                 control,
                 vary,
-                draw(often([200] * 12 + [404, 403, 301])),
+                draw(often([200] * 20 + [404, 403, 301])),
                 draw(st.integers(0, 1)),
                 draw(often(["serve"] * 9 + ["part-public", "part-subject", "last-good", "keep"])),
-                not draw(st.integers(0, 5)),
+                not draw(st.integers(0, 7)),
                 90 if not draw(st.integers(0, 9)) else 0,
             )
         )
@@ -182,7 +182,7 @@ class Stage:
         """As composed answers ask: for what is for everybody without a token."""
         policy = PartPolicy(60, 600, 600, "subject" if ask.kind == "part-subject" else "public")
         identity = asked.identify() if policy.scope == "subject" else None
-        load = self.load(ask)
+        load = self.load(replace(ask, method="GET"))  # whatever the whole is asked with
 
         def made() -> Answer:
             answer = load({})
@@ -200,7 +200,7 @@ class Stage:
         """As the kit does for a view of scope subject."""
         identity = IDENTITIES[ask.who]
         subject = identity.subject if identity is not None else None
-        body = name_of(Ask(**{**vars(ask), "headers": ()})) if identity is not None else "all"
+        body = name_of(replace(ask, headers=())) if identity is not None else "all"
         name = answers.snapshot_name("pears", answers.plain_path(prefix + ask.path), ask.query, subject)
         assert name is not None
         scopes = sorted(identity.scopes) if identity is not None else []
@@ -227,13 +227,13 @@ def allowed(ask: Ask) -> set[str]:
         identity = IDENTITIES[ask.who]
         for other, kept in IDENTITIES.items():
             if identity and kept and kept.subject == identity.subject and kept.scopes <= identity.scopes:
-                names.add(name_of(Ask(**{**vars(ask), "who": other, "headers": ()})))
+                names.add(name_of(replace(ask, who=other, headers=())))
     return names
 
 
 @settings(
     deadline=None,
-    max_examples=120,
+    max_examples=200,
     suppress_health_check=[
         HealthCheck.too_slow,
         HealthCheck.data_too_large,
@@ -262,7 +262,7 @@ def test_nobody_gets_an_answer_that_was_made_for_another(stage: Stage, asks: lis
 
 def test_the_cache_was_at_work_all_the_while(stage: Stage) -> None:
     """Else the test before would prove nothing. Runs after it, in the order of the file."""
-    assert stage.stored > 100
+    assert stage.stored > 50
 
 
 @pytest.mark.parametrize("kind", ["serve", "part-subject", "last-good"])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from redis import Redis
 
-from discovery.clock import SYSTEM_CLOCK
 from services.kit import answers
 from services.kit.snapshot_queue import Keep, SnapshotQueue
-from tests.support.cache_rig import PATH, Instance, Origin, incoming
+from tests.support.cache_rig import CLOCK, PATH, Instance, Origin, incoming
 from tests.support.eventually import eventually
 
 Pair = tuple[Instance, Instance]
@@ -23,7 +22,7 @@ def test_last_good_answer_of_any_size_is_not_fetched(pair: Pair, redis: Redis) -
     one, _ = pair
     name = answers.snapshot_name("pears", PATH, "", None)
     assert name is not None
-    head = {"status": 200, "headers": [], "at": SYSTEM_CLOCK.time(), "stale_s": 60, "scopes": []}
+    head = {"status": 200, "headers": [], "at": CLOCK.time(), "stale_s": 60, "scopes": []}
     redis.hset(name.key, name.slot, answers.seal(name.whole, head, BOMB))
     before = sent_by(redis)
     assert one.cache.last_good(incoming()) is None
