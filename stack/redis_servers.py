@@ -69,6 +69,10 @@ def configure(settings: StackSettings, vault: Vault, name: str) -> Path:
         # A changed title would overwrite the environment by which the stack knows its processes.
         "set-proc-title no",
         f'aclfile "{users}"',
+        # What one service sends at once counts as memory, and would drive out what the others have stored. The largest
+        # thing that anybody stores is 1 MiB.
+        "proto-max-bulk-len 2mb",
+        "client-query-buffer-limit 4mb",
         *SERVERS[name],
     ]
     path = folder / "redis.conf"
