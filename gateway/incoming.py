@@ -86,6 +86,7 @@ class Reader:
         headers = _headers(environ, caller, self._kit.name)
         timeout_s = float(route.timeout_s) if route is not None else self._settings.own_deadline_s
         deadline = min(caller.deadline, now + timeout_s * _tries(route, method, headers))
+        asker = Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION"))
         return Incoming(
             method=method,
             path=path,
@@ -99,7 +100,8 @@ class Reader:
             deadline=deadline,
             timeout_s=timeout_s,
             body=self._body(environ, deadline),
-            identify=Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION")),
+            identify=asker,
+            unchecked=lambda: asker.keys_away,
             route=route,
             connection=environ.get("gunicorn.socket"),
         )
@@ -189,13 +191,14 @@ class Body:
 class Asker:
     """Who sent a request, verified at first use."""
 
-    __slots__ = ("_caller", "_given", "_identity", "_kit")
+    __slots__ = ("_caller", "_given", "_identity", "_kit", "keys_away")
 
     def __init__(self, kit: Kit, caller: Caller, given: str | None) -> None:
         self._kit = kit
         self._caller = caller
         self._given = given
         self._identity: Identity | None = None
+        self.keys_away = False
 
     def __call__(self) -> Identity | None:
         """None without a token that proves something now."""
@@ -204,7 +207,10 @@ class Asker:
         if match is not None:
             try:
                 self._identity = self._kit.tokens.verify(match[1])
-            except (InvalidToken, KeysUnavailable):
+            except InvalidToken:
+                return None
+            except KeysUnavailable:
+                self.keys_away = True
                 return None
             self._caller.subject, self._caller.scopes = self._identity.subject, self._identity.scopes
         return self._identity

@@ -20,7 +20,8 @@ class Incoming:
     `path` is percent-encoded and `query` without its `?`, both as they came. `headers` have lower-case names, and no hop-by-hop
     ones among them. `service` is whose route it is; `client` the address at the edge. `deadline` is a point on the monotonic
     clock, `timeout_s` how long the route waits for the head of an answer. `body` is whole (bytes) or can be read once; None when there is none.
-    `identify` verifies the bearer token at first use and remembers what it says: None without a token that proves something.
+    `identify` verifies the bearer token at first use and remembers what it says: None without a token that proves something,
+    also where `unchecked` tells that there is no key to verify it with.
     `route` is None for what the gateway answers by itself (compositions). `connection` is the sender's, to see him leave.
     """
 
@@ -37,6 +38,7 @@ class Incoming:
     timeout_s: float = 30.0
     body: bytes | Iterable[bytes] | None = None
     identify: Callable[[], Identity | None] = lambda: None
+    unchecked: Callable[[], bool] = lambda: False
     route: Route | None = None
     connection: socket | None = None
 

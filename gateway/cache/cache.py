@@ -25,6 +25,7 @@ from gateway.cache.store import Store
 from gateway.errors import Refused
 from gateway.metrics import CacheMetrics
 from gateway.model import Answer, Incoming
+from gateway.proof import proven
 from services.kit.answers import Change, plain_path
 from services.kit.auth import Identity
 
@@ -207,10 +208,7 @@ class AnswerCache:
         return True
 
     def _purged(self, incoming: Incoming) -> Answer:
-        identity = incoming.identify()
-        if identity is None:
-            challenge = [("WWW-Authenticate", 'Bearer realm="breakwater"')]
-            raise Refused(401, "A valid bearer token is needed.", service=incoming.service, headers=challenge)
+        identity = proven(incoming, incoming.service)
         if "admin" not in identity.scopes:
             raise Refused(403, "This needs the scope admin.", service=incoming.service)
         path, prefix = incoming.path, incoming.path.endswith("/*")

@@ -17,6 +17,7 @@ from gateway.compose.wholes import Made, Wholes
 from gateway.errors import Refused
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
+from gateway.proof import proven
 from services.kit.answers import plain_path
 from services.kit.context import current
 
@@ -52,10 +53,7 @@ class Composition:
             raise Refused(405, f"This path takes {allowed}.", headers=[("Allow", allowed)])
         values = found
         if route.auth == "token":
-            identity = incoming.identify()
-            if identity is None:
-                raise _challenge(incoming)
-            values = {**found, SUBJECT: identity.subject}
+            values = {**found, SUBJECT: proven(incoming).subject}
             return _sent(incoming, self._made(incoming, values).answer)
         return _sent(incoming, self._kept_or_made(incoming, values))
 
@@ -137,10 +135,3 @@ def _sent(incoming: Incoming, answer: Answer) -> Answer:
         if incoming.method == "HEAD":
             answer.body = b""
     return answer
-
-
-def _challenge(incoming: Incoming) -> Refused:
-    given = "authorization" in incoming.headers
-    value = 'Bearer realm="breakwater"' + (', error="invalid_token"' if given else "")
-    detail = "The token is not valid." if given else "A bearer token is needed."
-    return Refused(401, detail, headers=[("WWW-Authenticate", value)])

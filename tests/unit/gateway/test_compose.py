@@ -4,6 +4,7 @@ tests/integration/test_gateway_compose.py has real ones."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gevent
@@ -216,6 +217,14 @@ def test_a_route_for_a_token_needs_one_and_asks_for_its_subject(tmp_path: Path) 
     answer = ask(made, incoming("/mine", subject="a&limit=9", authorization="Bearer x"))
     assert upstreams.sent[0][1] == "/posts?author=a%26limit%3D9"
     assert answer.header("cache-control") == "private, max-age=60"
+
+
+def test_a_token_that_cannot_be_checked_is_not_called_a_false_one(tmp_path: Path) -> None:
+    made = compositions(tmp_path, TOKEN, Upstreams({"posts": answers(b"[]")}))
+    request = replace(incoming("/mine", authorization="Bearer x"), unchecked=lambda: True)
+    with pytest.raises(Refused) as caught:
+        ask(made, request)
+    assert caught.value.status == 503
 
 
 def test_a_subject_that_cannot_stand_in_a_path_is_asked_for_nowhere(tmp_path: Path) -> None:
