@@ -51,13 +51,19 @@ def test_requests_reach_every_instance_of_a_service(fleet: Fleet, account: Accou
     assert seen == ids
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/nowhere", "/api", "/api/usersX", "/api/user", "/metrics", "/internal/auth/keys"]
-)
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/apiX", "/metrics", "/internal/auth/keys"])
 def test_unknown_path_is_a_404_problem_of_the_edge(fleet: Fleet, path: str) -> None:
     reply = ask(fleet.edge_port, "GET", path)
     assert reply.status == 404
     assert problem(reply)["layer"] == "edge"
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/usersX", "/api/user", "/api/nowhere/1"])
+def test_unknown_path_under_api_is_a_404_problem_of_the_gateway(fleet: Fleet, path: str) -> None:
+    """The business gateway holds `/api` for its composed routes."""
+    reply = ask(fleet.edge_port, "GET", path)
+    assert reply.status == 404
+    assert (problem(reply)["layer"], reply.headers["x-served-lane"]) == ("gateway", "gateway")
 
 
 def test_route_without_a_live_instance_is_a_503_problem_with_retry_after(fleet: Fleet) -> None:
@@ -65,7 +71,8 @@ def test_route_without_a_live_instance_is_a_503_problem_with_retry_after(fleet: 
     with guest(fleet, absent, {"edge-path": "/api/absent", "edge-auth": "public"}):
         reply = eventually(lambda: (r := ask(fleet.edge_port, "GET", "/api/absent")).status == 503 and r, 10)
         assert int(reply.headers["retry-after"]) >= 1
-        assert problem(reply)["layer"] == "edge"
+        body = problem(reply)
+        assert (body["layer"], body["service"], body["degraded"]) == ("gateway", "absent", True)
 
 
 def test_error_of_an_instance_is_a_problem_of_the_service(fleet: Fleet) -> None:
