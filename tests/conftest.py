@@ -13,7 +13,7 @@ from tests.support.fleet import Fleet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`make test` runs two) a file stays together, and so does all that uses the one stack."""
+    """With several workers (`make test` runs three) a file stays together, and so does all that uses the one stack."""
     for item in items:
         together = "stack" if item.get_closest_marker("needs_stack") else item.path.name
         item.add_marker(pytest.mark.xdist_group(together))
