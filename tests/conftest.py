@@ -12,6 +12,8 @@ from tests.support.accounts import Account, new_account
 from tests.support.fleet import Fleet
 
 
+# Before xdist's own, which writes the groups that it finds into the tests' names and looks no more.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers (`make test` runs three) a file stays together, and so does all that uses the one stack."""
     for item in items:
