@@ -75,7 +75,7 @@ def launch(command: str, arguments: list[str]) -> int:
         return _lint(python, environment)
     if command == "test":
         # Most tests wait for servers more than they compute.
-        workers = [] if arguments else ["-n", "3", "--dist", "loadgroup"]
+        workers = [] if arguments else ["-n", "3", "--dist", "loadscope"]
         words = ["-m", "pytest", "-p", "no:cacheprovider", *workers, *arguments]
     elif command == "bench":
         words = ["-m", "bench", *arguments]

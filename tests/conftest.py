@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.accounts import Account, new_account
 from tests.support.fleet import Fleet
 
 
-# Before xdist's own, which writes the groups that it finds into the tests' names and looks no more.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`make test` runs three) a file stays together, and so does all that uses the one stack."""
-    for item in items:
-        together = "stack" if item.get_closest_marker("needs_stack") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(together))
+class _Together(LoadScopeScheduling):
+    """A file stays on one worker, and so does all that uses the one stack (`needs_stack` stands in its text).
+
+    xdist's own groups (`--dist loadgroup`) write themselves into a test's name, where pytest 9.2 no longer reads it.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _scope(nodeid.partition("::")[0])
+
+
+@cache
+def _scope(path: str) -> str:
+    return "stack" if "needs_stack" in Path(path).read_text() else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Together(config, log)
 
 
 @pytest.fixture
