@@ -10,6 +10,7 @@ import pytest
 from tests.support.accounts import Account, ask
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet
+from tests.support.wire import Reply
 
 pytestmark = pytest.mark.needs_stack
 
@@ -48,12 +49,21 @@ def test_order_at_the_edge_is_taken_by_a_whole_group_and_taken_back(fleet: Fleet
         path = f"/edge/breakers/{group}/products"
         wanted = sorted(each.id for each in fleet.instances(f"gateway-{group}"))
         try:
-            reply = admin.ask("POST", path, {"state": "open", "for_s": 60, "reason": "a test"})
-            said = json.loads(reply.body)
-            assert (reply.status, said["taken_by"], said["missing"]) == (200, wanted, [])
+            order = {"state": "open", "for_s": 60, "reason": "a test"}
+            # 202 where a process had not said so within a second, on a busy machine: the same order again does no harm.
+            reply = eventually(lambda: taken(admin.ask("POST", path, order), wanted), 10)  # noqa: B023
             assert reply.headers["x-served-lane"] == "gateway"
             states = [each["breakers"]["products"] for each in groups(admin)[group]["instances"].values()]
             assert [(each["state"], each["who"]) for each in states] == [("open", "hand")] * 2
         finally:
-            reply = admin.ask("DELETE", path)
-        assert (reply.status, json.loads(reply.body)["taken_by"]) == (200, wanted)
+            eventually(lambda: taken(admin.ask("DELETE", path), wanted), 10)  # noqa: B023
+
+
+def taken(reply: Reply, wanted: list[str]) -> Reply | None:
+    """The answer to an order that all of `wanted` have taken; None when some have not said so yet."""
+    said = json.loads(reply.body)
+    assert reply.status in (200, 202, 503), reply
+    if reply.status == 503:
+        return None  # nobody has: Redis did not answer in time
+    assert set(said["taken_by"]) | set(said["missing"]) == set(wanted), reply
+    return reply if (reply.status, said["missing"]) == (200, []) else None
