@@ -12,11 +12,11 @@ from redis import Redis
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError, NotSent
-from gateway.cache import lastgood
 from gateway.cache.circuit import Away, Circuit
 from gateway.cache.engine import Engine, Load, Want
 from gateway.cache.freshness import Verdict, part_verdict, verdict, wish
 from gateway.cache.keys import GUESS, Names, Spec, audience, audience_of, base_of, base_of_part
+from gateway.cache.lastgood import LastGood
 from gateway.cache.link import Link
 from gateway.cache.memory import MAX_BYTES, Memory
 from gateway.cache.passing import Passing
@@ -67,6 +67,7 @@ class AnswerCache:
         self._count = metrics.count if metrics is not None else _uncounted
         self._engine = Engine(self._store, self._memory, self._link, clock, self._count)
         self._passing = Passing(clock.monotonic)
+        self._last_good = LastGood(self._store, clock)
         if metrics is not None:
             metrics.watch(lambda: self._memory.bytes, lambda: not self._circuit.closed)
 
@@ -142,7 +143,7 @@ class AnswerCache:
         """
         if not incoming.reads:
             return None
-        good = lastgood.find(self._store, incoming, self._clock.time())
+        good = self._last_good.find(incoming)
         self._count("last_good" if good is not None else "no_last_good")
         return good.answer(incoming.method) if good is not None else None
 
@@ -153,7 +154,7 @@ class AnswerCache:
         plain = plain_path(path)
         told = self._change(service, [Change(plain, prefix)])
         try:
-            self._store.forget_snapshots(service, plain)
+            self._last_good.forget(service, plain)
         except Away:
             return False
         return told

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from discovery.clock import Clock
 from gateway.cache.circuit import Away
 from gateway.cache.entry import MAX_SKEW_S
 from gateway.cache.store import Store
 from gateway.model import Answer, Headers, Incoming
-from services.kit.answers import SnapshotName, headers_of, plain_path, snapshot_name, unseal
+from services.kit.answers import (
+    SnapshotName,
+    headers_of,
+    plain_path,
+    public_key,
+    snapshot_name,
+    unseal,
+)
 from services.kit.auth import Identity
+
+# What Redis gave is given again while it is away, for so long: one late answer of Redis closes it for a second. Longer, and
+# who has left would not be forgotten here.
+HELD_S = 5.0
+MAX_HELD_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +50,89 @@ class Good:
         return Answer(self.status, headers, b"" if method == "HEAD" else self.body, source="snapshot")
 
 
-def find(store: Store, incoming: Incoming, now: float) -> Good | None:
-    """The youngest snapshot that may answer the request: a public one, or the caller's own. One round trip.
+class LastGood:
+    """Finds them. Thread-safe."""
 
-    His own only if his token proves him, and has at least the scopes of the token that the answer was given to: what he may
-    see may have become less since.
-    """
-    identity = incoming.identify() if "authorization" in incoming.headers else None
-    path = plain_path(incoming.path)
-    wanted: list[tuple[SnapshotName, Identity | None]] = []
-    for who in (None, identity) if identity is not None else (None,):
-        subject = who.subject if who is not None else None
-        name = snapshot_name(incoming.service, path, incoming.query, subject)
-        if name is not None:
-            wanted.append((name, who))
-    if not wanted:
-        return None
-    try:
-        found = store.snapshots([name for name, _ in wanted])
-    except Away:
-        return None
-    good = [
-        each
-        for (name, who), data in zip(wanted, found, strict=True)
-        if data is not None and (each := read(name, data, who, now)) is not None
-    ]
-    return min(good, key=lambda each: each.age_s, default=None)
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._held = Held(clock)
+
+    def find(self, incoming: Incoming) -> Good | None:
+        """The youngest snapshot that may answer the request: a public one, or the caller's own. One round trip.
+
+        His own only if his token proves him, and has at least the scopes of the token that the answer was given to: what he may
+        see may have become less since.
+        """
+        identity = incoming.identify() if "authorization" in incoming.headers else None
+        path = plain_path(incoming.path)
+        wanted: list[tuple[SnapshotName, Identity | None]] = []
+        for who in (None, identity) if identity is not None else (None,):
+            subject = who.subject if who is not None else None
+            name = snapshot_name(incoming.service, path, incoming.query, subject)
+            if name is not None:
+                wanted.append((name, who))
+        if not wanted:
+            return None
+        now = self._clock.time()
+        good = [
+            each
+            for (name, who), data in zip(wanted, self._sealed([name for name, _ in wanted]), strict=True)
+            if data is not None and (each := read(name, data, who, now)) is not None
+        ]
+        return min(good, key=lambda each: each.age_s, default=None)
+
+    def forget(self, service: str, path: str) -> None:
+        """Delete those of a plain path that are for everybody. Raises Away when Redis could not be told."""
+        self._held.forget(public_key(service, path))
+        self._store.forget_snapshots(service, path)
+        # What was read from Redis in between.
+        self._held.forget(public_key(service, path))
+
+    def _sealed(self, names: Sequence[SnapshotName]) -> list[bytes | None]:
+        try:
+            found = self._store.snapshots(names)
+        except Away:
+            return [self._held.get(name) for name in names]
+        for name, data in zip(names, found, strict=True):
+            self._held.put(name, data)
+        return found
+
+
+class Held:
+    """What Redis said last, for `HELD_S`, least recently said first out. Thread-safe."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, tuple[str, bytes, float]] = OrderedDict()  # by the whole name
+        self._bytes = 0
+
+    def get(self, name: SnapshotName) -> bytes | None:
+        _, data, until = self._held.get(name.whole, ("", None, 0.0))
+        return data if self._clock.monotonic() < until else None
+
+    def put(self, name: SnapshotName, data: bytes | None) -> None:
+        """Redis has just said this of the name; None: that there is nothing."""
+        with self._lock:
+            self._drop(name.whole)
+            if data is None:
+                return
+            self._held[name.whole] = (name.key, data, self._clock.monotonic() + HELD_S)
+            self._bytes += len(name.whole) + len(data)
+            while self._bytes > MAX_HELD_BYTES:
+                self._drop(next(iter(self._held)))
+
+    def forget(self, key: str) -> None:
+        """All under this key of Redis."""
+        with self._lock:
+            for whole in [whole for whole, (whose, _, _) in self._held.items() if whose == key]:
+                self._drop(whole)
+
+    def _drop(self, whole: str) -> None:
+        held = self._held.pop(whole, None)
+        if held is not None:
+            self._bytes -= len(whole) + len(held[1])
 
 
 def read(name: SnapshotName, data: bytes, identity: Identity | None, now: float) -> Good | None:
