@@ -55,37 +55,7 @@ class Metrics:
         self.tokens = Counter(
             "service_tokens_checked", "Tokens checked, by outcome.", ("outcome",), registry=self.registry
         )
-        self.upstream = Counter(
-            "service_upstream_calls",
-            "Calls to other services, by upstream and outcome.",
-            ("upstream", "outcome"),
-            registry=self.registry,
-        )
-        self.upstream_attempts = Counter(
-            "service_upstream_attempts",
-            "Attempts that those calls took, retries included.",
-            ("upstream", "outcome"),
-            registry=self.registry,
-        )
-        self.upstream_ejections = Counter(
-            "service_upstream_ejections",
-            "Instances of an upstream left out for a time.",
-            ("upstream",),
-            registry=self.registry,
-        )
-        self.upstream_durations = Histogram(
-            "service_upstream_call_duration_seconds",
-            "Time of calls to other services, retries included.",
-            ("upstream",),
-            buckets=BUCKETS_S,
-            registry=self.registry,
-        )
-        self.breakers = Gauge(
-            "service_upstream_breaker",
-            "Breaker of an upstream: 0 closed, 1 half-open, 2 open.",
-            ("upstream",),
-            registry=self.registry,
-        )
+        self.upstream = UpstreamMetrics(self.registry)
         self.service = service
         # Looking up a labelled child costs more than counting in it.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -108,3 +78,40 @@ class Metrics:
     def render(self) -> bytes:
         """The registry in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+class UpstreamMetrics:
+    """What calls to other services took and came to, and how it is with their breakers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.calls = Counter(
+            "service_upstream_calls",
+            "Calls to other services, by upstream and outcome.",
+            ("upstream", "outcome"),
+            registry=registry,
+        )
+        self.attempts = Counter(
+            "service_upstream_attempts",
+            "Attempts that those calls took, retries included.",
+            ("upstream", "outcome"),
+            registry=registry,
+        )
+        self.ejections = Counter(
+            "service_upstream_ejections",
+            "Instances of an upstream left out for a time.",
+            ("upstream",),
+            registry=registry,
+        )
+        self.durations = Histogram(
+            "service_upstream_call_duration_seconds",
+            "Time of calls to other services, retries included.",
+            ("upstream",),
+            buckets=BUCKETS_S,
+            registry=registry,
+        )
+        self.breakers = Gauge(
+            "service_upstream_breaker",
+            "Breaker of an upstream: 0 closed, 1 half-open, 2 open.",
+            ("upstream",),
+            registry=registry,
+        )

@@ -26,7 +26,7 @@ class BreakerObserver(discovery.Observer):
     """Shows the state of breakers in the metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+        self._metrics = metrics.upstream
 
     def on_breaker(self, service: str, state: str) -> None:
         self._metrics.breakers.labels(service).set(BREAKER_LEVELS[state])
@@ -45,7 +45,7 @@ class CallObserver(BreakerObserver):
         children = self._calls.get((service, outcome))
         if children is None:
             metrics = self._metrics
-            children = metrics.upstream.labels(service, outcome), metrics.upstream_durations.labels(service)
+            children = metrics.calls.labels(service, outcome), metrics.durations.labels(service)
             self._calls[service, outcome] = children
         children[0].inc()
         children[1].observe(duration_s)
@@ -55,13 +55,11 @@ class CallObserver(BreakerObserver):
     ) -> None:
         child = self._attempts.get((service, outcome))
         if child is None:
-            child = self._attempts[service, outcome] = self._metrics.upstream_attempts.labels(
-                service, outcome
-            )
+            child = self._attempts[service, outcome] = self._metrics.attempts.labels(service, outcome)
         child.inc()
 
     def on_ejected(self, service: str, instance_id: str, duration_s: float) -> None:
-        self._metrics.upstream_ejections.labels(service).inc()
+        self._metrics.ejections.labels(service).inc()
 
 
 class Upstreams:
