@@ -1,65 +1,14 @@
-"""ServiceClient against real sockets: what is retried, where, and what the next service is told."""
+"""ServiceClient against real sockets: what the next service is told, and what the caller gets back."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from discovery import (
-    BreakerOpen,
-    BreakerSettings,
-    BudgetExhausted,
-    ClientSettings,
-    ConnectFailed,
-    DeadlineExceeded,
-    Instance,
-    NoInstance,
-    NotSent,
-    Observer,
-    OutlierSettings,
-    ResponseLost,
-    ResponseTimeout,
-    RetrySettings,
-    ServiceClient,
-    StaticView,
-)
-from tests.support.scripted import Handler, Upstream, ok, upstream
-from tests.support.servers import free_port
-
-NO_EJECTION = OutlierSettings(failures=1000)
-
-
-def client(*upstreams: Upstream | Instance, **settings: object) -> ServiceClient:
-    instances = [each.instance() if isinstance(each, Upstream) else each for each in upstreams]
-    return ServiceClient(StaticView(instances), settings=ClientSettings(**settings))  # type: ignore[arg-type]
-
-
-def dead(name: str = "users-0-dead") -> Instance:
-    """An instance at a port where nothing listens. Its id sorts first, so that `first` picks it."""
-    return Instance("users", name, "node-1", "127.0.0.1", free_port())
-
-
-def status(code: int):  # type: ignore[no-untyped-def]
-    return lambda handler: handler.answer(code)
-
-
-def hang(seconds: float):  # type: ignore[no-untyped-def]
-    def behave(handler: Handler) -> None:
-        time.sleep(seconds)
-        with contextlib.suppress(OSError):
-            handler.answer()
-
-    return behave
-
-
-@pytest.fixture
-def good() -> Iterator[Upstream]:
-    with upstream() as server:
-        yield server
+from discovery import BreakerSettings, Observer, ServiceClient, StaticView
+from tests.support.scripted import Upstream, ok, upstream
+from tests.unit.discovery.calling import client, dead, status
 
 
 def test_answer_comes_with_its_instance(good: Upstream) -> None:
@@ -106,27 +55,6 @@ def test_callers_own_authorization_is_kept(good: Upstream) -> None:
     assert good.requests[0].headers["authorization"] == "Bearer mine"
 
 
-def test_refused_connection_is_retried_on_another_instance_even_for_post(good: Upstream) -> None:
-    calls = client(dead(), good)
-    response = calls.request("POST", "users", "/", body=b"x", balance="first")
-    assert (response.status, response.attempts) == (200, 2)
-    assert len(good.requests) == 1
-
-
-def test_refused_instance_is_not_tried_again(good: Upstream) -> None:
-    calls = client(dead(), good)
-    attempts = [calls.request("GET", "users", "/", balance="first").attempts for _ in range(5)]
-    assert attempts == [2, 1, 1, 1, 1]
-
-
-@pytest.mark.parametrize("code", [502, 503, 504])
-def test_get_that_got_a_gateway_error_is_retried_on_another_instance(good: Upstream, code: int) -> None:
-    with upstream(status(code)) as bad:
-        first = bad.instance(id="users-0")
-        response = client(first, good).request("GET", "users", "/", balance="first")
-    assert (response.status, response.attempts, len(bad.requests)) == (200, 2, 1)
-
-
 @pytest.mark.parametrize("code", [500, 501, 429, 404])
 def test_other_error_statuses_are_answers(good: Upstream, code: int) -> None:
     good.behave = status(code)
@@ -134,174 +62,10 @@ def test_other_error_statuses_are_answers(good: Upstream, code: int) -> None:
     assert (response.status, response.attempts) == (code, 1)
 
 
-def test_post_that_got_503_is_not_retried_without_idempotency_key(good: Upstream) -> None:
-    with upstream(status(503)) as bad:
-        first = bad.instance(id="users-0")
-        assert client(first, good).request("POST", "users", "/", balance="first").status == 503
-        with_key = {"idempotency-key": "k"}
-        assert (
-            client(first, good).request("POST", "users", "/", balance="first", headers=with_key).status == 200
-        )
-
-
-def test_lost_answer_is_retried_for_get_and_raised_for_post(good: Upstream) -> None:
-    with upstream(lambda handler: handler.hang_up()) as bad:
-        first = bad.instance(id="users-0")
-        assert client(first, good).request("GET", "users", "/", balance="first").attempts == 2
-        with pytest.raises(ResponseLost) as lost:
-            client(first, good).request("POST", "users", "/", balance="first")
-    assert (lost.value.attempts, lost.value.instance_id) == (1, "users-0")
-    assert len(bad.requests) == 2
-    assert len(good.requests) == 1
-
-
-def test_answer_cut_in_its_body_is_lost(good: Upstream) -> None:
-    def cut(handler: Handler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "100")
-        handler.end_headers()
-        handler.wfile.write(b"half")
-        handler.hang_up()
-
-    with upstream(cut) as bad:
-        first = bad.instance(id="users-0")
-        assert client(first, good).request("GET", "users", "/", balance="first").attempts == 2
-        with pytest.raises(ResponseLost):
-            client(first, good).request("POST", "users", "/", balance="first")
-
-
-def test_hung_instance_leaves_time_for_another(good: Upstream) -> None:
-    with upstream(hang(3)) as hung:
-        first = hung.instance(id="users-0")
-        began = time.monotonic()
-        response = client(first, good).request("GET", "users", "/", balance="first", deadline_s=1.0)
-        assert (response.status, response.attempts) == (200, 2)
-        assert 0.4 < time.monotonic() - began < 0.9
-
-
-def test_deadline_covers_all_attempts() -> None:
-    with upstream(hang(3)) as one, upstream(hang(3)) as two:
-        began = time.monotonic()
-        with pytest.raises(DeadlineExceeded) as late:
-            client(one, two, retry=RetrySettings(attempts=2)).request("GET", "users", "/", deadline_s=0.5)
-        assert 0.45 < time.monotonic() - began < 0.8
-    assert late.value.sent
-    assert late.value.attempts == 2
-
-
-def test_post_to_a_hung_instance_times_out_without_retry(good: Upstream) -> None:
-    with upstream(hang(3)) as hung:
-        first = hung.instance(id="users-0")
-        calls = client(first, good, attempt_timeout_s=0.2)
-        with pytest.raises(ResponseTimeout):
-            calls.request("POST", "users", "/", balance="first", deadline_s=5)
-    assert not good.requests
-
-
-def test_dripping_body_ends_at_the_deadline() -> None:
-    def drip(handler: Handler) -> None:
-        handler.begin_chunks()
-        with contextlib.suppress(OSError):
-            for _ in range(40):
-                handler.chunk(b".")
-                time.sleep(0.1)
-
-    with upstream(drip) as slow:
-        began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
-            client(slow).request("POST", "users", "/", deadline_s=0.5)
-        assert time.monotonic() - began < 1.0
-
-
 def test_body_over_the_limit_is_refused(good: Upstream) -> None:
     good.behave = lambda handler: handler.answer(200, b"x" * 2000)
     with pytest.raises(ValueError, match="more than 1000"):
         client(good, max_body_bytes=1000).request("GET", "users", "/")
-
-
-def test_no_instance_is_told_apart(good: Upstream) -> None:
-    with pytest.raises(NoInstance):
-        client().request("GET", "users", "/")
-    with pytest.raises(NoInstance):
-        client(good.instance(status="critical")).request("GET", "users", "/")
-    with pytest.raises(NoInstance):
-        client(good.instance(maintenance=True)).request("GET", "users", "/")
-
-
-def test_everything_ejected_means_all_rather_than_none(good: Upstream) -> None:
-    good.behave = status(500)
-    calls = client(good, outlier=OutlierSettings(failures=1), breaker=BreakerSettings(min_calls=100))
-    assert [calls.request("GET", "users", "/").status for _ in range(3)] == [500, 500, 500]
-
-
-def test_all_refused_ends_in_connect_failed() -> None:
-    with pytest.raises(ConnectFailed) as failed:
-        client(dead("a"), dead("b")).request("GET", "users", "/")
-    assert failed.value.attempts == 3
-
-
-def test_retry_budget_bounds_the_load_on_a_failing_service() -> None:
-    with upstream(status(503)) as bad:
-        calls = client(bad, outlier=NO_EJECTION, breaker=BreakerSettings(min_calls=1000), connections=4)
-        for _ in range(100):
-            assert calls.request("GET", "users", "/").status == 503
-    assert 100 + 3 <= len(bad.requests) <= 121
-
-
-def test_spent_budget_is_told_when_nothing_was_sent() -> None:
-    calls = client(
-        dead("a"), breaker=BreakerSettings(min_calls=1000), retry=RetrySettings(floor=0, ratio=0.0)
-    )
-    with pytest.raises(BudgetExhausted) as spent:
-        calls.request("GET", "users", "/")
-    assert isinstance(spent.value.__cause__, ConnectFailed)
-
-
-def test_refused_connection_needs_no_budget_while_another_instance_works(good: Upstream) -> None:
-    calls = client(dead("a"), good.instance(id="b"), retry=RetrySettings(floor=0, ratio=0.0))
-    answer = calls.request("GET", "users", "/", balance="first")
-    assert (answer.status, answer.attempts) == (200, 2)
-
-
-def test_breaker_opens_and_then_nothing_is_sent() -> None:
-    with upstream(status(503)) as bad:
-        calls = client(bad, breaker=BreakerSettings(min_calls=5, open_s=30), retry=RetrySettings(attempts=1))
-        for _ in range(5):
-            calls.request("GET", "users", "/")
-        with pytest.raises(BreakerOpen) as opened:
-            calls.request("GET", "users", "/")
-        assert 25 < opened.value.retry_after_s <= 30
-        assert len(bad.requests) == 5
-        assert calls.breakers()["users"].state == "open"
-
-
-def test_open_breaker_gives_an_instance_that_comes_a_chance_at_once(good: Upstream) -> None:
-    view = StaticView([dead()])
-    settings = ClientSettings(breaker=BreakerSettings(min_calls=4, open_s=60), outlier=NO_EJECTION)
-    calls = ServiceClient(view, settings=settings)
-    for _ in range(4):
-        with pytest.raises(NotSent):
-            calls.request("POST", "users", "/")
-    with pytest.raises(BreakerOpen):
-        calls.request("POST", "users", "/")
-    view.replace([good.instance()])
-    object.__setattr__(view.snapshot(), "version", 2)
-    statuses = {calls.request("GET", "users", "/").status for _ in range(10)}
-    assert (statuses, calls.breakers()["users"].state) == ({200}, "closed")
-
-
-def test_open_breaker_does_not_care_for_an_instance_that_goes() -> None:
-    gone = dead()
-    view = StaticView([gone, dead("users-1-dead")])
-    settings = ClientSettings(breaker=BreakerSettings(min_calls=4, open_s=60), outlier=NO_EJECTION)
-    calls = ServiceClient(view, settings=settings)
-    for _ in range(4):
-        with pytest.raises(NotSent):
-            calls.request("POST", "users", "/")
-    view.replace([gone])
-    object.__setattr__(view.snapshot(), "version", 2)
-    with pytest.raises(BreakerOpen):
-        calls.request("GET", "users", "/")
 
 
 def test_callers_mistakes_do_not_count_against_the_service(good: Upstream) -> None:
@@ -344,12 +108,6 @@ def test_iterator_body_is_sent_chunked_and_only_once(good: Upstream) -> None:
         )
 
 
-def test_iterator_body_not_begun_is_sent_to_another_instance(good: Upstream) -> None:
-    response = client(dead(), good).request("PUT", "users", "/", balance="first", body=iter([b"ab"]))
-    assert (response.status, response.attempts) == (200, 2)
-    assert good.requests[0].body == b"ab"
-
-
 def test_pools_of_gone_instances_are_dropped(good: Upstream) -> None:
     with upstream() as other:
         view = StaticView([good.instance(), other.instance()])
@@ -386,23 +144,6 @@ def test_observer_hears_of_calls_and_attempts(good: Upstream) -> None:
         ("attempt", f"users-{good.port}", "2xx", 2),
         ("call", "users", "GET", "2xx", 2),
     ]
-
-
-def test_instance_that_accepts_nothing_costs_one_connect_timeout(good: Upstream) -> None:
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        filler = [socket.socket() for _ in range(4)]
-        for each in filler:
-            each.setblocking(False)
-            each.connect_ex(full.getsockname())
-        first = Instance("users", "users-0", "node-1", "127.0.0.1", full.getsockname()[1])
-        began = time.monotonic()
-        response = client(first, good, connect_timeout_s=0.2).request("POST", "users", "/", balance="first")
-        assert (response.status, response.attempts) == (200, 2)
-        assert time.monotonic() - began < 0.6
-        for each in filler:
-            each.close()
 
 
 def test_ok_is_ok(good: Upstream) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from discovery import (
     BreakerSettings,
-    ClientSettings,
     DeadlineExceeded,
     RetrySettings,
     ServiceClient,
@@ -19,13 +18,7 @@ from discovery import (
 from discovery.outlier import Identity, identity
 from tests.support.eventually import eventually
 from tests.support.scripted import Handler, Upstream, ok, upstream
-
-
-def client(*upstreams: Upstream, **settings: object) -> ServiceClient:
-    return ServiceClient(
-        StaticView([each.instance() for each in upstreams]),
-        settings=ClientSettings(**settings),  # type: ignore[arg-type]
-    )
+from tests.unit.discovery.calling import client
 
 
 @pytest.fixture

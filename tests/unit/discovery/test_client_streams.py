@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from discovery import (
-    BreakerSettings,
-    ClientSettings,
-    ResponseLost,
-    ResponseTimeout,
-    ServiceClient,
-    StaticView,
-)
+from discovery import BreakerSettings, ResponseLost, ResponseTimeout
 from tests.support.scripted import Handler, Upstream, upstream
-
-
-def client(server: Upstream, **settings: object) -> ServiceClient:
-    return ServiceClient(StaticView([server.instance()]), settings=ClientSettings(**settings))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def good() -> Iterator[Upstream]:
-    with upstream() as server:
-        yield server
+from tests.unit.discovery.calling import client
 
 
 def test_stream_arrives_piece_by_piece(good: Upstream) -> None:
