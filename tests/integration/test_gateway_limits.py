@@ -16,11 +16,11 @@ from redis import Redis
 from gateway.counts import PREFIX
 from gateway.errors import LimitExceeded
 from gateway.limits import Limits, LimitSettings, policies
-from gateway.model import Incoming
 from services.kit.auth import Identity
 from services.kit.redis_client import connect
 from stack.redis_servers import rules
 from tests.support.eventually import eventually, time_scale
+from tests.support.limited import request
 from tests.support.servers import RedisServer, redis
 
 LIMIT = 1000
@@ -37,23 +37,6 @@ def client(server: RedisServer) -> Redis:
     made = connect(server.url, server.password, timeout_s=0.1, connections=4)
     assert made is not None
     return made
-
-
-def request(subject: str) -> Incoming:
-    identity = Identity(subject, frozenset({"user"}), 9e9)
-    return Incoming(
-        method="GET",
-        path="/api/pears",
-        query="",
-        headers={},
-        service="pears",
-        domain="business",
-        client="10.0.0.1",
-        request_id="0" * 32,
-        traceparent="",
-        deadline=9e9,
-        identify=lambda: identity,
-    )
 
 
 def gateway(server: RedisServer | None, amount: int = LIMIT) -> Limits:

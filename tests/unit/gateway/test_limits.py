@@ -14,32 +14,13 @@ from gateway.errors import LimitExceeded
 from gateway.limits import Limits, LimitSettings, policies
 from gateway.model import Headers, Incoming
 from gateway.settings import GatewaySettings
-from services.kit.auth import Identity
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
+from tests.support.limited import request
 
 # RFC 9651: a List of Strings with Integer parameters.
 _ITEM = r'"[\x20-\x21\x23-\x5b\x5d-\x7e]+"(?:;[a-z]+=[0-9]{1,15})+'
 LIST = re.compile(rf"{_ITEM}(?:, {_ITEM})*")
-
-
-def request(
-    subject: str | None = "alice", *, by_key: bool = False, scopes: tuple[str, ...] = ("user",)
-) -> Incoming:
-    identity = None if subject is None else Identity(subject, frozenset(scopes), 9e9, by_key)
-    return Incoming(
-        method="GET",
-        path="/api/pears",
-        query="",
-        headers={},
-        service="pears",
-        domain="business",
-        client="10.0.0.1",
-        request_id="0" * 32,
-        traceparent="",
-        deadline=9e9,
-        identify=lambda: identity,
-    )
 
 
 def limits(rates: str, quotas: str = "off", *, key: str = "off", clock: ManualClock | None = None) -> Limits:
