@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.support.eventually import eventually
 from tests.support.recorder import refusing_port
@@ -195,24 +196,13 @@ class Rig:
             sent["X-Edge-Route"] = name
         return sent | {key.replace("_", "-"): value for key, value in more.items()}
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        service: Service | str | None = None,
-        headers: Mapping[str, str] | None = None,
-        body: bytes | Iterable[bytes] | None = None,
-        gateway: int = 0,
-        timeout_s: float = ASK_S,
-        client: str | None = None,
-    ) -> Answer:
-        """One request on a connection of its own, as the edge would send it.
+    def ask(self, method: str, path: str, **options: Any) -> Answer:
+        """The whole answer to one request; options as in `open`.
 
         Raises OSError, and http.client.HTTPException for an answer that is broken off (IncompleteRead) or missing.
         """
-        sent = self.headers(service, client) | dict(headers or {})
-        return exchange(self.gateways[gateway].port, method, path, sent, body, timeout_s)
+        with self.open(method, path, **options) as response:
+            return _whole(response)
 
     @contextlib.contextmanager
     def open(
@@ -227,7 +217,10 @@ class Rig:
         timeout_s: float = ASK_S,
         client: str | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        """The answer once its head is there, for reading bit by bit (`read1`); leaving closes the connection."""
+        """One request on a connection of its own, as the edge would send it.
+
+        Gives the answer once its head is there, for reading bit by bit (`read1`); leaving closes the connection.
+        """
         sent = self.headers(service, client) | dict(headers or {})
         connection = http.client.HTTPConnection("127.0.0.1", self.gateways[gateway].port, timeout=timeout_s)
         try:
@@ -239,22 +232,20 @@ class Rig:
 
 
 def exchange(
-    port: int,
-    method: str,
-    path: str,
-    headers: Mapping[str, str],
-    body: bytes | Iterable[bytes] | None = None,
-    timeout_s: float = ASK_S,
+    port: int, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
 ) -> Answer:
-    """One request and its whole answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    """One request with just these headers, and its whole answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ASK_S)
     try:
         connection.request(method, path, body=body, headers=dict(headers))
-        response = connection.getresponse()
-        data = response.read()
-        return Answer(response.status, {key.lower(): value for key, value in response.getheaders()}, data)
+        return _whole(connection.getresponse())
     finally:
         connection.close()
+
+
+def _whole(response: http.client.HTTPResponse) -> Answer:
+    data = response.read()
+    return Answer(response.status, {key.lower(): value for key, value in response.getheaders()}, data)
 
 
 @contextlib.contextmanager
