@@ -1,4 +1,4 @@
-"""One stack for the whole session, healthy at the start of every test that uses it."""
+"""One stack for the whole session, healthy at the start of every test that uses it; and a Redis for a file, empty likewise."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.support import servers
 from tests.support.accounts import Account, new_account
 from tests.support.fleet import Fleet
 
@@ -39,6 +41,21 @@ def tmp_path() -> Iterator[Path]:
     """pytest's own is too deep for Unix sockets, whose paths end at 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="bw-", ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[servers.RedisServer]:
+    """The Redis of a file."""
+    with servers.redis() as started:
+        yield started
+
+
+@pytest.fixture
+def redis(redis_server: servers.RedisServer) -> Iterator[Redis]:
+    """A client of the file's Redis, which is empty."""
+    with Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""One Redis and two instances of the cache for a module, as new for each test."""
+"""Two instances of the cache on the Redis of a module, as new for each test."""
 
 from __future__ import annotations
 
@@ -7,21 +7,8 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from tests.support import servers
 from tests.support.cache_rig import Instance, Origin
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.RedisServer]:
-    with servers.redis() as started:
-        yield started
-
-
-@pytest.fixture
-def redis(server: servers.RedisServer) -> Iterator[Redis]:
-    with Redis.from_url(server.url) as client:
-        client.flushall()
-        yield client
+from tests.support.servers import RedisServer
 
 
 @pytest.fixture
@@ -30,8 +17,8 @@ def origin() -> Origin:
 
 
 @pytest.fixture(scope="module")
-def instances(server: servers.RedisServer) -> Iterator[tuple[Instance, Instance]]:
-    one, other = Instance(server.url, Origin()), Instance(server.url, Origin())
+def instances(redis_server: RedisServer) -> Iterator[tuple[Instance, Instance]]:
+    one, other = Instance(redis_server.url, Origin()), Instance(redis_server.url, Origin())
     yield one, other
     one.stop()
     other.stop()

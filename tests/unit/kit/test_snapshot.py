@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,8 +17,8 @@ from services.kit import snapshot as snapshot_decorator
 from services.kit.auth import Identity
 from services.kit.kit import Kit
 from services.kit.snapshot_queue import MAX_WAITING, Keep, SnapshotQueue
-from tests.support import servers
 from tests.support.eventually import eventually, time_scale
+from tests.support.servers import RedisServer
 
 TOKENS = {
     "ann": Identity("ann", frozenset({"user"}), time.time() + 900),
@@ -34,19 +33,6 @@ class Verifier:
 
     def verify(self, token: str) -> Identity:
         return TOKENS[token.removesuffix(".x.x")]
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[servers.RedisServer]:
-    with servers.redis() as server:
-        yield server
-
-
-@pytest.fixture
-def redis(redis_server: servers.RedisServer) -> Iterator[Redis]:
-    with Redis.from_url(redis_server.url) as client:
-        client.flushall()
-        yield client
 
 
 class Service:
@@ -98,7 +84,7 @@ def _copy(view: Any) -> Any:
 
 
 @pytest.fixture
-def service(redis: Redis, redis_server: servers.RedisServer) -> Service:
+def service(redis: Redis, redis_server: RedisServer) -> Service:
     return Service(redis_server.url)
 
 
@@ -309,7 +295,7 @@ def test_random_queries_displace_neither_memory_nor_the_plain_list(service: Serv
 
 
 def test_hung_redis_slows_no_request_drops_are_counted_and_removals_come_later(
-    redis: Redis, redis_server: servers.RedisServer
+    redis: Redis, redis_server: RedisServer
 ) -> None:
     service = Service(redis_server.url)
     service.get("mine", "ann")
@@ -351,7 +337,7 @@ def test_service_without_redis_answers_as_ever() -> None:
     assert threading.active_count() < 50
 
 
-def test_waiting_answers_are_bounded_by_bytes(redis_server: servers.RedisServer) -> None:
+def test_waiting_answers_are_bounded_by_bytes(redis_server: RedisServer) -> None:
     queue = SnapshotQueue(Redis.from_url(redis_server.url))
     queue._thread = threading.current_thread()  # nobody takes from it
     accepted = 0
