@@ -11,6 +11,7 @@ NUMBER = $(if $(value N),--number $(call one_word,N))
 
 help:
 	@echo "make up | down | status | seed | plan | test | bench | lint"
+	@echo "make test [BACKENDS=full]        full: the services' own tests on PostgreSQL as well"
 	@echo "make lock [UPGRADE=1]            make the lock files anew from requirements*.in"
 	@echo "make clean                       take away state and virtual environment; packages stay"
 	@echo "make logs [SERVICE=users] [LINES=40] [FOLLOW=1]"
@@ -36,6 +37,6 @@ token:
 run:
 	$(LAUNCH) run $(call one_word,FILE) $(OF_SERVICE)
 
-# ARGS go to pytest: make test ARGS="tests/unit -q"
+# ARGS go to pytest: make test ARGS="tests/unit -q". BACKENDS comes to the tests by the environment.
 test bench:
 	$(LAUNCH) $@ $(ARGS)

@@ -22,11 +22,18 @@ REPO = Path(__file__).resolve().parents[1]
 LEVELS = {"up": "run", "test": "test", "lint": "test", "bench": "bench"}
 """Commands that install, and what. Every other needs only the virtual environment that is there."""
 
+BACKENDS = ("default", "full")
+"""What `make test` takes as BACKENDS: the services' own tests on SQLite, or on PostgreSQL as well."""
+
 LINTERS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
 )
+
+
+class UsageError(Exception):
+    """A command was given a value that it does not take."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +42,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         return launch(argv[0], argv[1:])
-    except (install.InstallError, account.AccountError) as error:
+    except (UsageError, install.InstallError, account.AccountError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -44,6 +51,8 @@ def main(argv: list[str]) -> int:
 
 def launch(command: str, arguments: list[str]) -> int:
     """Returns only where the virtual environment is missing or linters ran; else this process becomes the command."""
+    if command == "test":
+        check_backends(os.environ)
     os.umask(0o022)
     home, who = _home_and_account(dict(os.environ), tell=command in LEVELS)
     var = _var(home, os.environ)
@@ -83,6 +92,13 @@ def launch(command: str, arguments: list[str]) -> int:
         words = ["-m", "stack", command, *arguments]
     sys.stdout.flush()
     return _become([python, *words], environment)
+
+
+def check_backends(environment: Mapping[str, str]) -> None:
+    """Raises UsageError for a value of `BACKENDS` that `make test` does not take."""
+    value = environment.get("BACKENDS")
+    if value and value not in BACKENDS:
+        raise UsageError(f"BACKENDS={value} is unknown\nit takes: {', '.join(BACKENDS)}")
 
 
 def _become(argv: list[str], environment: Mapping[str, str]) -> NoReturn:

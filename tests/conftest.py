@@ -1,7 +1,8 @@
-"""One stack for the whole session, healthy at the start of every test that uses it; and a Redis for a file, empty likewise."""
+"""What tests share: one stack a session, healthy at the start of every test that uses it; an empty Redis; databases."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -12,9 +13,12 @@ import pytest
 from redis import Redis
 from xdist.scheduler import LoadScopeScheduling
 
+from stack import launch
 from tests.support import servers
 from tests.support.accounts import Account, new_account
+from tests.support.databases import CHOSEN, Backend
 from tests.support.fleet import Fleet
+from tests.support.postgres import PostgresServer, postgres
 
 
 class _Together(LoadScopeScheduling):
@@ -30,6 +34,13 @@ class _Together(LoadScopeScheduling):
 @cache
 def _scope(path: str) -> str:
     return "stack" if "needs_stack" in Path(path).read_text() else path
+
+
+def pytest_configure() -> None:
+    try:
+        launch.check_backends(os.environ)
+    except launch.UsageError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -56,6 +67,20 @@ def redis(redis_server: servers.RedisServer) -> Iterator[Redis]:
     with Redis.from_url(redis_server.url) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One for all that this worker runs; each test takes databases of its own from it."""
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=CHOSEN)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Where a file's instances keep their data: in SQLite, and with `BACKENDS=full` once more in PostgreSQL."""
+    on_server = request.param == "postgresql"
+    return Backend(request.getfixturevalue("postgres_server") if on_server else None)
 
 
 @pytest.fixture(scope="session")

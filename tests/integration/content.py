@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.databases import Backend
 from tests.support.instances import RunningInstance, instance
-from tests.support.postgres import postgres
 from tests.support.servers import ConsulServer, consul, redis
 from tests.support.signer import Signer, signer
-
-KINDS = ("sqlite", "postgresql")
 
 
 @dataclass
@@ -42,10 +40,8 @@ def world() -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def pair(service: str, kind: str, around: World, folder: Path) -> Iterator[list[RunningInstance]]:
-    """Two instances on one empty database of a kind of `KINDS`."""
+def pair(service: str, backend: Backend, around: World, folder: Path) -> Iterator[list[RunningInstance]]:
+    """Two instances on one empty database."""
     with contextlib.ExitStack() as stack:
-        env = dict(around.env)
-        if kind == "postgresql":
-            env["DATABASE_URL"] = stack.enter_context(postgres()).database()
+        env = {**around.env, **backend.env(service)}
         yield [stack.enter_context(instance(service, folder, env)) for _ in range(2)]

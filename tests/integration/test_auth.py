@@ -13,12 +13,14 @@ import pytest
 import requests
 
 from tests.integration.identity import PASSWORD, Identity, identity, problem
+from tests.support.databases import Backend
 from tests.support.eventually import eventually
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
-    with identity(tmp_path_factory.mktemp("identity")) as running:
+def world(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+    databases = backend.databases("auth", "users")
+    with identity(tmp_path_factory.mktemp("identity"), databases=databases) as running:
         yield running
 
 

@@ -13,14 +13,16 @@ import pytest
 from cryptography.fernet import Fernet
 
 from tests.integration.identity import Identity, identity, problem
+from tests.support.databases import Backend
 from tests.support.eventually import eventually
 from tests.support.instances import RunningInstance
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+def world(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
     env = {"AUTH_KEY_PUBLISH_S": "2", "AUTH_KEY_REFRESH_S": "0.2"}
-    with identity(tmp_path_factory.mktemp("identity"), **env) as running:
+    databases = backend.databases("auth", "users")
+    with identity(tmp_path_factory.mktemp("identity"), databases=databases, **env) as running:
         yield running
 
 
@@ -43,9 +45,9 @@ def test_both_instances_agreed_on_the_first_key(world: Identity) -> None:
 
 
 def test_instances_started_at_the_same_time_on_an_empty_database_agree(
-    world: Identity, tmp_path: Path
+    world: Identity, backend: Backend, tmp_path: Path
 ) -> None:
-    env = {**world.env, "DATA_DIR": str(tmp_path), "CONSUL_HTTP_ADDR": "127.0.0.1:1"}
+    env = {**world.env, **backend.env("auth"), "DATA_DIR": str(tmp_path), "CONSUL_HTTP_ADDR": "127.0.0.1:1"}
     from tests.support.instances import instance
 
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(3) as pool:

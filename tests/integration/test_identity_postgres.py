@@ -11,15 +11,16 @@ import pytest
 import requests
 
 from tests.integration.identity import PASSWORD, Identity, identity, problem
-from tests.support.postgres import postgres
+from tests.support.databases import Backend, on_postgresql
+
+pytestmark = on_postgresql
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
-    with postgres() as server:
-        databases = {"auth": server.database(), "users": server.database()}
-        with identity(tmp_path_factory.mktemp("identity"), databases=databases) as running:
-            yield running
+def world(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+    databases = backend.databases("auth", "users")
+    with identity(tmp_path_factory.mktemp("identity"), databases=databases) as running:
+        yield running
 
 
 def test_accounts_really_live_in_postgresql(world: Identity) -> None:

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.content import KINDS, World, pair, world
+from tests.integration.content import World, pair, world
+from tests.support.databases import Backend, on_both
 from tests.support.instances import RunningInstance
+
+pytestmark = on_both
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +25,11 @@ def around() -> Iterator[World]:
         yield made
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module")
 def two(
-    around: World, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    around: World, backend: Backend, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[RunningInstance]]:
-    with pair("posts", request.param, around, tmp_path_factory.mktemp("posts")) as instances:
+    with pair("posts", backend, around, tmp_path_factory.mktemp("posts")) as instances:
         yield instances
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.content import KINDS, World, pair, world
+from tests.integration.content import World, pair, world
+from tests.support.databases import Backend, on_both
 from tests.support.eventually import eventually, time_scale
 from tests.support.instances import RunningInstance, instance
 
@@ -77,8 +78,8 @@ def around() -> Iterator[World]:
 
 
 @pytest.fixture
-def two(around: World, tmp_path: Path) -> Iterator[list[RunningInstance]]:
-    with pair("posts", "sqlite", around, tmp_path) as instances:
+def two(around: World, backend: Backend, tmp_path: Path) -> Iterator[list[RunningInstance]]:
+    with pair("posts", backend, around, tmp_path) as instances:
         yield instances
 
 
@@ -114,11 +115,11 @@ def test_users_know_the_count_before_the_answer_is_read(
         assert known.counts(author) == [1, 2, 1], "nothing is told twice"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@on_both
 def test_posting_goes_on_without_users_and_the_count_follows_once_when_they_are_back(
-    around: World, tmp_path: Path, author: str, kind: str
+    around: World, tmp_path: Path, author: str, backend: Backend
 ) -> None:
-    with pair("posts", kind, around, tmp_path) as two:
+    with pair("posts", backend, around, tmp_path) as two:
         for n in range(4):
             started = time.monotonic()
             publish(two[n % 2], around, author)
@@ -146,10 +147,11 @@ def test_failing_users_hold_no_post_up(
 
 
 def test_a_count_owed_by_a_killed_instance_is_delivered_by_its_successor(
-    around: World, tmp_path: Path, author: str
+    around: World, tmp_path: Path, author: str, backend: Backend
 ) -> None:
-    with instance("posts", tmp_path, around.env) as blog:
+    env = {**around.env, **backend.env("posts")}
+    with instance("posts", tmp_path, env) as blog:
         publish(blog, around, author)
         blog.kill()
-    with users(around) as known, instance("posts", tmp_path, around.env):
+    with users(around) as known, instance("posts", tmp_path, env):
         eventually(lambda: known.counts(author) == [1], 30)

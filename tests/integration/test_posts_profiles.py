@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.integration.identity import Identity, Person, identity
+from tests.support.databases import Backend
 from tests.support.eventually import eventually
 from tests.support.instances import RunningInstance
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+def people(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
     folder: Path = tmp_path_factory.mktemp("people")
-    with identity(folder, instances=1) as made:
+    with identity(folder, instances=1, databases=backend.databases("auth", "users", "posts")) as made:
         yield made
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.content import KINDS, World, pair, world
+from tests.integration.content import World, pair, world
+from tests.support.databases import Backend, on_both
 from tests.support.instances import RunningInstance
+
+pytestmark = on_both
 
 NEW = {"sku": "A-1", "name": "Chair", "category": "garden", "price": 1999, "currency": "EUR"}
 READ = "public, max-age=5, s-maxage=5"
@@ -22,11 +25,11 @@ def around() -> Iterator[World]:
         yield made
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module")
 def two(
-    around: World, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    around: World, backend: Backend, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[RunningInstance]]:
-    with pair("products", request.param, around, tmp_path_factory.mktemp("products")) as instances:
+    with pair("products", backend, around, tmp_path_factory.mktemp("products")) as instances:
         yield instances
 
 

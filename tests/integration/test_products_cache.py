@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from tests.integration.content import World, world
+from tests.support.databases import Backend
 from tests.support.eventually import eventually
 from tests.support.instances import RunningInstance, instance
 from tests.support.servers import free_port, haproxy
@@ -63,9 +64,11 @@ def around() -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def shop(around: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningInstance]:
+def shop(
+    around: World, backend: Backend, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningInstance]:
     folder: Path = tmp_path_factory.mktemp("products")
-    with instance("products", folder, around.env) as one:
+    with instance("products", folder, {**around.env, **backend.env("products")}) as one:
         yield one
 
 

@@ -1,11 +1,18 @@
-"""The kit's Database on both kinds of server, empty and migrated, for tests of stores."""
+"""Which databases the services are tested on, and a fresh one for each that asks.
+
+The services' own tests run on SQLite; with `make test BACKENDS=full` each runs on PostgreSQL as well, through the fixture
+`backend`. What depends on a server's own locking runs on both in any case: see `on_both`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from sqlalchemy import MetaData
 from sqlalchemy.engine import make_url
 
@@ -13,13 +20,32 @@ from services.kit.db import Database
 from tests.support.postgres import PostgresServer
 
 KINDS = ("sqlite", "postgresql")
+CHOSEN = KINDS if os.environ.get("BACKENDS") == "full" else ("sqlite",)
+
+on_both = pytest.mark.parametrize("backend", KINDS, indirect=True, scope="module")
+on_postgresql = pytest.mark.parametrize("backend", ["postgresql"], indirect=True, scope="module")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where the instances of a test keep their data: SQLite files without a server, else databases on it."""
+
+    server: PostgresServer | None
+
+    def databases(self, *services: str) -> dict[str, str]:
+        """Service → `DATABASE_URL` of an empty database; nothing for SQLite, whose file lies in the instances' DATA_DIR."""
+        return {} if self.server is None else {name: self.server.database(name) for name in services}
+
+    def env(self, service: str) -> dict[str, str]:
+        """The same for one service, as environment of its instances."""
+        return {} if self.server is None else {"DATABASE_URL": self.server.database(service)}
 
 
 @contextlib.contextmanager
 def database(
     kind: str, folder: Path, server: PostgresServer, metadata: MetaData, migrations: Path
 ) -> Iterator[Database]:
-    """An SQLite file in `folder`, or a database of its own on the server."""
+    """The kit's Database for tests of stores, migrated: an SQLite file in `folder`, or a database on the server."""
     url = make_url(f"sqlite:///{folder}/test.db" if kind == "sqlite" else server.database())
     if kind == "postgresql":
         url = url.set(drivername="postgresql+psycopg")

@@ -1,4 +1,4 @@
-"""A real PostgreSQL in a temporary folder, with a database of its own for each asker."""
+"""A real PostgreSQL in a temporary folder, with a database and a role of its own for each asker."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,67 +29,68 @@ class PostgresServer:
     process: Process
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def database(self) -> str:
-        name = f"test_{next(self._numbers)}"
-        with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+    def database(self, service: str = "test") -> str:
+        """As a service has it in a real stack: the role in the URL owns this database, and can enter no other."""
+        name = f"{service}_{next(self._numbers)}"
+        with self.connect() as connection:
+            connection.execute(f"CREATE ROLE {name} LOGIN")
+            connection.execute(f"CREATE DATABASE {name} OWNER {name}")
+            connection.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+        return f"postgresql://{name}@127.0.0.1:{self.port}/{name}"
+
+    def connect(self) -> psycopg.Connection:
+        """As the administrator, outside of any transaction."""
+        return psycopg.connect(
+            f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres",
+            autocommit=True,
+            connect_timeout=1,
+        )
 
     def accepts(self) -> bool:
         with contextlib.suppress(psycopg.OperationalError):
-            psycopg.connect(self._dsn("postgres"), connect_timeout=1).close()
+            self.connect().close()
             return True
         return not self.process.running
 
-    def _dsn(self, database: str) -> str:
-        return f"host=127.0.0.1 port={self.port} user=postgres dbname={database}"
+    def start(self) -> None:
+        """Start it (again) on the same data, and wait until it takes connections."""
+        self.process.start()
+        eventually(self.accepts, 15, every_s=0.05)
+        self.process.must_run()
+
+    def crash(self) -> None:
+        """What `pg_ctl stop -m immediate` does: every session is cut off at once, nothing is written down."""
+        self.process.signal(signal.SIGQUIT)
+        assert self.process.popen is not None
+        self.process.popen.wait(timeout=15)
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[PostgresServer]:
-    """A server without durability: nothing is kept, so nothing need be synced."""
+def postgres(*, durable: bool = False, **settings: object) -> Iterator[PostgresServer]:
+    """A server; `settings` are those of postgresql.conf. Unless `durable` it syncs nothing, for nothing is kept."""
     with _folder(None, "postgres") as folder:
-        drop = []
+        drop: Sequence[str] = ()
         if os.geteuid() == 0:
             shutil.chown(folder, UNPRIVILEGED)
-            drop = ["setpriv", f"--reuid={UNPRIVILEGED}", "--regid=nogroup", "--clear-groups"]
+            drop = ("setpriv", f"--reuid={UNPRIVILEGED}", "--regid=nogroup", "--clear-groups")
         data, port = folder / "data", free_port()
-        init = [
-            *drop,
-            program("initdb"),
-            "-D",
-            str(data),
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-N",
-            "-E",
-            "UTF8",
-        ]
-        done = subprocess.run(init, capture_output=True, text=True, timeout=60, cwd=folder)
+        init = [program("initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8"]
+        done = subprocess.run([*drop, *init], capture_output=True, text=True, timeout=60, cwd=folder)
         if done.returncode:
             raise ProcessEnded(f"initdb: {done.stderr[-2000:]}")
-        argv = [
-            *drop,
-            program("postgres"),
-            "-D",
-            str(data),
-            "-p",
-            str(port),
-            "-h",
-            "127.0.0.1",
-            "-k",
-            str(folder),
-        ]
-        server = PostgresServer(port, Process([*argv, "-F", "-c", "max_connections=200"], folder / "log"))
-        server.process.start()
+        values: Mapping[str, object] = {"max_connections": 200, **({} if durable else OFF), **settings}
+        argv = [program("postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
+        argv += [f"--{name}={value}" for name, value in values.items()]
+        server = PostgresServer(port, Process([*drop, *argv], folder / "log"))
         try:
-            eventually(server.accepts, 15, every_s=0.1)
-            server.process.must_run()
+            server.start()
             yield server
         finally:
             server.process.stop()
+
+
+# What loses acknowledged writes when the machine or the server dies.
+OFF = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 def program(name: str) -> str:

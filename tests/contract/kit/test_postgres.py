@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from services.kit.db import Database, database_url
 from services.kit.migrate import MigrationError, lock
 from services.kit.settings import ServiceSettings
-from tests.support.postgres import PostgresServer, postgres
+from tests.support.postgres import PostgresServer
 from tests.unit.kit.test_db import Base, Counter, migrations
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres() as running:
-        yield running
 
 
 def database(url: str, folder: Path | None = None, timeout_s: float = 5.0) -> Database:
@@ -37,8 +30,8 @@ def _migrate(url: str, folder: Path) -> None:
         assert session.execute(text("SELECT count(*) FROM second")).scalar() == 1
 
 
-def test_instances_that_start_at_once_migrate_once(server: PostgresServer, tmp_path: Path) -> None:
-    url, folder = server.database(), migrations(tmp_path, "first", "second")
+def test_instances_that_start_at_once_migrate_once(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    url, folder = postgres_server.database(), migrations(tmp_path, "first", "second")
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_migrate, args=(url, folder)) for _ in range(4)]
     for process in processes:
@@ -48,16 +41,20 @@ def test_instances_that_start_at_once_migrate_once(server: PostgresServer, tmp_p
     assert [process.exitcode for process in processes] == [0] * 4
 
 
-def test_migration_lock_is_waited_for_and_then_given_up(server: PostgresServer, tmp_path: Path) -> None:
-    url, folder = server.database(), migrations(tmp_path, "first")
+def test_migration_lock_is_waited_for_and_then_given_up(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    url, folder = postgres_server.database(), migrations(tmp_path, "first")
     holder, other = database(url), database(url, folder)
     with lock(holder.engine, wait_s=1), pytest.raises(MigrationError):
         other.migrate(wait_s=0.3)
     other.migrate(wait_s=1)
 
 
-def test_failed_migration_leaves_the_schema_before_it(server: PostgresServer, tmp_path: Path) -> None:
-    url, folder = server.database(), migrations(tmp_path, "first", "second")
+def test_failed_migration_leaves_the_schema_before_it(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    url, folder = postgres_server.database(), migrations(tmp_path, "first", "second")
     broken = folder / "versions" / "0002_second.py"
     broken.write_text(broken.read_text().replace("VALUES (0)", "VALUES ('oops')"))
     db = database(url, folder)
@@ -69,8 +66,8 @@ def test_failed_migration_leaves_the_schema_before_it(server: PostgresServer, tm
     assert "second" not in names
 
 
-def test_lock_held_by_another_is_given_up_in_time(server: PostgresServer) -> None:
-    url = server.database()
+def test_lock_held_by_another_is_given_up_in_time(postgres_server: PostgresServer) -> None:
+    url = postgres_server.database()
     db, other = database(url, timeout_s=0.3), database(url)
     db.migrate()
     with db.session() as session:
@@ -89,8 +86,8 @@ def test_lock_held_by_another_is_given_up_in_time(server: PostgresServer) -> Non
     write()
 
 
-def test_read_only_session_is_read_only_on_the_server_too(server: PostgresServer) -> None:
-    db = database(server.database())
+def test_read_only_session_is_read_only_on_the_server_too(postgres_server: PostgresServer) -> None:
+    db = database(postgres_server.database())
     db.migrate()
 
     def write() -> None:

@@ -131,6 +131,19 @@ def test_remade_environment_keeps_consul(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["tools/bin/consul"]
 
 
+@pytest.mark.parametrize("known", [None, "", "default", "full"])
+def test_backends_that_tests_take(known: str | None) -> None:
+    launch.check_backends({} if known is None else {"BACKENDS": known})
+
+
+def test_unknown_backends_end_the_tests_before_anything_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BACKENDS", "oracle")
+    assert launch.main(["test"]) == 1
+    assert capsys.readouterr().err == "error: BACKENDS=oracle is unknown\nit takes: default, full\n"
+
+
 def test_command_before_anything_is_installed_says_how_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,18 +11,12 @@ import services.users
 from services.kit.db import Database
 from services.users.models import Base
 from tests.support.databases import KINDS, database
-from tests.support.postgres import PostgresServer, postgres
+from tests.support.postgres import PostgresServer
 
 MIGRATIONS = Path(services.users.__file__).parent / "migrations"
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[PostgresServer]:
-    with postgres() as running:
-        yield running
-
-
 @pytest.fixture(params=KINDS)
-def db(request: pytest.FixtureRequest, tmp_path: Path, server: PostgresServer) -> Iterator[Database]:
-    with database(request.param, tmp_path, server, Base.metadata, MIGRATIONS) as made:
+def db(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: PostgresServer) -> Iterator[Database]:
+    with database(request.param, tmp_path, postgres_server, Base.metadata, MIGRATIONS) as made:
         yield made
