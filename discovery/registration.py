@@ -42,7 +42,7 @@ class Keeper:
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self._api = api
-        self._registration = registration
+        self.registration = registration
         self._interval_s = interval_s
         self._on_event = on_event
         self._stopped = threading.Event()
@@ -51,7 +51,7 @@ class Keeper:
 
     def start(self) -> None:
         """Register on a thread of its own, and keep at it. Raises ContractError at once for a bad registration."""
-        registration_meta(self._registration)
+        registration_meta(self.registration)
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
 
@@ -63,9 +63,9 @@ class Keeper:
         if not deregister:
             return True
         try:
-            self._api.deregister(self._registration.id)
+            self._api.deregister(self.registration.id)
         except ConsulError as error:
-            log.warning("not deregistered", instance_id=self._registration.id, error=str(error))
+            log.warning("not deregistered", instance_id=self.registration.id, error=str(error))
             return False
         self._tell("deregistered")
         return True
@@ -78,16 +78,16 @@ class Keeper:
     def step(self, first: bool = False) -> float:
         """Look, and register if need be; answers how long to pause (seconds)."""
         try:
-            if not first and self._api.holds(self._registration):
+            if not first and self._api.holds(self.registration):
                 if self._last != "registered":
                     self._tell("registered")
                 return self._interval_s
             if self._last == "registered":
                 self._tell("forgotten")
-            self._api.register(self._registration, "passing")
+            self._api.register(self.registration, "passing")
         except ConsulError as error:
             if self._last != "unreachable":
-                log.warning("agent unreachable", instance_id=self._registration.id, error=str(error))
+                log.warning("agent unreachable", instance_id=self.registration.id, error=str(error))
                 self._tell("unreachable")
             # Sooner than the next look: each second unregistered is a second without traffic.
             return min(self._interval_s, 1.0)
@@ -97,7 +97,7 @@ class Keeper:
     def _tell(self, event: Event) -> None:
         self._last = event
         log.info(
-            "registration", outcome=event, service=self._registration.name, instance_id=self._registration.id
+            "registration", outcome=event, service=self.registration.name, instance_id=self.registration.id
         )
         if self._on_event is not None:
             try:

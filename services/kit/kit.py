@@ -12,6 +12,7 @@ from sqlalchemy import MetaData
 
 import discovery
 from discovery.model import HttpCheck, Registration, Route
+from services.kit.addresses import NoAddress, default_instance_id, own_address
 from services.kit.auth import TokenVerifier
 from services.kit.cache import Cache
 from services.kit.db import Database, database_url
@@ -65,7 +66,7 @@ class Kit:
         self.state = State()
         self.metrics = Metrics(name)
         self._on_start: list[Callable[[], object]] = []
-        self.instance_id = settings.instance_id or f"{name}-{settings.host}-{settings.port}".replace(":", ".")
+        self.instance_id = settings.instance_id or default_instance_id(name, settings.host, settings.port)
         self.db = Database(
             database_url(settings, name),
             metadata=metadata,
@@ -135,10 +136,14 @@ class Kit:
             action()
 
     def registration(self, port: int) -> Registration:
-        """How this instance enters itself in Consul."""
+        """How this instance enters itself in Consul. Raises NoAddress while it is not on the network that it should be on."""
+        wanted = self.settings.advertise_address or self.settings.host
+        address = own_address(wanted)
+        if address is None:
+            raise NoAddress(f"no address of this machine is in {wanted}")
         return Registration(
             name=self.name,
-            address=self.settings.advertise_address or self.settings.host,
+            address=address,
             port=port,
             id=self.instance_id,
             route=self.route,

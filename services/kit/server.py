@@ -10,6 +10,7 @@ All of it is driven by the master process; the worker only serves, and is starte
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import http.client
 import math
@@ -33,6 +34,7 @@ import discovery
 from discovery.contract import registration_meta
 from discovery.errors import ContractError
 from services.kit import logs
+from services.kit.addresses import NoAddress, default_instance_id
 from services.kit.api import ServiceApp
 from services.kit.app import needs_tokens
 from services.kit.kit import Kit
@@ -114,13 +116,16 @@ class Registrar:
                 return
         settings = self._kit.settings
         api = discovery.ConsulApi(settings.consul_http_addr, secret(settings.consul_http_token))
-        log.info("instance ready", address=settings.host, port=self._port)
-        keeper = discovery.Keeper(api, self._kit.registration(self._port))
+        registration = self._kit.registration(self._port)
+        log.info("instance ready", address=registration.address, port=self._port)
+        keeper = discovery.Keeper(api, registration)
         if self._stop.is_set():
             return
         self._keeper = keeper
         pause_s = keeper.step(first=True)
         while not self._stop.wait(pause_s):
+            with contextlib.suppress(NoAddress):  # off its network: what was said last stays
+                keeper.registration = self._kit.registration(self._port)
             pause_s = keeper.step()
 
     def _ready(self) -> bool:
@@ -270,11 +275,11 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
         sys.exit(f"{kit.name}: {error}")
     port = listener.getsockname()[1]
     if settings.instance_id is None:
-        kit.instance_id = f"{kit.name}-{settings.host.replace(':', '.')}-{port}"
+        kit.instance_id = default_instance_id(kit.name, settings.host, port)
     logs.configure(kit.name, settings.log_level, settings.log_format, instance_id=kit.instance_id)
     try:
         registration_meta(kit.registration(port))
-    except ContractError as error:
+    except (ContractError, NoAddress) as error:
         sys.exit(f"{kit.name}: cannot be registered: {error}")
     try:
         kit.db.migrate()

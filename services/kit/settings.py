@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -19,6 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
+
+from services.kit.addresses import check_advertised
 
 
 class FileSource(PydanticBaseSettingsSource):
@@ -51,8 +53,9 @@ class ServiceSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
-    # The IP address that Consul is told, where it is another than the one listened on (0.0.0.0 in a container).
-    advertise_address: str | None = None
+    # The IP address that Consul is told, where it is another than the one listened on (0.0.0.0 in a container); or a network,
+    # as in 10.0.0.0/24: then the instance's own address in it.
+    advertise_address: Annotated[str, AfterValidator(check_advertised)] | None = None
     instance_id: str | None = None
     instance_weight: int = Field(default=100, ge=1, le=256)
     instance_backup: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,17 @@ def test_deregistering_twice_is_no_error(api: ConsulApi) -> None:
     api.deregister("users-1")
     api.deregister("users-1")
     assert not api.registered("users-1")
+
+
+def test_keeper_tells_the_agent_of_an_address_that_has_changed(server: ConsulServer, api: ConsulApi) -> None:
+    keeper = Keeper(api, USERS)
+    keeper.step(first=True)
+    keeper.registration = replace(USERS, address="127.0.0.2")
+    keeper.step()
+    found = server.call("GET", "/v1/agent/service/users-1")
+    assert isinstance(found, dict)
+    assert found["Address"] == "127.0.0.2"
+    assert keeper.stop()
 
 
 def test_keeper_registers_again_what_the_agent_forgot(server: ConsulServer, api: ConsulApi) -> None:

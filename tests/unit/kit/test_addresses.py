@@ -1,0 +1,40 @@
+"""Where an instance says that it is: given, or found on the network that it should be on."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from pydantic import ValidationError
+
+from services.kit import addresses
+from services.kit.settings import ServiceSettings
+
+
+def test_address_that_is_given_is_taken_as_it_is() -> None:
+    assert addresses.own_address("192.0.2.7") == "192.0.2.7"
+
+
+def test_network_gives_this_machines_own_address_in_it() -> None:
+    assert addresses.own_address("127.0.0.0/8") == "127.0.0.1"
+    assert addresses.own_address("::1/128") in {"::1", None}
+
+
+def test_network_that_this_machine_is_not_on_gives_none() -> None:
+    assert addresses.own_address("198.51.100.0/24") is None
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/33", "10.0.0.1/24", "users.local", "10.0.0"])
+def test_setting_that_is_neither_address_nor_network_is_refused(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("ADVERTISE_ADDRESS", text)
+    with pytest.raises(ValidationError, match="advertise_address|ADVERTISE_ADDRESS"):
+        ServiceSettings()
+
+
+def test_instances_that_listen_everywhere_are_told_apart_by_their_host_names() -> None:
+    assert addresses.default_instance_id("users", "127.0.0.1", 20001) == "users-127.0.0.1-20001"
+    assert addresses.default_instance_id("users", "::1", 20001) == "users-..1-20001"
+    for host in ("0.0.0.0", "::"):
+        assert addresses.default_instance_id("users", host, 8000) == f"users-{socket.gethostname()}"
