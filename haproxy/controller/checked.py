@@ -27,13 +27,15 @@ def check_settings(settings: EdgeSettings) -> None:
     for name, claim in (("AUTH_ISSUER", settings.auth_issuer), ("AUTH_AUDIENCE", settings.auth_audience)):
         if not _CLAIM.fullmatch(claim):
             raise ContractError(name, claim, "must be 1-200 of letters, digits and _ . : / ~ -")
-    if settings.edge_bind_address != "*":
-        try:
-            ipaddress.ip_address(settings.edge_bind_address)
-        except ValueError:
-            raise ContractError(
-                "EDGE_BIND_ADDRESS", settings.edge_bind_address, "must be * or an IP address"
-            ) from None
+    for name, address in (
+        ("EDGE_BIND_ADDRESS", settings.edge_bind_address),
+        ("STATS_BIND_ADDRESS", settings.stats_bind_address),
+    ):
+        if address != "*":
+            try:
+                ipaddress.ip_address(address)
+            except ValueError:
+                raise ContractError(name, address, "must be * or an IP address") from None
 
 
 def check_state(state: EdgeState) -> None:

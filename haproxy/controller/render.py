@@ -84,7 +84,11 @@ def server_params(route: Route, server: Server, slower: int = 1) -> str:
 
 def address_of(server: Located) -> str:
     """`address:port` as HAProxy takes it, in the file and at run time; IPv6 in brackets."""
-    return f"[{server.address}]:{server.port}" if ":" in server.address else f"{server.address}:{server.port}"
+    return f"{_bracketed(server.address)}:{server.port}"
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def render(state: EdgeState, settings: EdgeSettings) -> str:
@@ -93,9 +97,8 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
     check_state(state)
     return _ENVIRONMENT.get_template("haproxy.cfg.j2").render(
         settings=settings,
-        bind=settings.edge_bind_address
-        if ":" not in settings.edge_bind_address
-        else f"[{settings.edge_bind_address}]",
+        bind=_bracketed(settings.edge_bind_address),
+        stats_bind=_bracketed(settings.stats_bind_address),
         cache_mb=settings.edge_cache_mb,
         socket=settings.runtime_socket,
         server_state_file=settings.server_state_file,

@@ -23,6 +23,8 @@ class EdgeSettings(BaseSettings):
     edge_http_port: int = Field(default=8080, ge=1, le=65535)
     edge_https_port: int = Field(default=8443, ge=1, le=65535)
     stats_port: int = Field(default=8404, ge=1, le=65535)
+    # Another than loopback only where somebody else sees to it that nobody gets there from outside, as Docker does.
+    stats_bind_address: str = "127.0.0.1"
     controller_port: int = Field(default=8405, ge=1, le=65535)
     edge_dir: Path = _VAR / "edge"
     edge_run_dir: Path = _VAR / "run"
