@@ -36,7 +36,7 @@ def test_gateways_are_one_program_in_three_groups(
     assert program.environment["GATEWAY_DOMAIN"] == domain
     assert program.environment["WORKER_CLASS"] == "gevent"
     assert program.environment["INSTANCE_ID"] == f"gateway-{domain}-1"
-    assert "8500" in program.environment["EDGE_CONTROL_PORTS"].split(",")
+    assert str(catalogue.settings.consul_http_port) in program.environment["EDGE_CONTROL_PORTS"].split(",")
     assert SPECS[f"gateway-{domain}"].instances == 2
 
 
