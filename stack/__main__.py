@@ -140,7 +140,8 @@ def seed() -> None:
     stack = Stack()
     stack.need_running()
     with _progress() as step:
-        counts = Seed(stack, step).run()
+        edge = stack.settings.edge_url.removeprefix("http://")
+        counts = Seed(edge, stack.vault, stack.environment("auth"), step).run()
     console.print(", ".join(f"{count} {name}" for name, count in counts.items()))
     console.print(f"administrator: {stack.vault.admin_file} (email and password)")
 

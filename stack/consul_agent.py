@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,23 +33,28 @@ def write_local(settings: StackSettings, vault: Vault) -> Path:
     data, and a `var/` that lost its secrets, both get well at the next start.
     """
     folder = settings.var / "consul"
-    (folder / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
+    ports = {
+        "http": settings.consul_http_port,
+        "dns": settings.consul_dns_port,
+        "server": settings.consul_server_port,
+        "serf_lan": settings.consul_serf_port,
+    }
+    write_agent_file(folder / "local.json", vault, folder / "data", ports=ports)
+    return folder / "local.json"
+
+
+def write_agent_file(path: Path, vault: Vault, data: Path, **more: object) -> None:
+    """What `common.hcl` leaves to each agent, and `more` of Consul's settings."""
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
     local = {
         "node_name": NODE_NAME,
-        "data_dir": str(folder / "data"),
+        "data_dir": str(data),
         "encrypt": vault.gossip_key(),
         "acl": {"tokens": {"master": vault.consul_token("master"), "agent": vault.consul_token("agent")}},
-        "ports": {
-            "http": settings.consul_http_port,
-            "dns": settings.consul_dns_port,
-            "server": settings.consul_server_port,
-            "serf_lan": settings.consul_serf_port,
-        },
+        **more,
     }
-    path = folder / "local.json"
     write_private(path, json.dumps(local, indent=2) + "\n")
-    _forget_old_gossip_key(folder / "data", vault.gossip_key())
-    return path
+    _forget_old_gossip_key(data, vault.gossip_key())
 
 
 def _forget_old_gossip_key(data: Path, key: str) -> None:
@@ -165,8 +171,17 @@ class ConsulAcl:
         return answer.json()
 
 
-def keep_tokens(acl: ConsulAcl, services: list[str], production: bool, every_s: float = 1.0) -> None:
-    """Never returns: gives Consul its policies and tokens back whenever it has lost them (restarted empty)."""
+def keep_tokens(
+    acl: ConsulAcl,
+    services: list[str],
+    production: bool,
+    every_s: float = 1.0,
+    known: Callable[[], object] = lambda: None,
+) -> None:
+    """Never returns: gives Consul its policies and tokens back whenever it has lost them (restarted empty).
+
+    Calls `known` each time that it was seen to have them.
+    """
     reported = ""
     while True:
         try:
@@ -174,6 +189,7 @@ def keep_tokens(acl: ConsulAcl, services: list[str], production: bool, every_s: 
                 acl.wait_ready(10.0)
                 acl.apply(services, production)
             reported = ""
+            known()
         except (OSError, TookTooLong) as error:
             if type(error).__name__ != reported:
                 log.warning("consul tokens cannot be checked", error=str(error))

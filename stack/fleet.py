@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class ServiceSpec:
     """One service: run as `python -m <module>`; `probe` is a path of it that the edge serves (any answer of an instance counts).
 
-    `environment` is given to its instances beside what all get.
+    `environment` is given to its instances beside what all get; `database` tells whether it keeps one.
     """
 
     name: str
@@ -18,11 +18,14 @@ class ServiceSpec:
     instances: int
     probe: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    database: bool = True
 
 
 def _gateway(domain: str) -> ServiceSpec:
     environment = {"GATEWAY_DOMAIN": domain, "WORKER_CLASS": "gevent"}
-    return ServiceSpec(f"gateway-{domain}", "gateway", 2, f"/api/gateway/{domain}", environment)
+    return ServiceSpec(
+        f"gateway-{domain}", "gateway", 2, f"/api/gateway/{domain}", environment, database=False
+    )
 
 
 FLEET: tuple[ServiceSpec, ...] = (

@@ -24,6 +24,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 CONSUL_SUITE = (
     "bullseye"  # the last Debian release that has Consul; a static binary, which runs on later ones
 )
+COMPOSE_SUITE = "trixie"  # the first one with Compose v2; the same
 SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 PROGRAMS = {
@@ -31,8 +32,11 @@ PROGRAMS = {
     # Debian keeps PostgreSQL's own programs off PATH; this one comes with them.
     "test": {"nginx": "nginx-light", "pg_ctlcluster": "postgresql"},
     "bench": {"nginx": "nginx-light", "caddy": "caddy", "wrk": "wrk"},
+    "compose": {"docker": "docker.io"},
+    # Where no Docker engine runs, for one of our own; and for stand-ins of images that cannot be pulled.
+    "engine": {"dockerd": "docker.io", "iptables": "iptables", "debootstrap": "debootstrap"},
 }
-"""Level → program → Debian package. `test` and `bench` come on top of `run`."""
+"""Level → program → Debian package. They come on top of `run`."""
 
 LOCKS = {"run": ("requirements.lock",), "test": ("requirements.lock", "requirements-dev.lock")}
 
@@ -51,12 +55,14 @@ for package in "$@"; do
     case $package in
         haproxy|redis-server|caddy|postgresql) unit=$package ;;
         nginx-light) unit=nginx ;;
+        docker.io) unit="docker.service docker.socket" ;;
         *) continue ;;
     esac
     if [ -d /run/systemd/system ]; then
-        systemctl disable --now "$unit" || true
+        # shellcheck disable=SC2086
+        systemctl disable --now $unit || true
     elif [ -x /usr/sbin/update-rc.d ]; then
-        update-rc.d "$unit" disable || true
+        update-rc.d "${unit%%.*}" disable || true
     fi
 done
 """
@@ -97,7 +103,9 @@ def install_packages(level: str, python: str) -> None:
         )
     say(f"installing {', '.join(missing)} (apt)")
     began = time.monotonic()
-    done = _logged([*_as_root(missing), "sh", "-c", _APT, "sh", *missing], timeout_s=900)
+    by_hand = f"as root: apt-get install {' '.join(missing)}; then run this again"
+    root = as_root(f"missing: {', '.join(missing)}", by_hand)
+    done = logged([*root, "sh", "-c", _APT, "sh", *missing], timeout_s=900)
     if done:
         raise InstallError(
             f"apt could not install {', '.join(missing)}:\n{done}\n"
@@ -106,21 +114,17 @@ def install_packages(level: str, python: str) -> None:
     say(f"packages installed in {time.monotonic() - began:.0f} s")
 
 
-def _as_root(missing: Sequence[str]) -> list[str]:
+def as_root(reason: str, by_hand: str = "start it again as root") -> list[str]:
+    """The words before a command that only root may run. Raises InstallError, with `reason` and what to do `by_hand`."""
     if os.geteuid() == 0:
         return []
-    by_hand = f"as root: apt-get install {' '.join(missing)}"
     sudo = shutil.which("sudo", path=search_path())
     if sudo is None:
-        raise InstallError(
-            f"missing: {', '.join(missing)}, and there is no sudo\n{by_hand}; then run this again"
-        )
+        raise InstallError(f"{reason}, and there is no sudo\n{by_hand}")
     if sys.stdin.isatty():
         return [sudo]
     if not _succeeds([sudo, "-n", "true"]):
-        raise InstallError(
-            f"missing: {', '.join(missing)}, and sudo asks for a password\n{by_hand}; then run this again"
-        )
+        raise InstallError(f"{reason}, and sudo asks for a password\n{by_hand}")
     return [sudo, "-n"]
 
 
@@ -133,24 +137,44 @@ def install_consul(tools: Path, usable: Runner) -> None:
     if target.exists() and usable([str(target), "version"]):
         return
     say("getting Consul from the package mirror of this machine")
-    with tempfile.TemporaryDirectory(prefix="breakwater-consul-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # apt downloads as a user of its own
-        unpacked = _download_consul(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(".consul.new")
-        shutil.copyfile(unpacked, fresh)
-        fresh.chmod(0o755)
-        fresh.replace(target)
+    _fetch_program("consul", CONSUL_SUITE, "usr/bin/consul", target, "put a consul (1.8 or newer) on PATH")
     if not usable([str(target), "version"]):
         raise InstallError(f"{target} does not run on this machine\nput a consul (1.8 or newer) on PATH")
 
 
-def _download_consul(folder: Path) -> Path:
-    """Debian's package, by lists and a cache of our own: the machine's own lists stay as they are."""
+def install_compose(tools: Path) -> Path:
+    """Make sure that `docker compose` works: a plugin of the machine's own wins, else Debian's goes to `tools`. Raises InstallError.
+
+    Returns the folder for DOCKER_CONFIG, under which it is found.
+    """
+    config = tools / "docker"
+    plugin = config / "cli-plugins" / "docker-compose"
+    if not plugin.exists() and not _succeeds(["docker", "compose", "version"]):
+        say("getting Docker Compose from the package mirror of this machine")
+        inside = "usr/libexec/docker/cli-plugins/docker-compose"
+        _fetch_program("docker-compose", COMPOSE_SUITE, inside, plugin, "install Docker Compose v2 yourself")
+    config.mkdir(parents=True, exist_ok=True)
+    return config
+
+
+def _fetch_program(package: str, suite: str, inside: str, target: Path, remedy: str) -> None:
+    """Put the file `inside` of a Debian package of another release at `target`."""
+    with tempfile.TemporaryDirectory(prefix=f"breakwater-{package}-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # apt downloads as a user of its own
+        _download(folder, package, suite, remedy)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.new")
+        shutil.copyfile(folder / "root" / inside, fresh)
+        fresh.chmod(0o755)
+        fresh.replace(target)
+
+
+def _download(folder: Path, package: str, suite: str, remedy: str) -> None:
+    """Debian's package, unpacked into `folder`/root, by lists and a cache of our own: the machine's own lists stay as they are."""
     for part in ("lists/partial", "cache/archives/partial", "parts"):
         (folder / part).mkdir(parents=True)
-    (folder / "sources.list").write_text(_mirror_line() + "\n")
+    (folder / "sources.list").write_text(_mirror_line(package, suite, remedy) + "\n")
     options = [
         f"Dir::Etc::sourcelist={folder}/sources.list",
         f"Dir::Etc::sourceparts={folder}/parts",
@@ -159,26 +183,24 @@ def _download_consul(folder: Path) -> Path:
         "APT::Get::List-Cleanup=0",
     ]
     apt = ["apt-get", "-q", *(word for option in options for word in ("-o", option))]
-    for command in ([*apt, "update"], [*apt, "download", "consul"]):
-        failed = _logged(command, timeout_s=300, cwd=folder)
+    for command in ([*apt, "update"], [*apt, "download", package]):
+        failed = logged(command, timeout_s=300, cwd=folder)
         if failed:
             raise InstallError(
-                f"Consul could not be fetched:\n{failed}\n"
-                "is the network there? or put a consul (1.8 or newer) on PATH, and run this again"
+                f"{package} could not be fetched:\n{failed}\nis the network there? or {remedy}, and run this again"
             )
-    packages = list(folder.glob("consul_*.deb"))
+    packages = list(folder.glob(f"{package}_*.deb"))
     failed = (
-        _logged(["dpkg-deb", "-x", str(packages[0]), str(folder / "root")], timeout_s=60)
+        logged(["dpkg-deb", "-x", str(packages[0]), str(folder / "root")], timeout_s=60)
         if packages
         else "no file"
     )
     if failed:
-        raise InstallError(f"Consul's package could not be unpacked:\n{failed}")
-    return folder / "root" / "usr" / "bin" / "consul"
+        raise InstallError(f"the package {package} could not be unpacked:\n{failed}")
 
 
-def _mirror_line() -> str:
-    """A sources line for Consul's suite on the mirror that this machine uses for Debian."""
+def _mirror_line(package: str, suite: str, remedy: str) -> str:
+    """A sources line for another suite on the mirror that this machine uses for Debian."""
     asked = subprocess.run(
         ["apt-get", "indextargets", "Created-By: Packages"], capture_output=True, text=True, timeout=60
     )
@@ -188,10 +210,8 @@ def _mirror_line() -> str:
         if codename in {target.get("Codename"), target.get("Release")} and target.get("Component") == "main":
             key = target.get("Signed-By", "")
             option = f" [signed-by={key}]" if key.startswith("/") else ""
-            return f"deb{option} {target['Site']} {CONSUL_SUITE} main"
-    raise InstallError(
-        "no Debian mirror is configured for apt, so Consul cannot be fetched\nput a consul (1.8 or newer) on PATH"
-    )
+            return f"deb{option} {target['Site']} {suite} main"
+    raise InstallError(f"no Debian mirror is configured for apt, so {package} cannot be fetched\n{remedy}")
 
 
 def _os_release() -> dict[str, str]:
@@ -212,7 +232,7 @@ def choose_python(usable: Runner) -> str:
 
 def install_venv(folder: Path, repo: Path, level: str, python: str) -> None:
     """Make `folder` a virtual environment with exactly the locked packages; nothing happens where it is one already."""
-    locks = LOCKS["test" if level in {"test", "bench"} else "run"]
+    locks = LOCKS["run" if level == "run" else "test"]
     digests = {name: hashlib.sha256((repo / name).read_bytes()).hexdigest() for name in LOCKS["test"]}
     stamp = folder / "breakwater.json"
     binary = str(folder / "bin" / "python")
@@ -226,7 +246,7 @@ def install_venv(folder: Path, repo: Path, level: str, python: str) -> None:
     say(f"making the virtual environment from {locks[-1]} (pip)")
     stamp.unlink(missing_ok=True)
     _empty(folder)
-    failed = _logged([python, "-m", "venv", str(folder)], timeout_s=120)
+    failed = logged([python, "-m", "venv", str(folder)], timeout_s=120)
     pip = [
         binary,
         "-m",
@@ -237,7 +257,7 @@ def install_venv(folder: Path, repo: Path, level: str, python: str) -> None:
         "--disable-pip-version-check",
         "--require-hashes",
     ]
-    failed = failed or _logged([*pip, "-r", str(repo / locks[-1])], timeout_s=1200)
+    failed = failed or logged([*pip, "-r", str(repo / locks[-1])], timeout_s=1200)
     if failed:
         raise InstallError(
             f"the virtual environment could not be made:\n{failed}\n"
@@ -268,7 +288,7 @@ def make_locks(repo: Path, folder: Path, python: str, upgrade: bool) -> None:
     for source, lock in (("requirements.in", LOCKS["test"][0]), ("requirements-dev.in", LOCKS["test"][1])):
         steps.append([tool, "-m", "piptools", "compile", *options, "--output-file", lock, source])
     for step in steps:
-        failed = _logged(step, timeout_s=900, cwd=repo)
+        failed = logged(step, timeout_s=900, cwd=repo)
         if failed:
             raise InstallError(f"the lock files could not be made:\n{failed}")
 
@@ -305,7 +325,7 @@ def _succeeds(argv: Sequence[str]) -> bool:
     return done.returncode == 0
 
 
-def _logged(argv: Sequence[str], timeout_s: float, cwd: Path | None = None) -> str:
+def logged(argv: Sequence[str], timeout_s: float, cwd: Path | None = None) -> str:
     """Run it quietly. Answers "" when it succeeded, else the end of what it said."""
     try:
         done = subprocess.run(

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from stack import account, install, ports, processes
+from stack import account, engine, install, ports, processes
 
 REPO = Path(__file__).resolve().parents[1]
 
-LEVELS = {"up": "run", "test": "test", "lint": "test", "bench": "bench"}
+LEVELS = {"up": "run", "test": "test", "test-compose": "compose", "lint": "test", "bench": "bench"}
 """Commands that install, and what. Every other needs only the virtual environment that is there."""
 
 BACKENDS = ("default", "full")
@@ -74,6 +75,10 @@ def launch(command: str, arguments: list[str]) -> int:
     account.give(var, who)
     environment = _environment(who, home, var, venv)
     os.chdir(home)
+    if command == "test-compose":
+        environment["DOCKER_CONFIG"] = str(install.install_compose(_tools(venv)))
+        environment["BUILDX_CONFIG"] = str(var / "cache" / "buildx")
+        return _test_containers(python, arguments, who, environment, home)
     if os.geteuid() == 0:
         if command == "up":
             environment[ports.HOLDERS] = ports.holders(environment)
@@ -101,8 +106,55 @@ def check_backends(environment: Mapping[str, str]) -> None:
         raise UsageError(f"BACKENDS={value} is unknown\nit takes: {', '.join(BACKENDS)}")
 
 
+def _test_containers(
+    python: str, arguments: list[str], who: account.Account, environment: dict[str, str], home: Path
+) -> int:
+    """The tests on containers, as an ordinary user where the Docker engine is our own. Returns their exit status."""
+    chosen = arguments or ["-m", "needs_stack", "tests/containers", "tests/resilience"]
+    argv = [python, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    environment |= {"FLEET": "containers", "PYTHONDONTWRITEBYTECODE": "1"}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an engine must not be left behind
+    with contextlib.ExitStack() as cleanup:
+        enter = None
+        if not engine.answers(environment):
+            if os.geteuid():
+                return _as_root("test-compose", arguments)
+            install.install_packages("engine", install.choose_python(who.succeeds))
+            install.say("starting a Docker engine for the tests: none runs here")
+            environment["DOCKER_HOST"] = cleanup.enter_context(engine.running(who.gid))
+            enter = who.enter
+        consul = shutil.which("consul", path=environment["PATH"])
+        stood_in = engine.provide(home, consul, environment)
+        if stood_in:
+            print(
+                f"note: stand-ins made of Debian's packages, tagged alike, are used for {', '.join(stood_in)}",
+                flush=True,
+            )
+        tests = subprocess.Popen(argv, env=environment, preexec_fn=enter)
+        cleanup.callback(_end, tests)
+        return tests.wait()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(120)
+        process.kill()
+
+
+def _as_root(command: str, arguments: list[str]) -> NoReturn:
+    """The same command once more, by sudo; the tests themselves are run by the one who called it."""
+    kept = [
+        f"{name}={value}" for name, value in os.environ.items() if name not in {"HOME", "USER", "LOGNAME"}
+    ]
+    words = [*install.as_root("no Docker engine runs here, or you may not use it"), "env", *kept]
+    sys.stdout.flush()
+    return _become([*words, sys.executable, "-m", "stack.launch", command, *arguments], dict(os.environ))
+
+
 def _become(argv: list[str], environment: Mapping[str, str]) -> NoReturn:
-    os.execve(argv[0], argv, environment)  # noqa: S606  (an argument list, no shell)
+    os.execvpe(argv[0], argv, environment)  # noqa: S606  (an argument list, no shell)
 
 
 def _home_and_account(environment: Mapping[str, str], tell: bool) -> tuple[Path, account.Account]:

@@ -56,15 +56,20 @@ def rules(service: str) -> str:
 def configure(settings: StackSettings, vault: Vault, name: str) -> Path:
     """Write the server's configuration and its users: all services that have a password. Returns the first one's path."""
     folder = settings.var / name
+    return write_configuration(name, vault, folder, data=folder, bind="127.0.0.1", port=_port(settings, name))
+
+
+def write_configuration(name: str, vault: Vault, folder: Path, *, data: Path, bind: str, port: int) -> Path:
+    """The same into any folder, for a server that keeps its data in `data`."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     users = folder / "users.acl"
     write_private(users, "\n".join(_users(vault)) + "\n")
     lines = [
-        "bind 127.0.0.1",
+        f"bind {bind}",
         "protected-mode yes",
-        f"port {_port(settings, name)}",
+        f"port {port}",
         "daemonize no",
-        f'dir "{folder}"',
+        f'dir "{data}"',
         'save ""',
         # A changed title would overwrite the environment by which the stack knows its processes.
         "set-proc-title no",

@@ -6,13 +6,12 @@ import json
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stack import rest
-from stack.api import Stack
 from stack.errors import StackError
-from stack.vault import write_private
+from stack.vault import Vault, write_private
 
 ADMIN = ("admin@example.com", "Grace", "Hopper")
 PEOPLE = (
@@ -48,9 +47,13 @@ POSTS: tuple[tuple[int, dict[str, Any]], ...] = (
 class Seed:
     """One run against a running stack. Raises StackError with the edge's answer when something is refused."""
 
-    def __init__(self, stack: Stack, progress: Callable[[str], None]) -> None:
-        self.stack = stack
-        self.edge = stack.settings.edge_url.removeprefix("http://")
+    def __init__(
+        self, edge: str, vault: Vault, auth: Mapping[str, str] | None, progress: Callable[[str], None]
+    ) -> None:
+        """`edge` is `host:port`; `auth` the environment of an instance of auth, None where it is this process's own."""
+        self.edge = edge
+        self.vault = vault
+        self.auth = auth
         self.progress = progress
 
     def run(self) -> dict[str, int]:
@@ -72,13 +75,13 @@ class Seed:
 
     def _passwords(self) -> dict[str, str]:
         """E-mail address → password; made once, kept among the secrets."""
-        file = self.stack.vault.root / "people.json"
+        file = self.vault.root / "people.json"
         known: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
         for email, *_ in (ADMIN, *PEOPLE):
             known.setdefault(email, secrets.token_urlsafe(18))
         write_private(file, json.dumps(known, indent=2) + "\n")
         admin = {"email": ADMIN[0], "password": known[ADMIN[0]]}
-        write_private(self.stack.vault.admin_file, json.dumps(admin, indent=2) + "\n")
+        write_private(self.vault.admin_file, json.dumps(admin, indent=2) + "\n")
         return known
 
     def _register(self, email: str, first: str, last: str, *, password: str) -> bool:
@@ -90,7 +93,7 @@ class Seed:
         argv = [sys.executable, "-m", "services.auth", "grant-admin", ADMIN[0]]
         done = subprocess.run(
             argv,
-            env=self.stack.environment("auth"),
+            env=self.auth,
             capture_output=True,
             text=True,
             timeout=60,

@@ -71,6 +71,11 @@ class Vault:
     def redis_password(self, name: str) -> str:
         return self.redis_password_file(name).read_text().strip()
 
+    def database_password(self, name: str) -> str:
+        """The password of a service's role in PostgreSQL, or of `postgres`, who makes the others."""
+        made = self._made(self.root / "postgres" / f"{name}.password", lambda: secrets.token_urlsafe(32))
+        return made.read_text().strip()
+
     def redis_names(self) -> list[str]:
         """Every service that has a Redis password, sorted."""
         names = {path.stem for path in (self.root / "redis").glob("*.password")}

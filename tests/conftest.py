@@ -16,9 +16,14 @@ from xdist.scheduler import LoadScopeScheduling
 from stack import launch
 from tests.support import servers
 from tests.support.accounts import Account, new_account
+from tests.support.actor import GUEST_HOST
 from tests.support.databases import CHOSEN, Backend
 from tests.support.fleet import Fleet
 from tests.support.postgres import PostgresServer, postgres
+
+CONTAINERS = os.environ.get("FLEET") == "containers"
+"""Set by `make test-compose`: the stack is Docker's, and tests of containers are there."""
+collect_ignore = [] if CONTAINERS else ["containers"]
 
 
 class _Together(LoadScopeScheduling):
@@ -86,6 +91,9 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture(scope="session")
 def stack_fleet() -> Iterator[Fleet]:
     """The session's stack. Tests take `fleet`, which sees to its health."""
+    if CONTAINERS:
+        yield from _containers()
+        return
     from tests.support.process_fleet import ProcessFleet
 
     # Directly under the temporary folder, for Unix socket paths end at 107 bytes; readable by the user that it runs as.
@@ -103,6 +111,22 @@ def stack_fleet() -> Iterator[Fleet]:
             yield fleet
         finally:
             fleet.down()
+
+
+def _containers() -> Iterator[Fleet]:
+    from tests.support.container_fleet import ContainerFleet
+
+    # Beside other projects on the same engine, and other networks of this machine.
+    number = os.getpid()
+    limits = {"EDGE_RATE_SOURCE": "1000000", "EDGE_RATE_SUBJECT": "1000000"}
+    cheap = {"AUTH_ARGON2_MEMORY_KIB": "1024", "AUTH_ARGON2_TIME": "1"}
+    fleet = ContainerFleet(f"breakwater-test-{number}", f"172.30.{number % 250 + 1}.0/24", **limits, **cheap)
+    os.environ[GUEST_HOST] = fleet.host
+    try:
+        fleet.up()
+        yield fleet
+    finally:
+        fleet.down()
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ class FirstReady:
     """Watches a service that is gone for the moment in which its first instance is ready again."""
 
     def __init__(self, fleet: Fleet, service: str) -> None:
-        self._ports = [member.port for member in fleet.instances(service)]
+        self._members = fleet.instances(service)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         self._ready_s = 0.0
@@ -83,9 +83,9 @@ class FirstReady:
         self._ready_s = time.monotonic()
 
     def _ready(self) -> bool:
-        for port in self._ports:
+        for member in self._members:
             with contextlib.suppress(WireError):
-                if ask(port, "GET", "/health/ready", timeout_s=1).status == 200:
+                if ask(member.port, "GET", "/health/ready", timeout_s=1, host=member.host).status == 200:
                     return True
         return False
 

@@ -22,6 +22,7 @@ def ask(
     headers: dict[str, str] | None = None,
     json_body: Any = None,
     timeout_s: float = 10,
+    host: str = "127.0.0.1",
 ) -> Reply:
     """One request to the edge on a connection of its own. Raises WireError."""
     body = b"" if json_body is None else json.dumps(json_body).encode()
@@ -29,7 +30,7 @@ def ask(
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     if json_body is not None:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
-    wire = Wire("127.0.0.1", port, timeout_s)
+    wire = Wire(host, port, timeout_s)
     try:
         return wire.exchange("\r\n".join([*lines, "", ""]).encode() + body, head=method == "HEAD")
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -10,14 +11,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+GUEST_HOST = "TEST_GUEST_HOST"
+"""The variable in which a fleet of containers says where its servers find programs of this machine."""
+
+
+def guest_host() -> str:
+    """The address on which the fleet finds what a test runs itself."""
+    return os.environ.get(GUEST_HOST, "127.0.0.1")
+
 
 @dataclass
 class Actor:
-    """An HTTP server on a loopback port. Change its fields at any time; `requests` counts what is not a health check."""
+    """An HTTP server, on loopback where the fleet is processes. Change its fields at any time; `requests` counts what is not a
+    health check."""
 
     service: str
     instance_id: str
     port: int = 0
+    host: str = field(default_factory=guest_host)
     ready: bool = True
     status: int = 200
     delay_s: float = 0.0
@@ -63,7 +74,7 @@ class Actor:
             def handle_error(self, request: object, client_address: object) -> None:
                 """A peer that leaves is nothing to tell."""
 
-        self._server = Server(("127.0.0.1", self.port), Handler)
+        self._server = Server((self.host, self.port), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 

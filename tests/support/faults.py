@@ -115,7 +115,7 @@ def register(fleet: Fleet, one: Actor, meta: dict[str, str], *, token: str | Non
     body = {
         "ID": one.instance_id,
         "Name": one.service,
-        "Address": "127.0.0.1",
+        "Address": one.host,
         "Port": one.port,
         "Meta": meta,
         "Check": {

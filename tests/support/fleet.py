@@ -1,4 +1,4 @@
-"""One interface to a running stack for the tests that break it; processes now, containers behind the same one later."""
+"""One interface to a running stack for the tests that break it: processes, or containers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ GATEWAYS = ("gateway-identity", "gateway-business", "gateway-ai")
 
 @dataclass(frozen=True)
 class Member:
-    """One instance of the fleet: its id in Consul, its port, and what kills it (a process id; 0 when it does not run)."""
+    """One instance of the fleet: its id in Consul, where it is, and its process id (0 when it does not run)."""
 
     service: str
     id: str
     port: int
     pid: int
+    host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,6 @@ class Fleet(Protocol):
         ...
 
     def controller_pid(self) -> int: ...
-
-    def second_edge(self, **environment: str) -> AbstractContextManager[int]:
-        """Another edge on the same Consul, with settings of its own (`EDGE_RATE_SOURCE="20"`, …); its HTTP port."""
-        ...
 
     def wait_healthy(self, within_s: float = 60.0) -> None:
         """Return once every service has its instances, passing in Consul and up at the edge, and nothing more."""

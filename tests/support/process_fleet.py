@@ -220,6 +220,7 @@ class ProcessFleet:
 
     @contextlib.contextmanager
     def second_edge(self, **environment: str) -> Iterator[int]:
+        """Another edge on the same Consul, with settings of its own (`EDGE_RATE_SOURCE="20"`, …); its HTTP port."""
         with tempfile.TemporaryDirectory(prefix="bw-edge-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             http, https, stats, controller = free_ports(4)

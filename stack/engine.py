@@ -1,0 +1,214 @@
+"""A Docker engine of our own for the tests on containers, where none runs, with stand-ins for images that cannot be pulled.
+
+Standard library only: `launch` runs it as root before it becomes an ordinary user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from stack import account, install
+
+FOLDER = account.COPIES / "engine"
+"""Images stay here from one run to the next."""
+START_S = 60.0
+STOP_S = 60.0
+PULL_S = 600.0
+BUILD_S = 900.0
+
+BASE = "breakwater-standin"
+_INSTALL = "RUN apt-get install -q -y --no-install-recommends"
+STANDINS: Mapping[str, str] = {
+    "consul": "COPY consul /usr/local/bin/consul",
+    "haproxy": f"{_INSTALL} haproxy",
+    "redis": f"{_INSTALL} redis-server",
+    "postgres": "RUN mkdir -p /etc/postgresql-common"
+    " && echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf\n"
+    f"{_INSTALL} postgresql",
+    "python": f"{_INSTALL} python3 python3-venv && ln -s /usr/bin/python3 /usr/local/bin/python",
+}
+"""Official image (without its tag) → what makes Debian's package of it out of a bare Debian."""
+
+
+class EngineError(install.InstallError):
+    """No engine, or no image. The text says what to do."""
+
+
+def answers(environment: Mapping[str, str]) -> bool:
+    """Whether a Docker engine can be used from here."""
+    return _docker(["info"], environment, 30).returncode == 0
+
+
+@contextlib.contextmanager
+def running(group: int) -> Iterator[str]:
+    """An engine of our own, whose socket this group may use; gives the value for DOCKER_HOST. Only root can. Raises EngineError."""
+    FOLDER.mkdir(parents=True, exist_ok=True, mode=0o755)
+    # What the engine has mounted in there may outlive it for a moment.
+    with tempfile.TemporaryDirectory(
+        prefix="breakwater-engine-", dir="/run", ignore_cleanup_errors=True
+    ) as name:
+        run = Path(name)
+        run.chmod(0o755)
+        host = f"unix://{run}/docker.sock"
+        argv = ["dockerd", "--data-root", str(FOLDER), "--exec-root", str(run / "exec")]
+        argv += ["--pidfile", str(run / "pid"), "-H", host, "--group", str(group)]
+        with (run / "log").open("wb") as log:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            until = time.monotonic() + START_S
+            while not answers({**os.environ, "DOCKER_HOST": host}):
+                if process.poll() is not None or time.monotonic() > until:
+                    said = "\n".join((run / "log").read_text(errors="replace").splitlines()[-8:])
+                    raise EngineError(
+                        f"no Docker engine could be started:\n{said}\nstart one, and run this again"
+                    )
+                time.sleep(0.2)
+            _empty({**os.environ, "DOCKER_HOST": host})
+            yield host
+        finally:
+            _end(process)
+            subprocess.run(
+                ["umount", str(run / "exec" / "netns" / "default")], capture_output=True, timeout=10
+            )
+
+
+def _empty(environment: Mapping[str, str]) -> None:
+    """What a run that was broken off has left; images stay."""
+    left = _docker(["ps", "--all", "--quiet"], environment, 30).stdout.split()
+    for words in (
+        ["rm", "--force", "--volumes", *left],
+        ["network", "prune", "--force"],
+        ["volume", "prune", "--force"],
+    ):
+        if left:
+            _docker(words, environment, 120)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(STOP_S)
+
+
+def provide(repo: Path, consul: str | None, environment: Mapping[str, str]) -> list[str]:
+    """See to it that the Compose file's images are there, but for our own: as they are, else pulled, else as stand-ins.
+
+    Returns those that are stand-ins. Raises EngineError.
+    """
+    stood_in: list[str] = []
+    for image in _images(environment):
+        if _is_there(image, environment):
+            if _is_stand_in(image, environment):
+                stood_in.append(image)
+        elif not stood_in and _docker(["pull", "--quiet", image], environment, PULL_S).returncode == 0:
+            install.say(f"pulled {image}")
+        else:
+            _stand_in(image, repo, consul, environment)
+            stood_in.append(image)
+    return stood_in
+
+
+def _images(environment: Mapping[str, str]) -> list[str]:
+    asked = _docker(["compose", "config", "--format", "json"], environment, 60)
+    try:
+        services = json.loads(asked.stdout)["services"].values()
+    except (ValueError, KeyError):
+        raise EngineError(f"docker-compose.yml cannot be read:\n{asked.stdout[-800:]}") from None
+    built = [one for one in services if "build" in one]
+    ours = {one["image"] for one in built}
+    bases = {base for one in built for base in one["build"].get("args", {}).values()}
+    return sorted(({one["image"] for one in services} | bases) - ours)
+
+
+def _is_stand_in(image: str, environment: Mapping[str, str]) -> bool:
+    asked = _docker(
+        ["image", "inspect", "--format", '{{index .Config.Labels "' + BASE + '"}}', image], environment, 30
+    )
+    return asked.returncode == 0 and asked.stdout.strip() == "yes"
+
+
+def _is_there(image: str, environment: Mapping[str, str]) -> bool:
+    return _docker(["image", "inspect", image], environment, 30).returncode == 0
+
+
+def _stand_in(image: str, repo: Path, consul: str | None, environment: Mapping[str, str]) -> None:
+    name = image.partition(":")[0]
+    if name not in STANDINS:
+        raise EngineError(
+            f"{image} cannot be pulled, and there is no stand-in for it\npull it, and run this again"
+        )
+    if not _is_there(BASE, environment):
+        _base(repo, environment)
+    install.say(f"building a stand-in for {image} from Debian's packages: it cannot be pulled here")
+    with tempfile.TemporaryDirectory(prefix="breakwater-standin-") as folder:
+        if name == "consul" and consul is not None:
+            shutil.copyfile(consul, Path(folder) / "consul")
+            (Path(folder) / "consul").chmod(0o755)
+        _build(folder, f"FROM {BASE}\n{STANDINS[name]}\n", image, environment)
+
+
+def _base(repo: Path, environment: Mapping[str, str]) -> None:
+    """A bare Debian that knows this machine's mirror and index, with the lists of its packages."""
+    install.say("making a bare Debian for them (debootstrap)")
+    with tempfile.TemporaryDirectory(prefix="breakwater-standin-", dir="/var/tmp") as folder:  # noqa: S108
+        root = Path(folder) / "root"
+        made = install.logged([str(repo / "tests" / "fresh" / "bare"), str(root)], timeout_s=600)
+        if made:
+            raise EngineError(f"no bare Debian could be made:\n{made}")
+        # What the machine's pip takes from folders of its own is not in there.
+        pip = root / "etc" / "pip.conf"
+        pip.write_text(
+            re.sub(
+                r"^(find-links|extra-index-url) = (?!https?:).*\n", "", pip.read_text(), flags=re.MULTILINE
+            )
+        )
+        with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as tar:
+            argv = ["docker", "import", "-", f"{BASE}-bare"]
+            done = subprocess.run(
+                argv, stdin=tar.stdout, capture_output=True, env=dict(environment), timeout=BUILD_S
+            )
+        if done.returncode:
+            raise EngineError(f"docker import: {done.stderr.decode(errors='replace')[-800:]}")
+        _build(
+            folder + "/root/mnt",
+            f"FROM {BASE}-bare\nENV DEBIAN_FRONTEND=noninteractive\nRUN apt-get update -q\n",
+            BASE,
+            environment,
+        )
+
+
+def _build(folder: str, dockerfile: str, tag: str, environment: Mapping[str, str]) -> None:
+    argv = ["build", "--quiet", "--network", "host", "--tag", tag, "--file", "-", folder]
+    done = _docker(argv, {**environment, "DOCKER_BUILDKIT": "0"}, BUILD_S, dockerfile)
+    if done.returncode:
+        raise EngineError(f"{tag} could not be built:\n{done.stdout[-1500:]}")
+
+
+def _docker(
+    words: list[str], environment: Mapping[str, str], timeout_s: float, given: str = ""
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            ["docker", *words],
+            input=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=dict(environment),
+            timeout=timeout_s,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, 1, str(error))

@@ -1,0 +1,378 @@
+"""The fleet as containers of docker-compose.yml. Docker's engine is asked through its own interface, which takes milliseconds;
+only what is Compose's own business is left to its command."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import ipaddress
+import json
+import os
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from docker.models.containers import Container
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+import docker
+from stack.consul_agent import ConsulAcl
+from stack.settings import REPO
+from stack.vault import REDIS_OPERATOR
+from tests.support.accounts import new_account
+from tests.support.eventually import eventually, time_scale
+from tests.support.fleet import EdgeServer, Member, RedisName
+from tests.support.servers import free_ports
+
+PORT = 8000
+"""Every instance's, in its own container."""
+SERVERS = ("consul", "consul-tokens", "haproxy", "controller", "redis-cache", "redis-state", "postgres")
+PROJECT, SERVICE = "com.docker.compose.project", "com.docker.compose.service"
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class ContainerFleet:
+    """A `Fleet` over one Compose project. See `tests.support.fleet.Fleet` for the promises."""
+
+    def __init__(self, project: str, subnet: str, **environment: str) -> None:
+        network = ipaddress.ip_network(subnet)
+        self._edge, self._secure, self._stats, consul = free_ports(4)
+        self.project = project
+        self.host = str(network[1])
+        self.environment = {
+            **os.environ,
+            "COMPOSE_PROJECT_NAME": project,
+            "COMPOSE_ANSI": "never",
+            "EDGE_BIND_ADDRESS": "127.0.0.1",
+            "EDGE_HTTP_PORT": str(self._edge),
+            "EDGE_HTTPS_PORT": str(self._secure),
+            "STATS_PORT": str(self._stats),
+            "CONSUL_HTTP_PORT": str(consul),
+            "FLEET_SUBNET": subnet,
+            "FLEET_GATEWAY": self.host,
+            "FLEET_RANGE": str(list(network.subnets())[1]),
+            # What the tests run themselves stands beside the containers, on the machine.
+            "EDGE_ALLOWED_NETWORKS": subnet,
+            **environment,
+        }
+        self.docker = docker.from_env(timeout=60)
+        self._consul = f"127.0.0.1:{consul}"
+        self._secrets: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+
+    # -- the whole
+
+    def compose(self, *words: str, timeout_s: float = 300) -> str:
+        """What `docker compose …` prints. AssertionError, with all it said, when it fails."""
+        argv = ["docker", "compose", "--progress", "plain", *words]
+        done = subprocess.run(
+            argv,
+            cwd=REPO,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+        )
+        assert not done.returncode, f"{' '.join(argv)}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+        return done.stdout
+
+    def file(self) -> dict[str, Any]:
+        """The Compose file with all its variables filled in."""
+        found: dict[str, Any] = json.loads(self.compose("config", "--format", "json"))
+        return found
+
+    def up(self) -> None:
+        self.compose("build", timeout_s=900)
+        self.compose("up", "--detach", "--no-build", timeout_s=300)
+        services = self.file()["services"]
+        self._counts = {
+            name: one.get("deploy", {}).get("replicas", 1)
+            for name, one in services.items()
+            if "/secrets" in {mount["target"] for mount in one.get("volumes", ())}
+            and name not in {"controller", "edge-init"}
+        }
+        self.wait_healthy(120)
+        # The edge takes no token before it has auth's keys, a second after auth is there.
+        first = new_account(self._edge)
+        eventually(lambda: first.ask("GET", f"/api/users/{first.id}").status == 200, 20)
+
+    def down(self) -> None:
+        self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", timeout_s=180)
+        self.docker.close()
+
+    @property
+    def edge_port(self) -> int:
+        return self._edge
+
+    @property
+    def edge_https_port(self) -> int:
+        return self._secure
+
+    @property
+    def stats_port(self) -> int:
+        return self._stats
+
+    def services(self) -> Mapping[str, int]:
+        return self._counts
+
+    # -- containers
+
+    def containers(self, service: str) -> list[Container]:
+        """Of one service of the file, by their numbers in it."""
+        labels = [f"{PROJECT}={self.project}", f"{SERVICE}={service}"]
+        found = self.docker.containers.list(all=True, filters={"label": labels})
+        return sorted(found, key=lambda one: int(one.labels["com.docker.compose.container-number"]))
+
+    def container(self, service: str) -> Container:
+        """The only one of a server."""
+        (found,) = self.containers(service)
+        return found
+
+    def address(self, container: Container, network: str) -> str:
+        """Of a container on one of the file's networks; empty where it is not on it."""
+        ends = container.attrs["NetworkSettings"]["Networks"]
+        return str(ends.get(f"{self.project}_{network}", {}).get("IPAddress", ""))
+
+    def instances(self, service: str) -> list[Member]:
+        return [self._member(service, one) for one in self.containers(service)]
+
+    def of(self, member: Member) -> Container:
+        """The container of an instance."""
+        return self.docker.containers.get(member.id.rpartition("-")[2])
+
+    def _member(self, service: str, one: Container) -> Member:
+        pid = one.attrs["State"]["Pid"]
+        return Member(service, f"{service}-{one.id[:12]}", PORT, pid, self.address(one, "fleet"))
+
+    def kill(self, member: Member) -> None:
+        # From within, as a crash: what `docker kill` has ended, Docker does not start again. Its first process, which
+        # nothing can kill from within, goes with the others.
+        self.of(member).exec_run(["python", "-I", "-S", "-c", "import os; os.kill(-1, 9)"], detach=True)
+        eventually(lambda: self._pid(member) != member.pid, 10, 0.005)
+
+    def _pid(self, member: Member) -> int:
+        return int(self.of(member).attrs["State"]["Pid"])
+
+    @contextlib.contextmanager
+    def hang(self, member: Member) -> Iterator[None]:
+        with self._paused(self.of(member)):
+            yield
+
+    @contextlib.contextmanager
+    def _paused(self, container: Container) -> Iterator[None]:
+        container.pause()
+        try:
+            yield
+        finally:
+            container.unpause()
+
+    def stop(self, service: str) -> None:
+        self._together("stop", [one for one in self.containers(service) if one.status == "running"])
+
+    def crash(self, service: str) -> None:
+        self._together("kill", [one for one in self.containers(service) if one.status == "running"])
+
+    def stop_member(self, member: Member) -> None:
+        self._together("stop", [self.of(member)])
+
+    def _together(self, action: str, containers: Sequence[Container]) -> None:
+        """`docker stop`, `docker kill` or `docker start` for all of these at once."""
+        if containers:
+            argv = ["docker", action, *(one.id for one in containers)]
+            subprocess.run(argv, check=True, capture_output=True, timeout=90, env=self.environment)
+
+    def start(self, service: str) -> None:
+        self._together("start", [one for one in self.containers(service) if one.status != "running"])
+
+    def scale(self, service: str, count: int) -> None:
+        self.compose(
+            "up",
+            "--detach",
+            "--no-deps",
+            "--no-build",
+            "--no-recreate",
+            "--scale",
+            f"{service}={count}",
+            service,
+        )
+
+    # -- servers
+
+    def kill_consul(self) -> None:
+        self.container("consul").kill()
+
+    def start_consul(self, *, empty: bool = False) -> None:
+        if empty:
+            wipe = "import shutil; shutil.rmtree('/state/consul/data')"
+            self.compose("run", "--rm", "--no-deps", "init", "python", "-c", wipe)
+            self.compose("run", "--rm", "--no-deps", "init")
+        self.container("consul").start()
+        self._acl().wait_ready(30 * time_scale())
+
+    def _acl(self) -> ConsulAcl:
+        return ConsulAcl(self._consul, _Vault(self))  # type: ignore[arg-type]
+
+    def secret(self, path: str) -> str:
+        """One of the secrets that the first step has made, by its path among them."""
+        if path not in self._secrets:
+            done = self.container("consul-tokens").exec_run(["cat", f"/state/secrets/{path}"])
+            assert done.exit_code == 0, done.output
+            self._secrets[path] = done.output.decode().strip()
+        return self._secrets[path]
+
+    def kill_redis(self, name: RedisName) -> None:
+        self.container(name).kill()
+
+    def start_redis(self, name: RedisName) -> None:
+        self.container(name).start()
+        eventually(lambda: self.redis(name, "PING"), 15)
+
+    @contextlib.contextmanager
+    def hang_redis(self, name: RedisName) -> Iterator[None]:
+        with self._paused(self.container(name)):
+            yield
+
+    def redis(self, name: RedisName, *words: str | int) -> Any:
+        with Redis(
+            host=self.address(self.container(name), name.removeprefix("redis-")) or "192.0.2.1",
+            username=REDIS_OPERATOR,
+            password=self.secret(f"redis/{REDIS_OPERATOR}.password"),
+            socket_timeout=1,
+            socket_connect_timeout=1,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        ) as client:
+            return client.execute_command(*words)
+
+    @contextlib.contextmanager
+    def redis_config(self, name: RedisName, **values: str) -> Iterator[None]:
+        wanted = {key.replace("_", "-"): value for key, value in values.items()}
+        before = {key: str(dict(self.redis(name, "CONFIG GET", key))[key]) for key in wanted}
+        try:
+            for key, value in wanted.items():
+                self.redis(name, "CONFIG SET", key, value)
+            yield
+        finally:
+            for key, value in reversed(before.items()):
+                self.redis(name, "CONFIG SET", key, value)
+
+    @contextlib.contextmanager
+    def read_only_redis(self, name: RedisName) -> Iterator[None]:
+        self.redis(name, "REPLICAOF", "127.0.0.1", 1)
+        try:
+            yield
+        finally:
+            self.redis(name, "REPLICAOF", "NO", "ONE")
+
+    def kill_controller(self) -> None:
+        self.container("controller").kill()
+
+    def start_controller(self) -> None:
+        self.container("controller").start()
+
+    def controller_pid(self) -> int:
+        return int(self.container("controller").attrs["State"]["Pid"])
+
+    # -- questions
+
+    def consul(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Any:
+        request = urllib.request.Request(
+            f"http://{self._consul}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            method=method,
+            headers={"X-Consul-Token": token or self.secret("consul/master.token")},
+        )
+        with _OPENER.open(request, timeout=10) as answer:
+            text = answer.read()
+        return json.loads(text) if text.strip() else None
+
+    def consul_token(self, service: str) -> str:
+        return self.secret(f"consul/{service}.token")
+
+    def grant_admin(self, email: str) -> None:
+        done = self.containers("auth")[0].exec_run(["python", "-m", "services.auth", "grant-admin", email])
+        assert done.exit_code == 0, done.output
+
+    def edge_servers(self, service: str) -> list[EdgeServer]:
+        # The page, not the Runtime API: its socket is in a volume, and a command in a container takes too long.
+        with _OPENER.open(f"http://127.0.0.1:{self._stats}/stats;csv", timeout=5) as answer:
+            text = answer.read().decode()
+        return [
+            EdgeServer(
+                backend=row["pxname"],
+                name=row["svname"],
+                status=row["status"],
+                weight=int(row["weight"] or 0),
+                errors=sum(int(row[key] or 0) for key in ("econ", "eresp", "wretr", "wredis")),
+                sessions=int(row["scur"] or 0),
+            )
+            for row in csv.DictReader(io.StringIO(text.removeprefix("# ")))
+            if row["pxname"] == f"svc_{service}" and row["svname"] not in {"FRONTEND", "BACKEND"}
+        ]
+
+    def edge_log(self) -> list[dict[str, Any]]:
+        lines = []
+        for line in self.container("haproxy").logs(tail=50_000).decode(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line[max(line.find("{"), 0) :]))
+        return lines
+
+    def reloads(self) -> int:
+        return self.container("haproxy").logs().count(b"Reloading HAProxy")
+
+    def healthy(self) -> bool:
+        """Whether every service has its instances, all passing and all up at the edge, and nobody else is there."""
+        if not all(self.container(name).status == "running" for name in SERVERS):
+            return False
+        for service, count in self.services().items():
+            members = self.instances(service)
+            ids = {member.id for member in members if member.pid}
+            if not len(ids) == len(members) == count:
+                return False
+            entries = self.consul("GET", f"/v1/health/service/{service}?passing=1")
+            servers = self.edge_servers(service)
+            if (
+                not {entry["Service"]["ID"] for entry in entries}
+                == ids
+                == {one.name for one in servers if one.up}
+            ):
+                return False
+            if len(servers) != count:
+                return False
+        return True
+
+    def wait_healthy(self, within_s: float = 60.0) -> None:
+        eventually(self.healthy, within_s, every_s=0.1)
+
+    def repair(self) -> None:
+        if self.healthy():
+            return
+        for name in (*SERVERS, *self.services()):
+            for one in self.containers(name):
+                if one.status == "paused":
+                    one.unpause()
+            self.start(name)
+        self._acl().wait_ready(30 * time_scale())
+        for service, count in self.services().items():
+            if len(self.instances(service)) != count:
+                self.scale(service, count)
+            ours = {member.id for member in self.instances(service)}
+            for entry in self.consul("GET", f"/v1/catalog/service/{service}"):
+                if entry["ServiceID"] not in ours:
+                    self.consul("PUT", f"/v1/agent/service/deregister/{entry['ServiceID']}")
+        self.wait_healthy(60)
+
+
+class _Vault:
+    """As much of a vault as a question to Consul wants."""
+
+    def __init__(self, fleet: ContainerFleet) -> None:
+        self._fleet = fleet
+
+    def consul_token(self, name: str) -> str:
+        return self._fleet.secret(f"consul/{name}.token")
