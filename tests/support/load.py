@@ -33,7 +33,7 @@ MAX_ANSWERS = 120_000
 class Plan:
     """What to send. `rate_per_s` over all connections (open loop); None sends back to back (closed loop).
 
-    `paths` are taken in turn. `ok` are the statuses that are no failure. Latency is counted from the moment
+    `paths` are taken in turn. A `body` that is a function is called for each request; it must be safe for threads. `ok` are the statuses that are no failure. Latency is counted from the moment
     a request was due, so that an edge that stalls shows it in every request that had to wait. `right` judges path and
     body of each answer whose status is ok; what it does not like is an error `wrong`.
     """
@@ -43,7 +43,7 @@ class Plan:
     host: str = "127.0.0.1"
     method: str = "GET"
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytes | Callable[[], bytes] = b""
     connections: int = 8
     rate_per_s: float | None = 200.0
     timeout_s: float = 10.0
@@ -68,10 +68,16 @@ class Answer(NamedTuple):
     request_id: str
     path: str
     cache: str = ""
+    sent_s: float = 0.0
 
     @property
     def latency_s(self) -> float:
         return self.ended_s - self.due_s
+
+    @property
+    def took_s(self) -> float:
+        """How long the server had it: without the time for which the one before it held its connection."""
+        return self.ended_s - self.sent_s
 
 
 @dataclass(frozen=True)
@@ -165,35 +171,37 @@ class _Worker:
         return self.start_s + (turn * self.plan.connections + self.number) / self.plan.rate_per_s
 
     def _ask(self, due: float, path: str) -> Answer:
-        request_id = uuid.uuid4().hex
+        request_id, sent = uuid.uuid4().hex, time.monotonic()
         try:
             reply = self.wire.exchange(self._request(path, request_id), head=self.plan.method == "HEAD")
         except WireError as error:
             cut = error.started and error.kind in ("closed", "reset")
             if error.kind == "connect":
                 self.stop.wait(0.01)  # a refused connection returns at once: without this it would spin
-            return self._record(due, path, request_id, error.status, error.headers, error.kind, cut)
+            return self._record(due, sent, path, request_id, error.status, error.headers, error.kind, cut)
         right = (
             reply.status not in self.plan.ok or self.plan.right is None or self.plan.right(path, reply.body)
         )
         error_kind = None if right else "wrong"
-        return self._record(due, path, request_id, reply.status, reply.headers, error_kind, False)
+        return self._record(due, sent, path, request_id, reply.status, reply.headers, error_kind, False)
 
     def _request(self, path: str, request_id: str) -> bytes:
         plan = self.plan
+        body = plan.body if isinstance(plan.body, bytes) else plan.body()
         lines = [
             f"{plan.method} {path} HTTP/1.1",
             f"Host: {plan.host}:{plan.port}",
             f"X-Request-ID: {request_id}",
         ]
         lines += [f"{name}: {value}" for name, value in plan.headers.items()]
-        if plan.body or plan.method not in ("GET", "HEAD", "DELETE"):
-            lines.append(f"Content-Length: {len(plan.body)}")
-        return "\r\n".join([*lines, "", ""]).encode() + plan.body
+        if body or plan.method not in ("GET", "HEAD", "DELETE"):
+            lines.append(f"Content-Length: {len(body)}")
+        return "\r\n".join([*lines, "", ""]).encode() + body
 
     @staticmethod
     def _record(
         due: float,
+        sent: float,
         path: str,
         request_id: str,
         status: int,
@@ -213,6 +221,7 @@ class _Worker:
             request_id=request_id,
             path=path,
             cache=headers.get("x-cache", ""),
+            sent_s=sent,
         )
 
 

@@ -38,10 +38,10 @@ class PostgresServer:
             connection.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
         return f"postgresql://{name}@127.0.0.1:{self.port}/{name}"
 
-    def connect(self) -> psycopg.Connection:
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
         """As the administrator, outside of any transaction."""
         return psycopg.connect(
-            f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres",
+            f"host=127.0.0.1 port={self.port} user=postgres dbname={database}",
             autocommit=True,
             connect_timeout=1,
         )

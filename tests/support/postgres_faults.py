@@ -1,0 +1,70 @@
+"""Faults of a PostgreSQL server, each undone in its end. What runs the server is none of their business."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import psycopg
+
+from tests.support.eventually import eventually
+
+OTHERS = (
+    "FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename NOT IN (%(mine)s, current_user)"
+)
+
+
+class Target(Protocol):
+    """A server that can be hurt: see `tests.support.postgres.PostgresServer`."""
+
+    def connect(self, database: str = ...) -> psycopg.Connection: ...
+
+    def database(self, service: str = ...) -> str: ...
+
+    def crash(self) -> None: ...
+
+    def start(self) -> None: ...
+
+
+@contextlib.contextmanager
+def crashed(server: Target) -> Iterator[None]:
+    """Shut down at once, without a word to anybody; in the end started again on what its disk holds."""
+    server.crash()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@contextlib.contextmanager
+def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
+    """Somebody else holds every connection: those of the services are ended, and taken before they come back.
+
+    Gives a function that tells how many connections are not his.
+    """
+    url = server.database("greedy")
+    with contextlib.ExitStack() as held:
+        # PostgreSQL keeps a few places free for him.
+        administrator = held.enter_context(contextlib.closing(server.connect()))
+        mine = psycopg.conninfo.conninfo_to_dict(url)["user"]
+        sessions: list[psycopg.Connection] = []
+
+        def number(query: str) -> int:
+            found = administrator.execute(query, {"mine": mine}).fetchone()
+            assert found is not None
+            return int(found[0])
+
+        def take_all() -> bool:
+            number(f"SELECT count(pg_terminate_backend(pid)) {OTHERS}")
+            with contextlib.suppress(psycopg.OperationalError):
+                while True:
+                    one = psycopg.connect(url, connect_timeout=5)
+                    sessions.append(held.enter_context(contextlib.closing(one)))
+            # By the number: who is about to come or go holds a place and is not in the list yet, or no more.
+            return len(sessions) == places - 1
+
+        kept = number("SELECT current_setting('superuser_reserved_connections')")
+        places = number("SELECT current_setting('max_connections')") - kept
+        eventually(take_all, 20)
+        yield lambda: number(f"SELECT count(*) {OTHERS}")
