@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Engine, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from services.kit import migrate
@@ -21,6 +22,8 @@ from services.kit.settings import ServiceSettings, secret
 
 READ_ONLY = "kit_read_only"
 STATEMENT_TIMEOUT_S = 10.0
+# Within what HAProxy gives a health check (1 s), which may come to stand behind somebody who waits.
+PLACE_WAIT_S = 0.5
 
 
 def database_url(settings: ServiceSettings, service: str) -> URL:
@@ -32,6 +35,31 @@ def database_url(settings: ServiceSettings, service: str) -> URL:
     if url.get_backend_name() == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     return url
+
+
+class Places:
+    """So many sessions at once. Who finds no place free waits for one, but not while that has just been in vain.
+
+    What waits for a lock, or for a server that says nothing, keeps its place for seconds. Were the others to wait for it,
+    the database would soon hold every thread, and with them what needs no database: health checks, the cache.
+    """
+
+    def __init__(self, count: int, wait_s: float) -> None:
+        self._free = threading.BoundedSemaphore(count)
+        self._wait_s = wait_s
+        self._in_vain = False
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a place. Raises sqlalchemy.exc.TimeoutError."""
+        if not self._free.acquire(timeout=0.0 if self._in_vain else self._wait_s):
+            self._in_vain = True
+            raise PoolTimeout("every place is taken by a session that does not end")
+        try:
+            yield
+        finally:
+            self._in_vain = False
+            self._free.release()
 
 
 class Database:
@@ -51,6 +79,7 @@ class Database:
         self._migrations = migrations
         self._pool_size = pool_size
         self._timeout_s = timeout_s
+        self._places = Places(pool_size, min(timeout_s, PLACE_WAIT_S))
         self._lock = threading.Lock()
         self._engine: Engine | None = None
 
@@ -69,24 +98,25 @@ class Database:
 
     @contextmanager
     def session(self, *, read_only: bool = False) -> Iterator[Session]:
-        """A session in a transaction: committed at the end, rolled back by an exception.
+        """A session in a transaction: committed at the end, rolled back by an exception. At most `pool_size` at once.
 
         On SQLite it begins by taking the write lock (`BEGIN IMMEDIATE`), so that what it reads is still true when it
         writes; there is one writer at a time, so keep it short and call nobody from inside. With `read_only` it
         takes none, runs beside writers, and refuses to flush.
         """
-        session = Session(self.engine, expire_on_commit=False)
-        try:
-            if read_only:
-                session.info[READ_ONLY] = True
-                session.connection(execution_options=self._read_only_options())
-            yield session
-            session.commit()
-        except BaseException:
-            session.rollback()
-            raise
-        finally:
-            session.close()
+        with self._places.one():
+            session = Session(self.engine, expire_on_commit=False)
+            try:
+                if read_only:
+                    session.info[READ_ONLY] = True
+                    session.connection(execution_options=self._read_only_options())
+                yield session
+                session.commit()
+            except BaseException:
+                session.rollback()
+                raise
+            finally:
+                session.close()
 
     def migrate(self, *, wait_s: float = 60.0) -> None:
         """Bring the schema up to date; safe when several instances do it at once. Raises migrate.MigrationError.

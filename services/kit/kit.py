@@ -71,7 +71,7 @@ class Kit:
             database_url(settings, name),
             metadata=metadata,
             migrations=migrations,
-            pool_size=settings.db_pool_size,
+            pool_size=min(settings.db_pool_size, settings.threads_to_wait() or settings.db_pool_size),
             timeout_s=settings.db_timeout_s,
         )
         self._lock = threading.RLock()

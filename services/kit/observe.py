@@ -49,10 +49,7 @@ class Observer:
         self._app = app
         self._metrics = kit.metrics
         self._deadline_s = kit.settings.deadline_s
-        settings = kit.settings
-        # A quarter of the threads is left for what is whole when it comes: health checks, and most requests.
-        places = max(1, settings.worker_threads * 3 // 4) if settings.worker_class == "gthread" else None
-        self._arrivals = Arrivals(places, settings.body_timeout_s)
+        self._arrivals = Arrivals(kit.settings.threads_to_wait(), kit.settings.body_timeout_s)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         started = time.perf_counter()

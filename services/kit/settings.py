@@ -62,6 +62,7 @@ class ServiceSettings(BaseSettings):
 
     data_dir: Path = Path("var/data")
     database_url: SecretStr | None = None
+    # With gthread at most three quarters of the threads: see `threads_to_wait`.
     db_pool_size: int = Field(default=8, ge=1, le=100)
     db_timeout_s: float = Field(default=2.0, gt=0, le=60)
 
@@ -94,6 +95,13 @@ class ServiceSettings(BaseSettings):
     body_timeout_s: float = Field(default=10.0, gt=0, le=600)
     max_json_depth: int = Field(default=32, ge=1, le=150)
     deadline_s: float = Field(default=30.0, gt=0, le=3600)
+
+    def threads_to_wait(self) -> int | None:
+        """How many requests at once may wait for one thing: for bodies, or for the database. None: any number of greenlets.
+
+        A quarter of the threads is left for who needs neither, health checks first.
+        """
+        return max(1, self.worker_threads * 3 // 4) if self.worker_class == "gthread" else None
 
     @classmethod
     def from_environment(cls) -> Self:

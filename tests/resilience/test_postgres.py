@@ -9,7 +9,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -21,7 +21,7 @@ from tests.support.eventually import eventually, time_scale
 from tests.support.instances import RunningInstance
 from tests.support.load import Load, Plan
 from tests.support.postgres import PostgresServer, postgres
-from tests.support.postgres_faults import connections_taken, crashed
+from tests.support.postgres_faults import connections_taken, crashed, table_locked
 
 SERVICES = ("auth", "users", "posts")
 # Pools of all instances, and a few for migrations, tests and faults.
@@ -279,3 +279,25 @@ def test_exhausted_connections_are_503_in_time_and_the_cache_goes_on(rig: Rig) -
 
 def bearer(person: Person) -> dict[str, str]:
     return {"Authorization": f"Bearer {person.access}"}
+
+
+def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
+    """More want it than an instance has threads. All of them are told so in time, and the others do not notice."""
+    writers = [posting(rig, each, connections=16, rate_per_s=30) for each in rig.posts]
+    with running(writers):
+        fault_s = time.monotonic()
+        with table_locked(rig.server, rig.database("posts"), "post_tags"):
+            assert_alive_until(rig.posts, lambda: all(each.refused() >= 40 for each in writers))
+        free_s = time.monotonic()
+        until_all_are_served(writers)
+    assert_bounded(writers, fault_s, free_s)
+    assert_kept(rig, writers)
+
+
+def assert_alive_until(instances: list[RunningInstance], enough: Callable[[], bool]) -> None:
+    """Not by `eventually`, to which an instance that is not alive would be one that is not alive yet."""
+    until = time.monotonic() + 30 * time_scale()
+    while not enough():
+        assert time.monotonic() < until, "not enough within 30 s"
+        assert_alive(instances)
+        time.sleep(0.1)

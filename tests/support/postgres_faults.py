@@ -68,3 +68,11 @@ def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
         places = number("SELECT current_setting('max_connections')") - kept
         eventually(take_all, 20)
         yield lambda: number(f"SELECT count(*) {OTHERS}")
+
+
+@contextlib.contextmanager
+def table_locked(server: Target, database: str, table: str) -> Iterator[None]:
+    """Somebody else holds a table for himself, as a careless change of its schema does."""
+    with contextlib.closing(server.connect(database)) as connection, connection.transaction():
+        connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        yield

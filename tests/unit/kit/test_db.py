@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from services.kit.db import Database, database_url
+from services.kit.db import Database, Places, database_url
 from services.kit.migrate import MigrationError
 from services.kit.settings import ServiceSettings
 
@@ -169,6 +169,23 @@ def test_pool_is_bounded_and_gives_up_in_time(tmp_path: Path) -> None:
     with db.session(read_only=True) as held:
         held.get_one(Counter, 1)
         with pytest.raises(PoolTimeout), db.session(read_only=True):
+            pass
+
+
+def test_nobody_waits_for_a_place_while_that_has_just_been_in_vain() -> None:
+    places = Places(1, 0.3)
+
+    def refused_after() -> float:
+        started = time.monotonic()
+        with pytest.raises(PoolTimeout), places.one():
+            pass
+        return time.monotonic() - started
+
+    for _ in range(2):
+        with places.one():
+            assert refused_after() >= 0.3
+            assert max(refused_after() for _ in range(5)) < 0.2
+        with places.one():
             pass
 
 
