@@ -24,7 +24,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 log = structlog.get_logger(__name__)
 
 LEASE_S = 3.0
-# How long a caller waits for another one's load before it loads by itself, and how often it looks.
+# How long a load is waited for by others before they load by themselves, and how often they look. What takes longer is behind a
+# lock, or asks a database that is away: waited for to its end, it would hold every thread that is asked for the same.
 WAIT_S = 0.25
 POLL_S = 0.01
 # Answers that are errors, which cost no time. A Redis that says nothing opens the breaker at once: each try takes a timeout.
@@ -54,11 +55,12 @@ class _Away(Exception):
 
 
 class _Load:
-    """A load in this process that other threads wait for."""
+    """A load in this process that other threads wait for, until `WAIT_S` after it `began`."""
 
-    __slots__ = ("done", "ok", "value")
+    __slots__ = ("began", "done", "ok", "value")
 
-    def __init__(self) -> None:
+    def __init__(self, began: float) -> None:
+        self.began = began
         self.done = threading.Event()
         self.ok = False
         self.value: Any = None
@@ -123,22 +125,26 @@ class Cache:
                     self._pending.pop(next(iter(self._pending)))
 
     def get_or_load(self, key: str, ttl_s: float, load: Callable[[], Any]) -> Any:
-        """The value, from the cache or from `load` (its errors pass through). Callers that ask at once load once.
+        """The value, from the cache or from `load` (its errors pass through). Callers that ask at once load once, unless
+        that takes longer than `WAIT_S`.
 
         `load` returns what JSON can hold; None is answered and not stored. What comes back is never older than an
         `invalidate` that was over before the call, whichever instance made it: a value is shared with those who asked
         before it was stored, and only if it could be stored.
         """
         token = secrets.token_hex(8)
-        until = self._monotonic() + WAIT_S
+        began = self._monotonic()
         try:
             data, owner = self._read(key, token)
-            while data is None and not owner and self._monotonic() < until:
+            while data is None and not owner:
                 with self._lock:
                     flight = self._loads.get(key)
+                left_s = (flight.began if flight else began) + WAIT_S - self._monotonic()
+                if left_s <= 0:
+                    break
                 if flight is None:
                     self._sleep(POLL_S)
-                elif flight.done.wait(LEASE_S) and flight.ok:
+                elif flight.done.wait(left_s) and flight.ok:
                     self._count("shared")
                     return flight.value
                 data, owner = self._read(key, token)
@@ -148,10 +154,12 @@ class Cache:
             self._count("hit")
             return from_json(data)
         self._count("miss")
-        return self._load_and_store(key, token, ttl_s, load) if owner else load()
+        if owner:
+            return self._load_and_store(key, token, ttl_s, load)
+        return self._load_without_lease(key, load, began)
 
     def _load_and_store(self, key: str, token: str, ttl_s: float, load: Callable[[], Any]) -> Any:
-        flight = _Load()
+        flight = _Load(self._monotonic())
         with self._lock:
             self._loads[key] = flight
         loaded = False
@@ -161,11 +169,25 @@ class Cache:
             return flight.value
         finally:
             # Nobody joins from here on: who asks after the store may ask after a change that followed it.
-            with self._lock:
-                if self._loads.get(key) is flight:
-                    del self._loads[key]
+            self._landed(key, flight)
             flight.ok = self._store(key, token, ttl_s, flight.value) and loaded
             flight.done.set()
+
+    def _load_without_lease(self, key: str, load: Callable[[], Any], began: float) -> Any:
+        """For one who `began` to wait, in vain. Its value is nobody else's, but who comes meanwhile need not wait as well."""
+        flight = _Load(began)
+        with self._lock:
+            self._loads.setdefault(key, flight)
+        try:
+            return load()
+        finally:
+            self._landed(key, flight)
+            flight.done.set()
+
+    def _landed(self, key: str, flight: _Load) -> None:
+        with self._lock:
+            if self._loads.get(key) is flight:
+                del self._loads[key]
 
     def _store(self, key: str, token: str, ttl_s: float, value: Any) -> bool:
         """Store a value, or give the lease back where there is none. False when the lease has been taken away."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import requests
+from redis import Redis
 
 from tests.integration.identity import PASSWORD, Identity, Person, identity, problem
 from tests.support.databases import Backend
@@ -292,6 +293,28 @@ def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
         until_all_are_served(writers)
     assert_bounded(writers, fault_s, free_s)
     assert_kept(rig, writers)
+
+
+def test_lock_behind_a_cold_cache_costs_only_who_asks_what_it_does_not_hold(rig: Rig) -> None:
+    """Many ask for the same at once, so that one of them loads and the others wait for what he finds."""
+    reader = rig.people.person()
+    readers = [
+        Load(Plan(each.port, ("/api/users/me",), headers=bearer(reader), connections=16, rate_per_s=60))
+        for each in rig.people.users
+    ]
+    with readers[0], readers[1]:
+        eventually(lambda: all(len(load.report().good()) >= 40 for load in readers), 20)
+        fault_s = time.monotonic()
+        with table_locked(rig.server, rig.database("users"), "users"):
+            with Redis.from_url(rig.people.cache.url) as cache:
+                cache.flushall()
+            assert_alive_until(
+                rig.people.users, lambda: all(len(load.report().failures()) >= 40 for load in readers)
+            )
+        free_s = time.monotonic()
+        eventually(lambda: all(len(load.report().since(free_s).good()) >= 40 for load in readers), 20)
+    for each, load in zip(rig.people.users, readers, strict=True):
+        assert_bounded([Writer(each, load)], fault_s, free_s)
 
 
 def assert_alive_until(instances: list[RunningInstance], enough: Callable[[], bool]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ def test_threads_that_ask_at_once_load_once(own: Cache) -> None:
     source = Source()
 
     def load() -> Any:
-        time.sleep(0.1)
+        time.sleep(0.03)
         return source.load()
 
     assert in_threads(20, lambda: own.get_or_load("k", 10, load)) == [1] * 20
@@ -136,7 +137,7 @@ def test_processes_that_ask_at_once_load_once(own: Cache, server: RedisServer, r
     source = Source()
 
     def load() -> Any:
-        time.sleep(0.1)
+        time.sleep(0.03)
         return source.load()
 
     def ask() -> Any:
@@ -146,6 +147,28 @@ def test_processes_that_ask_at_once_load_once(own: Cache, server: RedisServer, r
 
     assert in_threads(8, ask) == [1] * 8
     assert source.loads == 1
+
+
+def test_load_that_takes_long_is_not_waited_for(own: Cache, server: RedisServer, request: Any) -> None:
+    """Whether it goes on in this process or in another: what it holds up must not hold up all who ask for the same."""
+    slow = Source()
+    slow.go_on.clear()
+    other, there = cache(server.port, request.node.name), Source()
+    there.go_on.clear()
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            held = [pool.submit(own.get_or_load, "k", 10, slow.load)]
+            assert slow.reading.wait(5)
+            held.append(pool.submit(other.get_or_load, "k", 10, there.load))
+            assert there.reading.wait(5), "nobody waits for ever"
+            for each in (own, other):
+                started = time.monotonic()
+                assert each.get_or_load("k", 10, Source(2).load) == 2
+                assert time.monotonic() - started < 0.2 * time_scale()
+        finally:
+            slow.go_on.set()
+            there.go_on.set()
+    assert [each.result() for each in held] == [1, 1]
 
 
 def test_loaders_error_passes_through_and_keeps_nobody_waiting(own: Cache) -> None:
