@@ -220,16 +220,30 @@ class ServiceClient:
                 call
             ):
                 return self._final(call, outcome)
-            if not self._unseen(call, upstream, outcome) and not upstream.budget.spend():
+            if not self._paid(call, upstream, outcome):
                 if isinstance(outcome, ConnectFailed):
                     raise BudgetExhausted(
                         call.service, outcome.detail, attempts=call.attempts, instance_id=instance.id
                     ) from outcome
                 return self._final(call, outcome)
-            if isinstance(outcome, Response):
-                outcome.close()
-            pause_s = backoff_s(self._settings.retry, call.attempts, self._clock)
-            self._clock.sleep(min(pause_s, max(0.0, self._left_s(call))))
+
+    def _paid(self, call: Call, upstream: Upstream, outcome: Response | CallError) -> bool:
+        """Take one more attempt out of the budget, and wait before it; False when it is not to be made.
+
+        A request that nobody saw may overdraw the budget. Of many that meet a full outage at once, most hear during the
+        pause that the others refuse as well: so they look again after it.
+        """
+        budget = upstream.budget
+        unseen = self._unseen(call, upstream, outcome)
+        if unseen:
+            budget.borrow()
+        elif not budget.spend():
+            return False
+        if isinstance(outcome, Response):
+            outcome.close()
+        pause_s = backoff_s(self._settings.retry, call.attempts, self._clock)
+        self._clock.sleep(min(pause_s, max(0.0, self._left_s(call))))
+        return not unseen or self._unseen(call, upstream, outcome) or not budget.overdrawn()
 
     def _unseen(self, call: Call, upstream: Upstream, outcome: Response | CallError) -> bool:
         """Whether nobody saw the request and somebody is left who is thought to work: no load is doubled by going there.

@@ -35,6 +35,7 @@ class _Record:
     times: int = 0
     until: float = 0.0
     watched_until: float = 0.0
+    silent: bool = False  # since its last ejection
 
 
 class Outliers:
@@ -56,6 +57,7 @@ class Outliers:
             record = self._records.get(key)
             if record is not None:
                 record.failures = 0
+                record.silent = False
                 if self._clock.monotonic() >= record.watched_until:
                     del self._records[key]
 
@@ -77,6 +79,7 @@ class Outliers:
             record.failures = 0
             record.until = now + out_s
             record.watched_until = record.until + out_s
+            record.silent = True
             return out_s
 
     def ejected(self) -> frozenset[Identity]:
@@ -86,6 +89,16 @@ class Outliers:
         with self._lock:
             now = self._clock.monotonic()
             return frozenset(key for key, record in self._records.items() if now < record.until)
+
+    def unproven(self) -> frozenset[Identity]:
+        """Who is out just now, or has not answered since: that an ejection is over does not say that its cause is."""
+        if not self._records:
+            return frozenset()
+        with self._lock:
+            now = self._clock.monotonic()
+            return frozenset(
+                key for key, record in self._records.items() if record.silent or now < record.until
+            )
 
     def forget_all_but(self, instances: Iterable[Instance]) -> None:
         """Drop what is known of instances that are gone."""

@@ -65,3 +65,11 @@ class RetryBudget:
     def spend(self) -> bool:
         """Whether one more retry fits; counts it if so."""
         return self._window.add_second_below(self._settings.ratio, self._settings.floor)
+
+    def borrow(self) -> None:
+        """Count a retry whether it fits or not; later ones pay for it."""
+        self._window.add(second=1)
+
+    def overdrawn(self) -> bool:
+        """Whether more was borrowed than there is."""
+        return not self._window.second_fits(self._settings.ratio, self._settings.floor)

@@ -48,8 +48,8 @@ class Upstream:
         return candidates(found, ejected, shunned)
 
     def another_works(self, instances: Sequence[Instance], shunned: Collection[Identity]) -> bool:
-        """Whether somebody is left who is neither shunned nor ejected."""
-        out = self.outliers.ejected().union(shunned)
+        """Whether somebody is left who is not shunned, and was never ejected or has answered since."""
+        out = self.outliers.unproven().union(shunned)
         return any(identity(each) not in out for each in self.usable(instances))
 
     def _sift(self, instances: Sequence[Instance]) -> tuple[Sequence[Instance], list[Instance], bool]:

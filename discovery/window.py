@@ -60,11 +60,19 @@ class Window:
     def add_second_below(self, ratio: float, floor: int) -> bool:
         """Count one of the second kind if there are then at most `ratio` × the first kind, or `floor`; tells whether it did."""
         with self._lock:
-            first, second = self._totals()
-            if second + 1 > max(floor, ratio * first):
+            if not self._fits(1, ratio, floor):
                 return False
             self._add(0, 1)
             return True
+
+    def second_fits(self, ratio: float, floor: int) -> bool:
+        """Whether there are at most `ratio` × the first kind of the second kind, or `floor`."""
+        with self._lock:
+            return self._fits(0, ratio, floor)
+
+    def _fits(self, more: int, ratio: float, floor: int) -> bool:
+        first, second = self._totals()
+        return second + more <= max(floor, ratio * first)
 
     def clear(self) -> None:
         with self._lock:

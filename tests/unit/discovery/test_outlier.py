@@ -75,6 +75,22 @@ def test_late_news_does_not_lengthen_an_ejection() -> None:
     assert not some.ejected()
 
 
+def test_instance_proves_itself_by_an_answer_not_by_the_end_of_its_ejection() -> None:
+    clock = ManualClock()
+    some = outliers(clock)
+    some.failed(ONE, refused=True)
+    some.succeeded(ONE)
+    assert some.unproven() == {identity(ONE)}, "still out"
+    clock.sleep(2.5)
+    assert not some.unproven()
+    some.failed(ONE, refused=True)
+    clock.sleep(30)
+    assert not some.ejected()
+    assert some.unproven() == {identity(ONE)}
+    some.succeeded(ONE)
+    assert not some.unproven()
+
+
 def test_instance_that_returns_elsewhere_is_not_ejected() -> None:
     some = outliers(ManualClock())
     some.failed(ONE, refused=True)

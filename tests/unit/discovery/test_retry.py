@@ -91,6 +91,20 @@ def test_budget_of_few_calls_is_the_floor_and_comes_back_with_time() -> None:
     assert budget.spend()
 
 
+def test_what_was_borrowed_is_paid_by_later_retries() -> None:
+    clock = ManualClock()
+    budget = RetryBudget(RetrySettings(ratio=0.2, floor=3, window_s=10), clock)
+    for _ in range(5):
+        budget.borrow()
+    assert budget.overdrawn()
+    for _ in range(25):
+        budget.called()
+    assert not budget.overdrawn()
+    assert not budget.spend(), "the five that fit were made"
+    clock.sleep(11)
+    assert budget.spend()
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 30, allow_nan=False), st.integers(0, 3), st.integers(0, 3)), max_size=40)
 )
