@@ -1,7 +1,7 @@
 """Database sessions: SQLAlchemy 2 on SQLite (WAL) by default, on PostgreSQL by `DATABASE_URL`.
 
-Nothing here waits without an end: pools are bounded, and connecting, waiting for a lock and waiting for a pooled
-connection each have a time. What runs out of it leaves the service as 503 with `Retry-After` (see `errors`).
+Nothing here waits without an end: pools are bounded, and connecting, waiting for a lock, for a pooled connection and for
+an answer each have a time. What runs out of it leaves the service as 503 with `Retry-After` (see `errors`).
 """
 
 from __future__ import annotations
@@ -154,19 +154,12 @@ class Database:
             engine = create_engine(self.url, **options)
             event.listen(engine, "connect", _sqlite_connect)
             event.listen(engine, "begin", _sqlite_begin)
-        else:
-            wait_ms = int(self._timeout_s * 1000)
-            timeouts = {
-                "lock_timeout": wait_ms,
-                "statement_timeout": int(STATEMENT_TIMEOUT_S * 1000),
-                "idle_in_transaction_session_timeout": int(STATEMENT_TIMEOUT_S * 1000),
-            }
-            options["connect_args"] = {
-                "connect_timeout": max(1, int(self._timeout_s)),
-                "options": " ".join(f"-c {name}={value}" for name, value in timeouts.items()),
-            }
-            engine = create_engine(self.url, pool_pre_ping=True, pool_recycle=1800, **options)
-        return engine
+            return engine
+        from services.kit import postgres
+
+        return postgres.make_engine(
+            self.url, timeout_s=self._timeout_s, statement_s=STATEMENT_TIMEOUT_S, **options
+        )
 
 
 @event.listens_for(Session, "before_flush")

@@ -58,6 +58,22 @@ class PostgresServer:
         eventually(self.accepts, 15, every_s=0.05)
         self.process.must_run()
 
+    def freeze(self) -> None:
+        """Stop it where it stands: it neither answers nor closes anything."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        self._signal_children(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_children(signal.SIGCONT)
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def _signal_children(self, number: int) -> None:
+        """Each has a process group of its own."""
+        pid = self.process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), number)
+
     def crash(self) -> None:
         """What `pg_ctl stop -m immediate` does: every session is cut off at once, nothing is written down."""
         self.process.signal(signal.SIGQUIT)

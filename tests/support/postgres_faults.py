@@ -26,6 +26,10 @@ class Target(Protocol):
 
     def start(self) -> None: ...
 
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
+
 
 @contextlib.contextmanager
 def crashed(server: Target) -> Iterator[None]:
@@ -35,6 +39,16 @@ def crashed(server: Target) -> Iterator[None]:
         yield
     finally:
         server.start()
+
+
+@contextlib.contextmanager
+def frozen(server: Target) -> Iterator[None]:
+    """It stands still: its kernel takes connections and requests, and nobody answers them."""
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from services.kit.db import Database, database_url
 from services.kit.migrate import MigrationError, lock
 from services.kit.settings import ServiceSettings
+from tests.support.eventually import eventually, time_scale
 from tests.support.postgres import PostgresServer
+from tests.support.postgres_faults import frozen
 from tests.unit.kit.test_db import Base, Counter, migrations
 
 
@@ -98,6 +102,39 @@ def test_read_only_session_is_read_only_on_the_server_too(postgres_server: Postg
         write()
     with db.session() as session:
         session.add(Counter(id=9, n=9))
+
+
+def test_server_that_stands_still_is_an_error_in_time(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a transaction, with a pooled connection, and with a new one."""
+    monkeypatch.setattr("services.kit.db.STATEMENT_TIMEOUT_S", 0.5)
+    db = database(postgres_server.database(), timeout_s=0.5)
+
+    def ask() -> bool:
+        with db.session(read_only=True) as session:
+            return bool(session.execute(text("SELECT true")).scalar())
+
+    def ask_and_freeze(faults: ExitStack) -> None:
+        with db.session() as session:
+            session.execute(text("SELECT 1"))
+            faults.enter_context(frozen(postgres_server))
+            session.execute(text("SELECT 2"))
+
+    def refused_after(action: Callable[[], object]) -> float:
+        started = time.monotonic()
+        with pytest.raises(OperationalError):
+            action()
+        return time.monotonic() - started
+
+    assert ask()
+    with ExitStack() as faults:
+        assert refused_after(lambda: ask_and_freeze(faults)) < 3 * time_scale()
+        assert refused_after(ask) < 3 * time_scale()
+    eventually(ask, 5)
+    with frozen(postgres_server):
+        assert refused_after(ask) < 3 * time_scale(), "the connection had been idle"
+    eventually(ask, 5)
 
 
 def test_unreachable_server_is_an_error_in_time() -> None:

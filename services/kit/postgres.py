@@ -1,0 +1,55 @@
+"""What connections to PostgreSQL are told, so that nothing it does, or does not do, holds a request without an end.
+
+Imported where there is such a database only: psycopg is some megabytes for nothing beside SQLite.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import URL
+
+
+class Connection(psycopg.Connection[Any]):
+    """Closes itself when its server has said nothing for too long: a server that is frozen, or cut off, sends no error.
+
+    `ping_s` is for what is asked outside of a transaction, as SQLAlchemy asks a pooled connection before it is used;
+    `answer_s` for everything else, and more than the server's own limits.
+    """
+
+    ping_s: float
+    answer_s: float
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Run psycopg's generator to its end. Raises psycopg.OperationalError."""
+        if timeout is None:
+            timeout = self.ping_s if self.autocommit else self.answer_s
+        try:
+            return super().wait(gen, interval, timeout)
+        except psycopg.errors._WaitTimeout:
+            self.close()
+            raise psycopg.OperationalError("the server does not answer") from None
+
+
+def make_engine(url: URL, *, timeout_s: float, statement_s: float, **options: Any) -> Engine:
+    """An engine whose connections wait `timeout_s` for a connection, a sign of life or a lock, `statement_s` for a statement."""
+    limits = {
+        "lock_timeout": timeout_s,
+        "statement_timeout": statement_s,
+        "idle_in_transaction_session_timeout": statement_s,
+    }
+    arguments = {
+        "connect_timeout": max(1, int(timeout_s)),
+        "options": " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()),
+    }
+    engine = create_engine(url, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments, **options)
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_: Any, __: Any, cargs: Any, cparams: Any) -> Connection:
+        made = Connection.connect(*cargs, **cparams)
+        made.ping_s, made.answer_s = timeout_s, statement_s + timeout_s
+        return made
+
+    return engine
