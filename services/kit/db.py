@@ -93,7 +93,7 @@ class Database:
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
-                    self._engine = self._make_engine()
+                    self._engine = self._make_engine(STATEMENT_TIMEOUT_S, self._pool_size)
         return self._engine
 
     @contextmanager
@@ -127,11 +127,17 @@ class Database:
             return
         if self.is_sqlite and self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        with migrate.lock(self.engine, wait_s=wait_s):
-            if self._migrations is not None:
-                migrate.upgrade(self.engine, self._migrations, self._metadata)
-            elif self._metadata is not None:
-                self._metadata.create_all(self.engine)
+        # One of its own on a server: an index may take longer to build than a request may last. Two connections: one holds the lock.
+        engine = self.engine if self.is_sqlite else self._make_engine(statement_s=0, connections=2)
+        try:
+            with migrate.lock(engine, wait_s=wait_s):
+                if self._migrations is not None:
+                    migrate.upgrade(engine, self._migrations, self._metadata)
+                elif self._metadata is not None:
+                    self._metadata.create_all(engine)
+        finally:
+            if engine is not self._engine:
+                engine.dispose()
 
     def dispose(self) -> None:
         """Close every pooled connection; before a fork, and at the end of a test."""
@@ -143,9 +149,9 @@ class Database:
     def _read_only_options(self) -> dict[str, Any]:
         return {READ_ONLY: True} if self.is_sqlite else {"postgresql_readonly": True}
 
-    def _make_engine(self) -> Engine:
+    def _make_engine(self, statement_s: float, connections: int) -> Engine:
         options: dict[str, Any] = {
-            "pool_size": self._pool_size,
+            "pool_size": connections,
             "max_overflow": 0,
             "pool_timeout": self._timeout_s,
         }
@@ -157,9 +163,7 @@ class Database:
             return engine
         from services.kit import postgres
 
-        return postgres.make_engine(
-            self.url, timeout_s=self._timeout_s, statement_s=STATEMENT_TIMEOUT_S, **options
-        )
+        return postgres.make_engine(self.url, timeout_s=self._timeout_s, statement_s=statement_s, **options)
 
 
 @event.listens_for(Session, "before_flush")

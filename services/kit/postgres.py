@@ -20,7 +20,7 @@ class Connection(psycopg.Connection[Any]):
     """
 
     ping_s: float
-    answer_s: float
+    answer_s: float | None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """Run psycopg's generator to its end. Raises psycopg.OperationalError."""
@@ -34,7 +34,7 @@ class Connection(psycopg.Connection[Any]):
 
 
 def make_engine(url: URL, *, timeout_s: float, statement_s: float, **options: Any) -> Engine:
-    """An engine whose connections wait `timeout_s` for a connection, a sign of life or a lock, `statement_s` for a statement."""
+    """An engine that waits `timeout_s` for a connection, a sign of life or a lock, and `statement_s` for a statement; 0 sets no end."""
     limits = {
         "lock_timeout": timeout_s,
         "statement_timeout": statement_s,
@@ -49,7 +49,8 @@ def make_engine(url: URL, *, timeout_s: float, statement_s: float, **options: An
     @event.listens_for(engine, "do_connect")
     def connect(_: Any, __: Any, cargs: Any, cparams: Any) -> Connection:
         made = Connection.connect(*cargs, **cparams)
-        made.ping_s, made.answer_s = timeout_s, statement_s + timeout_s
+        made.ping_s = timeout_s
+        made.answer_s = statement_s + timeout_s if statement_s else None
         return made
 
     return engine

@@ -22,9 +22,9 @@ from tests.support.postgres_faults import frozen
 from tests.unit.kit.test_db import Base, Counter, migrations
 
 
-def database(url: str, folder: Path | None = None, timeout_s: float = 5.0) -> Database:
+def database(url: str, folder: Path | None = None, timeout_s: float = 5.0, pool_size: int = 2) -> Database:
     made = database_url(ServiceSettings(database_url=SecretStr(url)), "hello")
-    return Database(made, metadata=Base.metadata, migrations=folder, pool_size=2, timeout_s=timeout_s)
+    return Database(made, metadata=Base.metadata, migrations=folder, pool_size=pool_size, timeout_s=timeout_s)
 
 
 def _migrate(url: str, folder: Path) -> None:
@@ -53,6 +53,19 @@ def test_migration_lock_is_waited_for_and_then_given_up(
     with lock(holder.engine, wait_s=1), pytest.raises(MigrationError):
         other.migrate(wait_s=0.3)
     other.migrate(wait_s=1)
+
+
+def test_migration_takes_its_time_and_a_request_does_not(
+    postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.kit.db.STATEMENT_TIMEOUT_S", 0.3)
+    folder = migrations(tmp_path, "first")
+    slow = folder / "versions" / "0001_first.py"
+    slow.write_text(slow.read_text().replace("time.sleep(0.2)", 'op.execute("SELECT pg_sleep(1)")'))
+    db = database(postgres_server.database(), folder, timeout_s=0.3, pool_size=1)
+    db.migrate()
+    with pytest.raises(OperationalError), db.session() as session:
+        session.execute(text("SELECT pg_sleep(1)"))
 
 
 def test_failed_migration_leaves_the_schema_before_it(
