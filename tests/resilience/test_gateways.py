@@ -17,7 +17,7 @@ from tests.support.accounts import Account, ask
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import Fleet, RedisName
 from tests.support.load import Load, Plan, Report
-from tests.support.wire import Reply, WireError
+from tests.support.wire import Reply
 
 pytestmark = pytest.mark.needs_stack
 
@@ -73,6 +73,7 @@ class FirstReady:
     """Watches a service that is gone for the moment in which its first instance is ready again."""
 
     def __init__(self, fleet: Fleet, service: str) -> None:
+        self._fleet = fleet
         self._members = fleet.instances(service)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -83,11 +84,7 @@ class FirstReady:
         self._ready_s = time.monotonic()
 
     def _ready(self) -> bool:
-        for member in self._members:
-            with contextlib.suppress(WireError):
-                if ask(member.port, "GET", "/health/ready", timeout_s=1, host=member.host).status == 200:
-                    return True
-        return False
+        return any(self._fleet.ready(member) for member in self._members)
 
     def assert_served_in_time(self, ask_edge: Callable[[], Reply]) -> None:
         """The service itself answers at the edge again, and in time."""

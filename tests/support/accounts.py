@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.wire import Reply, Wire
+from tests.support.wire import Reply, Wire, WireError
 
 # Less than the 15 minutes that a token lives.
 _RENEW_AFTER_S = 480
@@ -35,6 +35,14 @@ def ask(
         return wire.exchange("\r\n".join([*lines, "", ""]).encode() + body, head=method == "HEAD")
     finally:
         wire.close()
+
+
+def says_ready(host: str, port: int) -> bool:
+    """Whether an instance answers there that it may take traffic."""
+    try:
+        return ask(port, "GET", "/health/ready", timeout_s=1, host=host).status == 200
+    except WireError:
+        return False
 
 
 @dataclass

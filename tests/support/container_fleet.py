@@ -23,7 +23,7 @@ import docker
 from stack.consul_agent import ConsulAcl
 from stack.settings import REPO
 from stack.vault import REDIS_OPERATOR
-from tests.support.accounts import new_account
+from tests.support.accounts import new_account, says_ready
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import EdgeServer, Member, RedisName
 from tests.support.servers import free_ports
@@ -148,6 +148,11 @@ class ContainerFleet:
     def _member(self, service: str, one: Container) -> Member:
         pid = one.attrs["State"]["Pid"]
         return Member(service, f"{service}-{one.id[:12]}", PORT, pid, self.address(one, "fleet"))
+
+    def ready(self, member: Member) -> bool:
+        # Its address of now: one that was stopped has none, and may get another.
+        host = self.address(self.of(member), "fleet")
+        return bool(host) and says_ready(host, member.port)
 
     def kill(self, member: Member) -> None:
         # From within, as a crash: what `docker kill` has ended, Docker does not start again. Its first process, which

@@ -58,6 +58,10 @@ class Fleet(Protocol):
         """Those that Consul knows and the fleet itself runs, by id."""
         ...
 
+    def ready(self, member: Member) -> bool:
+        """Whether the instance says of itself, now, that it may take traffic. May be called from any thread."""
+        ...
+
     def kill(self, member: Member) -> None:
         """SIGKILL; the fleet starts it again by itself."""
         ...

@@ -26,7 +26,7 @@ from stack.consul_agent import ConsulAcl
 from stack.settings import REPO, StackSettings
 from stack.vault import REDIS_OPERATOR
 from stack.views import runtime
-from tests.support.accounts import ask
+from tests.support.accounts import ask, says_ready
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import EdgeServer, Member, RedisName
 from tests.support.servers import Process, free_ports
@@ -66,6 +66,9 @@ class ProcessFleet:
 
     def instances(self, service: str) -> list[Member]:
         return [Member(one.service, one.id, one.port, one.pid) for one in self.stack.instances(service)]
+
+    def ready(self, member: Member) -> bool:
+        return says_ready(member.host, member.port)
 
     def kill(self, member: Member) -> None:
         self.stack.kill(member.id)
