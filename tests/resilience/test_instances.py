@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
@@ -10,7 +9,16 @@ import pytest
 from tests.support.accounts import Account, new_account
 from tests.support.actor import actor
 from tests.support.eventually import eventually, time_scale
-from tests.support.faults import Rotation, assert_nothing_lost, edge_holds, guest, passing, steady_gets
+from tests.support.faults import (
+    Rotation,
+    assert_nothing_lost,
+    edge_holds,
+    guest,
+    passing,
+    serving,
+    steady_gets,
+    steady_posts,
+)
 from tests.support.fleet import Fleet
 from tests.support.load import Load, Plan
 
@@ -62,19 +70,9 @@ def test_hung_instance_costs_no_request_and_serves_again_when_it_wakes(
 
 
 def test_gracefully_stopped_instance_costs_no_get_and_no_post(fleet: Fleet, account: Account) -> None:
-    victim = _serving(fleet, account, "posts", "/api/posts")
-    posting = Plan(
-        fleet.edge_port,
-        ("/api/posts",),
-        method="POST",
-        headers=account.headers() | {"Content-Type": "application/json"},
-        body=json.dumps({"title": "A load", "content": "of many posts", "tags": ["load"]}).encode(),
-        connections=4,
-        rate_per_s=25,
-        ok=frozenset({201}),
-    )
+    victim = serving(fleet, account, "posts", "/api/posts")
     reading = Plan(fleet.edge_port, ("/api/posts?limit=1",), headers=account.headers(), rate_per_s=75)
-    with Load(reading) as gets, Load(posting) as posts:
+    with Load(reading) as gets, steady_posts(fleet, account) as posts:
         time.sleep(1.5)
         fault_s = time.monotonic()
         fleet.stop_member(victim)
@@ -91,12 +89,6 @@ def test_gracefully_stopped_instance_costs_no_get_and_no_post(fleet: Fleet, acco
     ]
     assert_nothing_lost(fleet, gets.report())
     assert_nothing_lost(fleet, posts.report())
-
-
-def _serving(fleet: Fleet, account: Account, service: str, path: str):  # type: ignore[no-untyped-def]
-    """The instance that answers this client: with balance `source` always the same one."""
-    name = account.ask("GET", path).headers["x-served-by"]
-    return next(member for member in fleet.instances(service) if member.id == name)
 
 
 def test_rolling_restart_of_a_service_costs_no_request(fleet: Fleet, account: Account) -> None:

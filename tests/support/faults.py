@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,27 @@ def steady_gets(fleet: Fleet, account: Account, *, rate_per_s: float = 150) -> L
         rate_per_s=rate_per_s,
     )
     return Load(plan)
+
+
+def steady_posts(fleet: Fleet, account: Account, *, rate_per_s: float = 25) -> Load:
+    """New posts, which nobody may send twice."""
+    plan = Plan(
+        fleet.edge_port,
+        ("/api/posts",),
+        method="POST",
+        headers=account.headers() | {"Content-Type": "application/json"},
+        body=json.dumps({"title": "A load", "content": "of many posts", "tags": ["load"]}).encode(),
+        connections=4,
+        rate_per_s=rate_per_s,
+        ok=frozenset({201}),
+    )
+    return Load(plan)
+
+
+def serving(fleet: Fleet, account: Account, service: str, path: str) -> Member:
+    """The instance that answers this client: with balance `source` always the same one."""
+    name = account.ask("GET", path).headers["x-served-by"]
+    return next(member for member in fleet.instances(service) if member.id == name)
 
 
 def assert_nothing_lost(
