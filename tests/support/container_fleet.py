@@ -63,6 +63,7 @@ class ContainerFleet:
         self._consul = f"127.0.0.1:{consul}"
         self._secrets: dict[str, str] = {}
         self._counts: dict[str, int] = {}
+        self._networks: dict[str, list[str]] = {}
 
     # -- the whole
 
@@ -96,6 +97,7 @@ class ContainerFleet:
             if "/secrets" in {mount["target"] for mount in one.get("volumes", ())}
             and name not in {"controller", "edge-init"}
         }
+        self._networks = {name: list(one.get("networks", ())) for name, one in services.items()}
         self.wait_healthy(120)
         # The edge takes no token before it has auth's keys, a second after auth is there.
         first = new_account(self._edge)
@@ -137,6 +139,17 @@ class ContainerFleet:
         """Of a container on one of the file's networks; empty where it is not on it."""
         ends = container.attrs["NetworkSettings"]["Networks"]
         return str(ends.get(f"{self.project}_{network}", {}).get("IPAddress", ""))
+
+    def leave(self, container: Container, network: str) -> None:
+        """Take a container off one of the file's networks (`docker network disconnect`)."""
+        self.docker.networks.get(f"{self.project}_{network}").disconnect(container)
+
+    def join(self, container: Container, network: str, address: str | None = None) -> None:
+        """Put it back, under the name that the file gives it; the address is Docker's choice where none is given."""
+        aliases = [container.labels[SERVICE]]
+        self.docker.networks.get(f"{self.project}_{network}").connect(
+            container, aliases=aliases, ipv4_address=address
+        )
 
     def instances(self, service: str) -> list[Member]:
         return [self._member(service, one) for one in self.containers(service)]
@@ -184,6 +197,10 @@ class ContainerFleet:
 
     def stop_member(self, member: Member) -> None:
         self._together("stop", [self.of(member)])
+
+    def restart(self, *services: str) -> None:
+        """`docker restart` of all their containers at once; returns when they run again."""
+        self._together("restart", [one for service in services for one in self.containers(service)])
 
     def _together(self, action: str, containers: Sequence[Container]) -> None:
         """`docker stop`, `docker kill` or `docker start` for all of these at once."""
@@ -355,6 +372,11 @@ class ContainerFleet:
         eventually(self.healthy, within_s, every_s=0.1)
 
     def repair(self) -> None:
+        for service, networks in self._networks.items():
+            for one in self.containers(service):
+                for network in networks:
+                    if f"{self.project}_{network}" not in one.attrs["NetworkSettings"]["Networks"]:
+                        self.join(one, network)
         if self.healthy():
             return
         for name in (*SERVERS, *self.services()):
