@@ -14,7 +14,7 @@ FROM ${PYTHON_IMAGE}
 # For `haproxy -c`, by which the controller has a configuration judged before it is put in place.
 RUN apt-get update -q \
     && apt-get install -y -q --no-install-recommends haproxy \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 WORKDIR /app

@@ -103,10 +103,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(STOP_S)
 
 
-def provide(repo: Path, consul: str | None, environment: Mapping[str, str]) -> list[str]:
+def provide(repo: Path, python: str, consul: str | None, environment: Mapping[str, str]) -> list[str]:
     """See to it that the Compose file's images are there, but for our own: as they are, else pulled, else as stand-ins.
 
-    Returns those that are stand-ins. Raises EngineError.
+    `python` is one with pip, `consul` the program. Returns those that are stand-ins. Raises EngineError.
     """
     stood_in: list[str] = []
     for image in _images(environment):
@@ -116,7 +116,9 @@ def provide(repo: Path, consul: str | None, environment: Mapping[str, str]) -> l
         elif not stood_in and _docker(["pull", "--quiet", image], environment, PULL_S).returncode == 0:
             install.say(f"pulled {image}")
         else:
-            _stand_in(image, repo, consul, environment)
+            if not _is_there(BASE, environment):
+                _base(repo, python, environment)
+            _stand_in(image, consul, environment)
             stood_in.append(image)
     return stood_in
 
@@ -144,14 +146,12 @@ def _is_there(image: str, environment: Mapping[str, str]) -> bool:
     return _docker(["image", "inspect", image], environment, 30).returncode == 0
 
 
-def _stand_in(image: str, repo: Path, consul: str | None, environment: Mapping[str, str]) -> None:
+def _stand_in(image: str, consul: str | None, environment: Mapping[str, str]) -> None:
     name = image.partition(":")[0]
     if name not in STANDINS:
         raise EngineError(
             f"{image} cannot be pulled, and there is no stand-in for it\npull it, and run this again"
         )
-    if not _is_there(BASE, environment):
-        _base(repo, environment)
     install.say(f"building a stand-in for {image} from Debian's packages: it cannot be pulled here")
     with tempfile.TemporaryDirectory(prefix="breakwater-standin-") as folder:
         if name == "consul" and consul is not None:
@@ -160,12 +160,14 @@ def _stand_in(image: str, repo: Path, consul: str | None, environment: Mapping[s
         _build(folder, f"FROM {BASE}\n{STANDINS[name]}\n", image, environment)
 
 
-def _base(repo: Path, environment: Mapping[str, str]) -> None:
+def _base(repo: Path, python: str, environment: Mapping[str, str]) -> None:
     """A bare Debian that knows this machine's mirror and index, with the lists of its packages."""
     install.say("making a bare Debian for them (debootstrap)")
     with tempfile.TemporaryDirectory(prefix="breakwater-standin-", dir="/var/tmp") as folder:  # noqa: S108
         root = Path(folder) / "root"
-        made = install.logged([str(repo / "tests" / "fresh" / "bare"), str(root)], timeout_s=600)
+        # The system's python3 may know nothing of pip, and so of its configuration.
+        path = f"PATH={Path(python).parent}:{environment['PATH']}"
+        made = install.logged(["env", path, str(repo / "tests" / "fresh" / "bare"), str(root)], timeout_s=600)
         if made:
             raise EngineError(f"no bare Debian could be made:\n{made}")
         # What the machine's pip takes from folders of its own is not in there.

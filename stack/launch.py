@@ -124,7 +124,7 @@ def _test_containers(
             environment["DOCKER_HOST"] = cleanup.enter_context(engine.running(who.gid))
             enter = who.enter
         consul = shutil.which("consul", path=environment["PATH"])
-        stood_in = engine.provide(home, consul, environment)
+        stood_in = engine.provide(home, python, consul, environment)
         if stood_in:
             print(
                 f"note: stand-ins made of Debian's packages, tagged alike, are used for {', '.join(stood_in)}",
