@@ -120,6 +120,7 @@ def _containers() -> Iterator[Fleet]:
     number = os.getpid()
     limits = {"EDGE_RATE_SOURCE": "1000000", "EDGE_RATE_SUBJECT": "1000000"}
     cheap = {"AUTH_ARGON2_MEMORY_KIB": "1024", "AUTH_ARGON2_TIME": "1"}
+    cheap["POSTGRES_MAX_CONNECTIONS"] = "100"  # to be taken, all of them
     fleet = ContainerFleet(f"breakwater-test-{number}", f"172.30.{number % 250 + 1}.0/24", **limits, **cheap)
     os.environ[GUEST_HOST] = fleet.host
     try:

@@ -5,12 +5,9 @@ served is told so in time; and afterwards everything is as before, without a res
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 import requests
@@ -23,18 +20,22 @@ from tests.support.instances import RunningInstance
 from tests.support.load import Load, Plan
 from tests.support.postgres import PostgresServer, postgres
 from tests.support.postgres_faults import connections_taken, crashed, frozen, table_locked
+from tests.support.writers import (
+    REGISTRATION_WITHIN_S,
+    Writer,
+    assert_bounded,
+    running,
+    until_all_are_refused,
+    until_all_are_served,
+    writer,
+)
 
 SERVICES = ("auth", "users", "posts")
 # Pools of all instances, and a few for migrations, tests and faults.
 CONNECTIONS = 70
-# DB_TIMEOUT_S is 2 s; the rest is room for what is done before and after. Ref: issue 5, PostgreSQL.
-REFUSED_WITHIN_S = 3.0
 # Who was in the middle of a statement waits as long as that may take; the others for a sign of life, and then for a new connection.
 CAUGHT_WITHIN_S = 13.0
 FROZEN_WITHIN_S = 5.0
-# auth waits for users for 5 s at most.
-REGISTRATION_WITHIN_S = 6.5
-BACK_WITHIN_S = 5.0
 
 
 @dataclass
@@ -76,76 +77,33 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             each.kill()
 
 
-@dataclass
-class Writer:
-    """One kind of write to one instance, at a steady rate; `acknowledged` are the ids that its good answers named."""
-
-    instance: RunningInstance
-    load: Load
-    within_s: float = REFUSED_WITHIN_S
-    acknowledged: list[str] = field(default_factory=list)
-
-    def good(self) -> int:
-        return len(self.load.report().good())
-
-    def refused(self) -> int:
-        return len(self.load.report().failures())
-
-
-def writer(
-    instance: RunningInstance,
-    method: str,
-    path: str,
-    ok: int,
-    fields: Mapping[str, object],
-    unique: str,
-    *,
-    token: str = "",
-    rate_per_s: float = 15,
-    connections: int = 4,
-    within_s: float = REFUSED_WITHIN_S,
-) -> Writer:
-    """`unique` is the field of the body that differs in each request."""
-    acknowledged: list[str] = []
-
-    def body() -> bytes:
-        return json.dumps({**fields, unique: f"{uuid.uuid4().hex}@example.com"}).encode()
-
-    def noted(_: str, answer: bytes) -> bool:
-        content = json.loads(answer)
-        acknowledged.append(content.get("user", content.get("data", {}))["id"])
-        return True
-
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    plan = Plan(
-        instance.port,
-        (path,),
-        method=method,
-        headers=headers,
-        body=body,
-        connections=connections,
-        rate_per_s=rate_per_s,
-        timeout_s=30.0,
-        ok=frozenset({ok}),
-        right=noted,
-    )
-    return Writer(instance, Load(plan), within_s, acknowledged)
-
-
 def posting(rig: Rig, instance: RunningInstance, **options: int) -> Writer:
     fields = {"title": "A load", "tags": ["load"]}
-    return writer(instance, "POST", "/api/posts", 201, fields, "content", token=rig.author.access, **options)
+    return writer(
+        "posts",
+        instance.port,
+        "POST",
+        "/api/posts",
+        201,
+        fields,
+        "content",
+        token=rig.author.access,
+        **options,
+    )
 
 
 def changing(rig: Rig, instance: RunningInstance) -> Writer:
-    return writer(instance, "PATCH", "/api/users/me", 200, {}, "lastName", token=rig.author.access)
+    return writer(
+        "users", instance.port, "PATCH", "/api/users/me", 200, {}, "lastName", token=rig.author.access
+    )
 
 
 def registering(instance: RunningInstance) -> Writer:
     """Writes to auth and, through it, to users."""
     fields = {"password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace"}
     return writer(
-        instance,
+        "auth",
+        instance.port,
         "POST",
         "/api/auth/register",
         201,
@@ -162,41 +120,6 @@ def all_writers(rig: Rig) -> list[Writer]:
         *(changing(rig, each) for each in rig.people.users),
         *(registering(each) for each in rig.people.auth),
     ]
-
-
-@contextlib.contextmanager
-def running(writers: list[Writer]) -> Iterator[None]:
-    """All of them at work, from the moment at which each has had good answers."""
-    with contextlib.ExitStack() as stack:
-        for each in writers:
-            stack.enter_context(each.load)
-        eventually(lambda: all(each.good() >= 8 for each in writers), 20)
-        yield
-
-
-def until_all_are_refused(writers: list[Writer], times: int = 5) -> None:
-    before = [each.refused() for each in writers]
-    eventually(lambda: all(each.refused() >= b + times for each, b in zip(writers, before, strict=True)), 30)
-
-
-def until_all_are_served(writers: list[Writer], times: int = 8) -> None:
-    before = [each.good() for each in writers]
-    eventually(lambda: all(each.good() >= b + times for each, b in zip(writers, before, strict=True)), 30)
-
-
-def assert_bounded(
-    writers: list[Writer], fault_s: float, healthy_s: float, within_s: float = REFUSED_WITHIN_S
-) -> None:
-    """Every answer is good or a 503 that says when to come again, in time. Before the fault all were good, and soon after it."""
-    for each in writers:
-        report = each.load.report()
-        counts = Counter((a.status, a.error, a.cut) for a in report.answers)
-        assert set(counts) == {(next(iter(report.ok)), None, False), (503, None, False)}, report.summary()
-        assert not report.since(0, fault_s - each.within_s).failures(), report.summary()
-        refused = report.failures()
-        assert all(a.retry_after.isdigit() for a in refused)
-        assert max(a.took_s for a in refused) < max(within_s, each.within_s) * time_scale(), report.summary()
-        assert report.recovered_within(healthy_s) < BACK_WITHIN_S * time_scale(), report.summary()
 
 
 def assert_kept(rig: Rig, writers: list[Writer]) -> None:
@@ -248,7 +171,7 @@ def test_immediate_restart_loses_no_acknowledged_write_and_all_write_again_withi
         until_all_are_served(writers)
     assert_bounded(writers, fault_s, back_s)
     assert_kept(rig, writers)
-    changes = sum(len(w.acknowledged) for w in writers if w.instance.service == "users")
+    changes = sum(len(w.acknowledged) for w in writers if w.service == "users")
     assert version(rig) - before >= changes > 0
     # Also the counts, which posts owes to users: it tells them in the background.
     eventually(lambda: counted_posts(rig) == rig.rows("posts", "SELECT count(*) FROM posts")[0][0], 30)
@@ -278,7 +201,7 @@ def test_server_that_stands_still_holds_nobody_for_long(rig: Rig) -> None:
 
 
 def test_exhausted_connections_are_503_in_time_and_the_cache_goes_on(rig: Rig) -> None:
-    writers = [w for w in all_writers(rig) if w.instance.service != "users"]
+    writers = [w for w in all_writers(rig) if w.service != "users"]
     reader = rig.people.person()
     cached = [
         Load(Plan(each.port, ("/api/users/me",), headers=bearer(reader), connections=2, rate_per_s=20))
@@ -337,7 +260,7 @@ def test_lock_behind_a_cold_cache_costs_only_who_asks_what_it_does_not_hold(rig:
         free_s = time.monotonic()
         eventually(lambda: all(len(load.report().since(free_s).good()) >= 40 for load in readers), 20)
     for each, load in zip(rig.people.users, readers, strict=True):
-        assert_bounded([Writer(each, load)], fault_s, free_s)
+        assert_bounded([Writer(each.service, load)], fault_s, free_s)
 
 
 def assert_alive_until(instances: list[RunningInstance], enough: Callable[[], bool]) -> None:

@@ -70,7 +70,7 @@ def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
             return int(found[0])
 
         def take_all() -> bool:
-            number(f"SELECT count(pg_terminate_backend(pid)) {OTHERS}")
+            number(f"SELECT count(pg_terminate_backend(pid, 1000)) {OTHERS}")
             with contextlib.suppress(psycopg.OperationalError):
                 while True:
                     one = psycopg.connect(url, connect_timeout=5)

@@ -1,0 +1,202 @@
+"""PostgreSQL in its container dies, stands still, is full or locked, while it is written to through the edge.
+
+The same faults as in tests/resilience/test_postgres.py, where each instance is looked at by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.support.accounts import Account, new_account
+from tests.support.container_fleet import ContainerFleet
+from tests.support.eventually import eventually, time_scale
+from tests.support.load import Load, Plan
+from tests.support.postgres_faults import connections_taken, crashed, frozen, table_locked
+from tests.support.writers import (
+    REGISTRATION_WITHIN_S,
+    Writer,
+    assert_bounded,
+    running,
+    until_all_are_refused,
+    until_all_are_served,
+    writer,
+)
+
+pytestmark = pytest.mark.needs_stack
+
+# Who was in the middle of a statement waits as long as that may take.
+CAUGHT_WITHIN_S = 13.0
+
+
+class ContainedPostgres:
+    """See `tests.support.postgres_faults.Target`. Each role comes to its own database alone, as the services do."""
+
+    def __init__(self, fleet: ContainerFleet) -> None:
+        self._fleet = fleet
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
+        return psycopg.connect(
+            self._url(database, self._fleet.secret(f"postgres/{database}.password")), autocommit=True
+        )
+
+    def database(self, service: str = "postgres") -> str:
+        """A new one, with a role of its name."""
+        name = sql.Identifier(service)
+        with contextlib.closing(self.connect()) as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(name))
+            connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(name))
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(service)))
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
+        return self._url(service, service)
+
+    def crash(self) -> None:
+        self._fleet.container("postgres").kill()
+
+    def start(self) -> None:
+        self._fleet.container("postgres").start()
+        eventually(lambda: self.connect().close() is None, 30)
+
+    def freeze(self) -> None:
+        self._fleet.container("postgres").pause()
+
+    def thaw(self) -> None:
+        self._fleet.container("postgres").unpause()
+
+    def _url(self, name: str, password: str) -> str:
+        host = self._fleet.address(self._fleet.container("postgres"), "database")
+        return f"postgresql://{name}:{password}@{host or '192.0.2.1'}:5432/{name}?connect_timeout=3"
+
+
+@pytest.fixture
+def server(fleet: ContainerFleet) -> ContainedPostgres:
+    return ContainedPostgres(fleet)
+
+
+def posting(fleet: ContainerFleet, author: Account, **options: int) -> Writer:
+    fields = {"title": "A load", "tags": ["load"]}
+    return writer(
+        "posts",
+        fleet.edge_port,
+        "POST",
+        "/api/posts",
+        201,
+        fields,
+        "content",
+        token=author.token(),
+        **options,
+    )
+
+
+def all_writers(fleet: ContainerFleet, author: Account) -> list[Writer]:
+    port = fleet.edge_port
+    who = {"password": "correct horse battery", "firstName": "Ada", "lastName": "Lovelace"}
+    return [
+        posting(fleet, author),
+        writer("users", port, "PATCH", f"/api/users/{author.id}", 200, {}, "lastName", token=author.token()),
+        writer(
+            "auth",
+            port,
+            "POST",
+            "/api/auth/register",
+            201,
+            who,
+            "email",
+            rate_per_s=4,
+            within_s=REGISTRATION_WITHIN_S,
+        ),
+    ]
+
+
+def assert_kept(server: ContainedPostgres, writers: list[Writer]) -> None:
+    """Each acknowledged write is in its database."""
+    tables = {"posts": "SELECT id FROM posts", "auth": "SELECT id FROM accounts WHERE active"}
+    for each in writers:
+        if each.service in tables:
+            with contextlib.closing(server.connect(each.service)) as connection:
+                kept = {row[0] for row in connection.execute(tables[each.service])}
+            assert len(each.acknowledged) == each.good() > 0
+            assert not set(each.acknowledged) - kept, f"{each.service}: acknowledged and lost"
+
+
+def assert_untouched(fleet: ContainerFleet, before: dict[str, int]) -> None:
+    """No instance was started anew meanwhile, and all are in their places."""
+    fleet.wait_healthy(15)
+    assert pids(fleet) == before
+
+
+def pids(fleet: ContainerFleet) -> dict[str, int]:
+    return {
+        member.id: member.pid for service in ("auth", "users", "posts") for member in fleet.instances(service)
+    }
+
+
+def test_killed_postgres_loses_no_acknowledged_write_and_all_write_again_within_5_s(
+    fleet: ContainerFleet, account: Account, server: ContainedPostgres
+) -> None:
+    writers, before = all_writers(fleet, account), pids(fleet)
+    with running(writers):
+        fault_s = time.monotonic()
+        with crashed(server):
+            until_all_are_refused(writers)
+        back_s = time.monotonic()
+        until_all_are_served(writers)
+    assert_bounded(writers, fault_s, back_s)
+    assert_kept(server, writers)
+    assert_untouched(fleet, before)
+
+
+def test_paused_postgres_holds_nobody_for_long(
+    fleet: ContainerFleet, account: Account, server: ContainedPostgres
+) -> None:
+    writers, before = all_writers(fleet, account), pids(fleet)
+    with running(writers):
+        fault_s = time.monotonic()
+        with frozen(server):
+            until_all_are_refused(writers)
+        woken_s = time.monotonic()
+        until_all_are_served(writers)
+    assert_bounded(writers, fault_s, woken_s, CAUGHT_WITHIN_S)
+    assert_kept(server, writers)
+    assert_untouched(fleet, before)
+
+
+def test_exhausted_connections_are_503_in_time(
+    fleet: ContainerFleet, account: Account, server: ContainedPostgres
+) -> None:
+    writers, before = [each for each in all_writers(fleet, account) if each.service != "users"], pids(fleet)
+    with running(writers):
+        fault_s = time.monotonic()
+        with connections_taken(server) as sessions_of_others:
+            until_all_are_refused(writers)
+            assert sessions_of_others() == 0
+        free_s = time.monotonic()
+        until_all_are_served(writers)
+    assert_bounded(writers, fault_s, free_s)
+    assert_kept(server, writers)
+    assert_untouched(fleet, before)
+
+
+def test_lock_on_a_table_is_503_in_time_and_others_do_not_notice(
+    fleet: ContainerFleet, account: Account, server: ContainedPostgres
+) -> None:
+    reader, before = new_account(fleet.edge_port), pids(fleet)
+    plan = Plan(
+        fleet.edge_port, (f"/api/users/{reader.id}",), headers=reader.headers(), connections=4, rate_per_s=40
+    )
+    writers = [posting(fleet, account, connections=32, rate_per_s=60)]
+    with Load(plan) as others, running(writers):
+        fault_s = time.monotonic()
+        with table_locked(server, "posts", "post_tags"):
+            until_all_are_refused(writers, 60)
+        free_s = time.monotonic()
+        until_all_are_served(writers)
+    assert_bounded(writers, fault_s, free_s)
+    assert_kept(server, writers)
+    assert not others.report().failures(), others.report().summary()
+    assert others.report().since(fault_s, free_s).latency_s(1.0) < 1.0 * time_scale()
+    assert_untouched(fleet, before)
