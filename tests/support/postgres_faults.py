@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import psycopg
+from psycopg import sql
 
 from tests.support.eventually import eventually
 
@@ -52,6 +53,25 @@ def frozen(server: Target) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def shut_out(administrator: psycopg.Connection, but: str) -> Iterator[None]:
+    """Nobody but this role and administrators may log in: they come faster than a single one can take their places."""
+    found = administrator.execute(
+        "SELECT rolname FROM pg_roles WHERE rolcanlogin AND NOT rolsuper AND rolname <> %s", [but]
+    )
+    roles = [sql.Identifier(row[0]) for row in found]
+
+    def let(login: str) -> None:
+        for role in roles:
+            administrator.execute(sql.SQL("ALTER ROLE {} {}").format(role, sql.SQL(login)))
+
+    let("NOLOGIN")
+    try:
+        yield
+    finally:
+        let("LOGIN")
+
+
+@contextlib.contextmanager
 def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
     """Somebody else holds every connection: those of the services are ended, and taken before they come back.
 
@@ -76,11 +96,16 @@ def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
                     one = psycopg.connect(url, connect_timeout=5)
                     sessions.append(held.enter_context(contextlib.closing(one)))
             # By the number: who is about to come or go holds a place and is not in the list yet, or no more.
-            return len(sessions) == places - 1
+            there = administrator.execute(
+                "SELECT usename, backend_type, count(*) FROM pg_stat_activity GROUP BY 1, 2"
+            ).fetchall()
+            assert len(sessions) == places - 1, f"{len(sessions)} of {places}: {there}"
+            return True
 
         kept = number("SELECT current_setting('superuser_reserved_connections')")
         places = number("SELECT current_setting('max_connections')") - kept
-        eventually(take_all, 20)
+        with shut_out(administrator, mine):
+            eventually(take_all, 20)
         yield lambda: number(f"SELECT count(*) {OTHERS}")
 
 
