@@ -10,7 +10,6 @@ All of it is driven by the master process; the worker only serves, and is starte
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
 import http.client
 import math
@@ -111,12 +110,11 @@ class Registrar:
             self._keeper.stop()
 
     def _run(self) -> None:
-        while not self._ready():
+        while not self._ready() or (registration := self._registration()) is None:
             if self._stop.wait(POLL_S):
                 return
         settings = self._kit.settings
         api = discovery.ConsulApi(settings.consul_http_addr, secret(settings.consul_http_token))
-        registration = self._kit.registration(self._port)
         log.info("instance ready", address=registration.address, port=self._port)
         keeper = discovery.Keeper(api, registration)
         if self._stop.is_set():
@@ -124,9 +122,15 @@ class Registrar:
         self._keeper = keeper
         pause_s = keeper.step(first=True)
         while not self._stop.wait(pause_s):
-            with contextlib.suppress(NoAddress):  # off its network: what was said last stays
-                keeper.registration = self._kit.registration(self._port)
+            # Off its network, what was said last stays.
+            keeper.registration = self._registration() or keeper.registration
             pause_s = keeper.step()
+
+    def _registration(self) -> discovery.Registration | None:
+        try:
+            return self._kit.registration(self._port)
+        except NoAddress:
+            return None
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection(self._kit.settings.host, self._port, timeout=1.0)

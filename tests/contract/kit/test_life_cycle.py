@@ -202,11 +202,24 @@ def test_port_in_use_is_a_clear_error_and_a_code(tmp_path: Path) -> None:
             assert "Traceback" not in text
 
 
-def test_address_that_consul_cannot_take_is_a_clear_error_and_a_code(tmp_path: Path) -> None:
-    with running(tmp_path, wait=False, HOST="127.0.0.1", ADVERTISE_ADDRESS="web.example") as instance:
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"HOST": "localhost"}, "cannot be registered: address='localhost'"),
+        (
+            {"ADVERTISE_ADDRESS": "web.example"},
+            "ADVERTISE_ADDRESS: Value error, 'web.example' does not appear to be",
+        ),
+        ({"ADVERTISE_ADDRESS": "198.51.100.0/24"}, "no address of this machine is in 198.51.100.0/24"),
+    ],
+)
+def test_address_that_consul_cannot_take_is_a_clear_error_and_a_code(
+    tmp_path: Path, environment: dict[str, str], told: str
+) -> None:
+    with running(tmp_path, wait=False, **environment) as instance:
         assert instance.exit_code(20) == 1
         text = instance.process.log.read_text()
-        assert "cannot be registered: address='web.example'" in text
+        assert told in text
         assert "Traceback" not in text
 
 
