@@ -249,6 +249,8 @@ class View:
         try:
             retry = self._read(self._take_dirty())
             self._publish()
+            # From here on there is something to be kept, also when the next question finds no Consul any more.
+            self._ready.set()
             retry |= self._look_first()
             retry |= self._sweep()
         except ConsulError as error:
@@ -258,7 +260,6 @@ class View:
             log.info("catalog reads recovered", failures=self._failures)
         self._failures = 0
         self._failing.discard("reads")
-        self._ready.set()
         return 0.0
 
     def _put_off(self, retry: set[str]) -> None:

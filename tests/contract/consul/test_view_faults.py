@@ -11,7 +11,9 @@ from dataclasses import replace
 import pytest
 
 from discovery import ConsulApi, HttpCheck, Registration, View
-from tests.support.eventually import eventually
+from discovery.consul_api import ServiceRead
+from discovery.errors import ConsulError, ConsulUnreachable
+from tests.support.eventually import eventually, time_scale
 from tests.support.faulty import Fault, FaultyProxy, Passing, faulty_proxy
 from tests.support.servers import ConsulServer, consul
 
@@ -192,6 +194,25 @@ def test_view_that_starts_without_consul_follows_it_once_it_is_there() -> None:
             assert not view.healthy
             late.start()
             assert view.ready(10)
+        finally:
+            view.stop()
+
+
+def test_view_whose_first_look_is_cut_short_is_ready_with_what_it_has_published() -> None:
+    """What has been published is kept when Consul comes back empty; that asks for `ready`."""
+
+    class CutShort(ConsulApi):
+        def service_indexes(self, *_: object, **__: object) -> Iterator[ServiceRead | ConsulError]:
+            raise ConsulUnreachable("gone in this moment")
+
+    with consul() as server:
+        ConsulApi(server.address).register(Registration("kept", "127.0.0.1", 5, "kept-5", check=None))
+        view = View(CutShort(server.address), wait_s=WAIT_S)
+        view.start()
+        try:
+            assert view.ready(5 * time_scale())
+            assert "kept" in view.snapshot().services
+            eventually(lambda: not view.healthy, 5)
         finally:
             view.stop()
 
