@@ -59,6 +59,7 @@ class View:
         self._listeners: list[Listener] = []
         self._ready = threading.Event()
         self._stopped = threading.Event()
+        self._awake = threading.Event()  # ends the pause after failed reads before its time
         self._wake = threading.Condition()
         # What follows is guarded by _wake, and written by the watches.
         self._names: frozenset[str] | None = None
@@ -142,6 +143,7 @@ class View:
     def stop(self) -> None:
         """Stop following, at once; `snapshot` keeps answering. No callback begins after this."""
         self._stopped.set()
+        self._awake.set()
         for watch in self._watches:
             watch.stop()
         with self._wake:
@@ -204,8 +206,17 @@ class View:
 
     def _answered(self, watch: str) -> None:
         self._answered_at[watch] = self._clock.monotonic()
-        self._failing.discard(watch)
+        if watch in self._failing:
+            self._failing.discard(watch)
+            self._hurry()
         self._wake.notify_all()
+
+    def _hurry(self) -> None:
+        """Consul answers again: nobody else sits out a long backoff, while the time for what is missing runs down."""
+        self._awake.set()
+        for watch in self._watches:
+            if watch.name in self._failing:
+                watch.hurry()
 
     def _on_error(self, watch: str) -> None:
         with self._wake:
@@ -217,7 +228,8 @@ class View:
         pause_s = 0.0
         while not self._stopped.is_set():
             if pause_s > 0:
-                self._stopped.wait(pause_s)
+                self._awake.wait(pause_s)
+            self._awake.clear()
             self._wait()
             pause_s = 0.0 if self._stopped.is_set() else self._work()
 

@@ -73,7 +73,7 @@ class Watch(Generic[T]):
         wait_s: float = WAIT_S,
         bucket: TokenBucket | None = None,
     ) -> None:
-        self._name = name
+        self.name = name
         self._fetch = fetch
         self._on_answer = on_answer
         self._on_error = on_error
@@ -83,23 +83,31 @@ class Watch(Generic[T]):
         # waits 10 ms at most.
         self._bucket = bucket or TokenBucket(rate_per_s=100.0, burst=500.0, clock=clock)
         self._stopped = threading.Event()
+        self._awake = threading.Event()  # ends a pause before its time
         self._index = 0  # what to wait on
         self._seen = 0  # the last index that came
         self._failures = 0
         self._failed_at = 0.0
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name=f"watch-{self._name}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"watch-{self.name}", daemon=True).start()
 
     def stop(self) -> None:
         """Returns at once. The thread ends when the query under way does; nothing is called any more."""
         self._stopped.set()
+        self._awake.set()
+
+    def hurry(self) -> None:
+        """Ask again now, where the watch is backing off from failures: somebody has just had an answer."""
+        if self._failures:
+            self._awake.set()
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             pause_s = self.step()
             if pause_s > 0:
-                self._stopped.wait(pause_s)
+                self._awake.wait(pause_s)
+                self._awake.clear()
 
     def step(self) -> float:
         """Ask once and hand on what comes; answers how long to pause before the next time (seconds)."""
@@ -114,10 +122,10 @@ class Watch(Generic[T]):
                 return 0.0
             return self._failed(error)
         except Exception as error:  # a bug in a callback must not end the watch for ever
-            log.exception("watch callback failed", watch=self._name)
+            log.exception("watch callback failed", watch=self.name)
             return self._failed(ConsulError(f"{type(error).__name__}: {error}"))
         if self._failures:
-            log.info("watch recovered", watch=self._name, failures=self._failures)
+            log.info("watch recovered", watch=self.name, failures=self._failures)
         self._failures = 0
         # After a reset ask for everything anew instead of waiting on an index of another history.
         self._index = 0 if turn == "reset" else max(index, 1)
@@ -133,7 +141,7 @@ class Watch(Generic[T]):
 
     def _failed(self, error: ConsulError) -> float:
         if not self._failures:
-            log.warning("watch failed", watch=self._name, error=str(error))
+            log.warning("watch failed", watch=self.name, error=str(error))
             self._failed_at = self._clock.monotonic()
         self._failures += 1
         # Without an index the next ask returns at once: what was missed meanwhile is seen at the first good answer.

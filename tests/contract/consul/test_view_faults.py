@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from discovery import ConsulApi, HttpCheck, Registration, View
+from discovery.clock import SystemClock
 from discovery.consul_api import ServiceRead
 from discovery.errors import ConsulError, ConsulUnreachable
 from tests.support.eventually import eventually, time_scale
@@ -223,7 +225,7 @@ def test_consul_restarted_empty_gives_keepers_time_to_register_again() -> None:
         kept = Registration("kept", "127.0.0.1", 5, "kept-5", check=HttpCheck(interval_s=3600))
         api.register(kept, "passing")
         api.register(Registration("lost", "127.0.0.1", 6, "lost-6", check=None))
-        view = View(ConsulApi(server.address), wait_s=WAIT_S, grace_s=3.0)
+        view = View(ConsulApi(server.address), wait_s=WAIT_S, grace_s=5.0)
         gaps: list[int] = []
         view.start()
         try:
@@ -242,6 +244,36 @@ def test_consul_restarted_empty_gives_keepers_time_to_register_again() -> None:
             assert 0 not in gaps
         finally:
             view.stop()
+
+
+def test_first_answer_after_an_outage_ends_everybody_elses_backoff(
+    proxy: FaultyProxy, direct: ConsulApi
+) -> None:
+    """Else the time for which missing instances are kept runs down while one watch still sits out its pause."""
+
+    class Unlucky(SystemClock):
+        """One watch draws the longest of pauses each time: the sixth ask is 6.2 s after the first."""
+
+        def random(self) -> float:
+            return 1.0 if threading.current_thread().name == "watch-critical" else 0.1
+
+    def outage(answer: Passing) -> Passing:
+        asked.append(answer.path)
+        return error_500(answer)
+
+    asked: list[str] = []
+    direct.register(Registration("there", "127.0.0.1", 1, "there-1", check=None))
+    view = View(ConsulApi(proxy.address, read_timeout_s=2), clock=Unlucky(), wait_s=WAIT_S)
+    view.start()
+    try:
+        assert view.ready(5 * time_scale())
+        with proxy.failing(outage):
+            eventually(lambda: sum("/state/critical" in path for path in asked) == 5, 10)
+        began = time.monotonic()
+        eventually(lambda: view.healthy, 10)
+        assert time.monotonic() - began < 1.5 * time_scale()
+    finally:
+        view.stop()
 
 
 def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> None:
