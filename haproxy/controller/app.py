@@ -24,6 +24,7 @@ from haproxy.controller.metrics import Metrics
 from haproxy.controller.model import EdgeState
 from haproxy.controller.owners import OwnerBook
 from haproxy.controller.policy import PinWatch
+from haproxy.controller.reaper import Reaper
 from haproxy.controller.reload import Reloader, check_config
 from haproxy.controller.runtime import Master, Runtime
 from haproxy.controller.settings import EdgeSettings
@@ -120,6 +121,7 @@ class Controller:
             settings.edge_keys_s,
         )
         self.sync.on_reload = self._keys.prune
+        self._reaper = Reaper(settings.events_socket, runtime)
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -128,9 +130,10 @@ class Controller:
         self.sync.inbox.wake.set()
 
     def run(self) -> None:
-        """Follow Consul until `stop`. Raises OSError when the port for metrics is in use."""
+        """Follow Consul until `stop`. Raises OSError when the port for metrics is in use, or a socket cannot be made."""
         stop_metrics = self.metrics.serve(self._settings.controller_port, self._view.age_s)
         try:
+            self._reaper.start()
             self._view.on_change(self._changed)
             self._view.start()
             if self._await_view():
@@ -139,6 +142,7 @@ class Controller:
             self._view.stop()
             self._pins.stop()
             self._keys.stop()
+            self._reaper.stop()
             self.sync.writer.stop()
             self._verdicts.stop()
             self._api.close()

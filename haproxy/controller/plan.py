@@ -128,7 +128,7 @@ def _correct(backend: str, server: Server, seen: ObservedServer) -> list[Step]:
 def _leave(backend: str, seen: ObservedServer, reason: str, overdue: bool) -> Step:
     target = f"{backend}/{seen.name}"
     # An instance that shuts down answers "not ready" before its last request has ended, and a server that is
-    # marked down loses its requests (on-marked-down): from here on only the instance itself decides.
+    # marked down loses its requests (Reaper): from here on only the instance itself decides.
     quiet = [command("disable", "health", target)] if seen.checked else []
     if seen.mode == "ready":
         drain = command("set", "server", target, "state", "drain")

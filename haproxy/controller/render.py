@@ -63,17 +63,17 @@ def server_params(route: Route, server: Server, slower: int = 1) -> str:
 
     Who goes out of rotation is decided by what no client can cause. A refused connection calls for two real checks, 10 and
     20 ms later, which settle it (a lost SYN takes nobody out). It does not count as one itself: the second request that is
-    refused would take the instance out, and `shutdown-sessions` end that request in the middle of its retry. A hung instance
-    fails two checks; its requests are then ended, and the idempotent among them tried elsewhere. A 5xx is tried elsewhere
-    too, but counts against nobody: with `observe layer7` one URL that always fails, at 200/s, took all three instances
-    down, and a third of all other requests with them.
+    refused would take the instance out. A hung instance fails two checks; what is left of its requests the Reaper then ends,
+    and the idempotent among them are tried elsewhere. A 5xx is tried elsewhere too, but counts against nobody: with
+    `observe layer7` one URL that always fails, at 200/s, took all three instances down, and a third of all other requests
+    with them.
     """
     parts = [
         f"weight {server.weight}",
         f"check inter {slower}s fastinter 10ms downinter {500 * slower}ms fall 2 rise 1",
         # The defaults of the file, which a server added at run time does not get: without them it keeps no idle connection.
         "pool-max-conn -1 pool-purge-delay 5s",
-        "observe layer4 error-limit 1 on-error fastinter on-marked-down shutdown-sessions",
+        "observe layer4 error-limit 1 on-error fastinter",
     ]
     if server.backup:
         parts.append("backup")
@@ -101,6 +101,7 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         stats_bind=_bracketed(settings.stats_bind_address),
         cache_mb=settings.edge_cache_mb,
         socket=settings.runtime_socket,
+        events=settings.events_socket,
         server_state_file=settings.server_state_file,
         certificate=settings.certificate,
         map_path=_map_path(state, settings),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from haproxy.controller.errors import BadWord, Unreachable
-from haproxy.controller.state import ObservedServer, observed_servers
+from haproxy.controller.state import ObservedServer, observed_servers, statuses
 
 # No blank, `;`, `\`, quote, `<`, `$`, `%`, `*` or control character. `@`, `!`: the master's address of a worker.
 _WORD = re.compile(r"[A-Za-z0-9_.,:/~@!\[\]-]{1,250}")
@@ -126,8 +126,15 @@ class Session:
         state = self.send(command("show", "servers", "state", backend))
         if "Can't find backend" in state:
             return None
-        stat = self.send(command("show", "stat", backend, "4", "-1"))
-        return observed_servers(state, stat).get(backend, {})
+        return observed_servers(state, self._stat(backend)).get(backend, {})
+
+    def statuses(self, backend: str) -> dict[str, str]:
+        """What is said of each of a backend's servers (`UP`, `DOWN 1/2`, `MAINT`, `no check`); nothing where there is no such backend."""
+        return statuses(self._stat(backend))
+
+    def _stat(self, backend: str) -> str:
+        """`show stat` of a backend's servers."""
+        return self.send(command("show", "stat", backend, "4", "-1"))
 
     def all_servers_state(self) -> str:
         """`show servers state` of all backends, in the format of a server state file."""

@@ -100,16 +100,22 @@ FAULTS: Mapping[str, Callable[[ContainerFleet, Member], AbstractContextManager[N
 }
 
 
+# Service → a path that its instances answer themselves.
+OWN_PATHS = {"users": "/api/users/{id}", "gateway-business": "/api/gateway/business"}
+
+
+@pytest.mark.parametrize("service", OWN_PATHS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_lost_container_costs_no_get_and_serves_again(
-    containers: ContainerFleet, account: Account, fault: str
+    containers: ContainerFleet, account: Account, fault: str, service: str
 ) -> None:
-    victim = containers.instances("users")[0]
-    with steady_gets(containers, account) as load:
+    victim = containers.instances(service)[0]
+    path = OWN_PATHS[service].format(id=account.id)
+    with Load(Plan(containers.edge_port, (path,), headers=account.headers(), connections=32)) as load:
         time.sleep(1)
         fault_s = time.monotonic()
         with FAULTS[fault](containers, victim):
-            eventually(lambda: not edge_holds(containers, "users", victim.id, up=True), 5)
+            eventually(lambda: not edge_holds(containers, service, victim.id, up=True), 5)
             out_s = time.monotonic()
             time.sleep(1.5)
             back_s = time.monotonic()

@@ -2,7 +2,9 @@
 
     with Upstream("users") as upstream:      # threads of this process: its `requests` can be looked at
         ...
-    python -m tests.support.recorder users 20001   # a process of its own: can be killed and stopped
+    python -m tests.support.recorder users 20001   # a process of its own (`recorder_process`): can be killed and stopped
+
+Such a process takes SIGUSR1 for being cut off: it stops, and to anybody who connects not even the kernel answers.
 
 What it does with a request is told by its path: `/fail` in it answers 500, `/slow` waits 0.3 s before it answers,
 `/crash` closes the connection without an answer, `/echo` sends the request's head back as the body.
@@ -12,13 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
+
+from tests.support.eventually import eventually
+from tests.support.servers import Process, accepts
 
 _REASONS = {200: "OK", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
 
@@ -110,6 +118,11 @@ class Upstream:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def cut_off(self) -> None:
+        """Stop this process; connections to it are neither made nor refused any more, once one waits to be accepted."""
+        self._listener.listen(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
     def _accept(self) -> None:
         while True:
             try:
@@ -174,11 +187,21 @@ def refusing_port() -> Iterator[int]:
         yield bound.getsockname()[1]
 
 
+def recorder_process(folder: Path, service: str, port: int, *options: str) -> Process:
+    """A started process that listens; its log goes to the folder. The caller kills it."""
+    argv = [sys.executable, "-m", "tests.support.recorder", service, str(port), *options]
+    process = Process(argv, folder / f"{port}.log")
+    process.start()
+    eventually(lambda: accepts(port), 10)
+    return process
+
+
 def main() -> None:
     """`python -m tests.support.recorder SERVICE PORT [fail]`: serve until killed; `fail` answers 500 to all but health."""
     service, port = sys.argv[1], int(sys.argv[2])
     handler = (lambda _: Answer(500)) if sys.argv[3:] == ["fail"] else by_path
-    with Upstream(service, port=port, handler=handler):
+    with Upstream(service, port=port, handler=handler) as upstream:
+        signal.signal(signal.SIGUSR1, lambda *_: upstream.cut_off())
         threading.Event().wait()
 
 

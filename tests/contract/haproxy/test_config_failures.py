@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from haproxy.controller.model import EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually
 from tests.support.load import Load, Plan, Report
-from tests.support.recorder import Answer, Request, Upstream, refusing_port
-from tests.support.servers import Process, accepts, free_ports
+from tests.support.recorder import Answer, Request, Upstream, recorder_process, refusing_port
+from tests.support.servers import Process, free_ports
 
 
 @dataclass
@@ -35,21 +34,14 @@ class Fleet:
         return self.edge.stat("svc_users", f"users-{number}")["status"]
 
 
-def instance(folder: Path, service: str, port: int, *options: str) -> Process:
-    argv = [sys.executable, "-m", "tests.support.recorder", service, str(port), *options]
-    process = Process(argv, folder / f"{port}.log")
-    process.start()
-    eventually(lambda: accepts(port), 10)
-    return process
-
-
 @contextlib.contextmanager
 def fleet(folder: Path, *, failing: bool = False, balance: str = "roundrobin") -> Iterator[Fleet]:
     ports = free_ports(3)
     with contextlib.ExitStack() as stack:
         processes = []
         for number, port in enumerate(ports):
-            processes.append(instance(folder, "users", port, *(["fail"] if failing and number == 0 else [])))
+            options = ["fail"] if failing and number == 0 else []
+            processes.append(recorder_process(folder, "users", port, *options))
             stack.callback(processes[-1].kill)
         running = stack.enter_context(edge(EdgeState((backend("users", *ports, balance=balance),))))
         eventually(
@@ -79,19 +71,6 @@ def test_killed_instance_costs_no_request_and_is_out_at_once(tmp_path: Path) -> 
         assert (
             out_after_s < 0.2
         )  # the first request to it is up to 15 ms after the kill; the rest is our looking
-
-
-def test_hung_instance_costs_no_request(tmp_path: Path) -> None:
-    with fleet(tmp_path) as made, made.load() as load:
-        time.sleep(0.5)
-        made.processes[0].signal(signal.SIGSTOP)
-        eventually(lambda: made.status(1).startswith("DOWN"), 4)
-        time.sleep(0.3)
-        load.stop()
-        made.processes[0].signal(signal.SIGCONT)
-        unharmed(load.report())
-        assert load.report().latency_s(1.0) < 4.0
-        eventually(lambda: made.status(1).startswith("UP"), 2)
 
 
 @pytest.mark.parametrize("balance", ["roundrobin", "leastconn", "source", "uri", "random", "first"])
@@ -137,7 +116,7 @@ def test_all_down_is_answered_at_once_and_back_within_two_seconds(tmp_path: Path
         answer = made.edge.get("/api/users/1")
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert time.monotonic() - start < 0.1
-        made.processes[1] = instance(tmp_path, "users", made.ports[1])
+        made.processes[1] = recorder_process(tmp_path, "users", made.ports[1])
         back = time.monotonic()
         try:
             eventually(lambda: made.edge.get("/api/users/1").status == 200, 2)
