@@ -18,19 +18,18 @@ from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan
 from tests.support.postgres_faults import connections_taken, crashed, frozen, table_locked
 from tests.support.writers import (
-    REGISTRATION_WITHIN_S,
+    CAUGHT_WITHIN_S,
     Writer,
     assert_bounded,
+    changing,
+    posting,
+    registering,
     running,
     until_all_are_refused,
     until_all_are_served,
-    writer,
 )
 
 pytestmark = pytest.mark.needs_stack
-
-# Who was in the middle of a statement waits as long as that may take.
-CAUGHT_WITHIN_S = 13.0
 
 
 class ContainedPostgres:
@@ -77,39 +76,9 @@ def server(fleet: ContainerFleet) -> ContainedPostgres:
     return ContainedPostgres(fleet)
 
 
-def posting(fleet: ContainerFleet, author: Account, **options: int) -> Writer:
-    fields = {"title": "A load", "tags": ["load"]}
-    return writer(
-        "posts",
-        fleet.edge_port,
-        "POST",
-        "/api/posts",
-        201,
-        fields,
-        "content",
-        token=author.token(),
-        **options,
-    )
-
-
 def all_writers(fleet: ContainerFleet, author: Account) -> list[Writer]:
-    port = fleet.edge_port
-    who = {"password": "correct horse battery", "firstName": "Ada", "lastName": "Lovelace"}
-    return [
-        posting(fleet, author),
-        writer("users", port, "PATCH", f"/api/users/{author.id}", 200, {}, "lastName", token=author.token()),
-        writer(
-            "auth",
-            port,
-            "POST",
-            "/api/auth/register",
-            201,
-            who,
-            "email",
-            rate_per_s=4,
-            within_s=REGISTRATION_WITHIN_S,
-        ),
-    ]
+    port, token = fleet.edge_port, author.token()
+    return [posting(port, token), changing(port, token), registering(port)]
 
 
 def assert_kept(server: ContainedPostgres, writers: list[Writer]) -> None:
@@ -188,7 +157,7 @@ def test_lock_on_a_table_is_503_in_time_and_others_do_not_notice(
     plan = Plan(
         fleet.edge_port, (f"/api/users/{reader.id}",), headers=reader.headers(), connections=4, rate_per_s=40
     )
-    writers = [posting(fleet, account, connections=32, rate_per_s=60)]
+    writers = [posting(fleet.edge_port, account.token(), connections=32, rate_per_s=60)]
     with Load(plan) as others, running(writers):
         fault_s = time.monotonic()
         with table_locked(server, "posts", "post_tags"):

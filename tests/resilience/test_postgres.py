@@ -21,20 +21,21 @@ from tests.support.load import Load, Plan
 from tests.support.postgres import PostgresServer, postgres
 from tests.support.postgres_faults import connections_taken, crashed, frozen, table_locked
 from tests.support.writers import (
-    REGISTRATION_WITHIN_S,
+    CAUGHT_WITHIN_S,
     Writer,
     assert_bounded,
+    changing,
+    posting,
+    registering,
     running,
     until_all_are_refused,
     until_all_are_served,
-    writer,
 )
 
 SERVICES = ("auth", "users", "posts")
 # Pools of all instances, and a few for migrations, tests and faults.
 CONNECTIONS = 70
-# Who was in the middle of a statement waits as long as that may take; the others for a sign of life, and then for a new connection.
-CAUGHT_WITHIN_S = 13.0
+# Who is not caught in a statement waits for a sign of life, and then for a new connection.
 FROZEN_WITHIN_S = 5.0
 
 
@@ -77,48 +78,12 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             each.kill()
 
 
-def posting(rig: Rig, instance: RunningInstance, **options: int) -> Writer:
-    fields = {"title": "A load", "tags": ["load"]}
-    return writer(
-        "posts",
-        instance.port,
-        "POST",
-        "/api/posts",
-        201,
-        fields,
-        "content",
-        token=rig.author.access,
-        **options,
-    )
-
-
-def changing(rig: Rig, instance: RunningInstance) -> Writer:
-    return writer(
-        "users", instance.port, "PATCH", "/api/users/me", 200, {}, "lastName", token=rig.author.access
-    )
-
-
-def registering(instance: RunningInstance) -> Writer:
-    """Writes to auth and, through it, to users."""
-    fields = {"password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace"}
-    return writer(
-        "auth",
-        instance.port,
-        "POST",
-        "/api/auth/register",
-        201,
-        fields,
-        "email",
-        rate_per_s=4,
-        within_s=REGISTRATION_WITHIN_S,
-    )
-
-
 def all_writers(rig: Rig) -> list[Writer]:
+    token = rig.author.access
     return [
-        *(posting(rig, each) for each in rig.posts),
-        *(changing(rig, each) for each in rig.people.users),
-        *(registering(each) for each in rig.people.auth),
+        *(posting(each.port, token) for each in rig.posts),
+        *(changing(each.port, token) for each in rig.people.users),
+        *(registering(each.port) for each in rig.people.auth),
     ]
 
 
@@ -230,7 +195,7 @@ def bearer(person: Person) -> dict[str, str]:
 
 def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
     """More want it than an instance has threads. All of them are told so in time, and the others do not notice."""
-    writers = [posting(rig, each, connections=16, rate_per_s=30) for each in rig.posts]
+    writers = [posting(each.port, rig.author.access, connections=16, rate_per_s=30) for each in rig.posts]
     with running(writers):
         fault_s = time.monotonic()
         with table_locked(rig.server, rig.database("posts"), "post_tags"):

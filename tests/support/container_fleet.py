@@ -4,20 +4,14 @@ only what is Compose's own business is left to its command."""
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import ipaddress
 import json
 import os
 import subprocess
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from docker.models.containers import Container
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 import docker
 from stack.consul_agent import ConsulAcl
@@ -25,17 +19,17 @@ from stack.settings import REPO
 from stack.vault import REDIS_OPERATOR
 from tests.support.accounts import new_account, says_ready
 from tests.support.eventually import eventually, time_scale
-from tests.support.fleet import EdgeServer, Member, RedisName
+from tests.support.fleet import Member, RedisName
+from tests.support.fleet_base import FleetBase, fetch
 from tests.support.servers import free_ports
 
 PORT = 8000
 """Every instance's, in its own container."""
 SERVERS = ("consul", "consul-tokens", "haproxy", "controller", "redis-cache", "redis-state", "postgres")
 PROJECT, SERVICE = "com.docker.compose.project", "com.docker.compose.service"
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class ContainerFleet:
+class ContainerFleet(FleetBase):
     """A `Fleet` over one Compose project. See `tests.support.fleet.Fleet` for the promises."""
 
     def __init__(self, project: str, subnet: str, **environment: str) -> None:
@@ -259,37 +253,11 @@ class ContainerFleet:
         with self._paused(self.container(name)):
             yield
 
-    def redis(self, name: RedisName, *words: str | int) -> Any:
-        with Redis(
-            host=self.address(self.container(name), name.removeprefix("redis-")) or "192.0.2.1",
-            username=REDIS_OPERATOR,
-            password=self.secret(f"redis/{REDIS_OPERATOR}.password"),
-            socket_timeout=1,
-            socket_connect_timeout=1,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        ) as client:
-            return client.execute_command(*words)
+    def _redis_address(self, name: RedisName) -> tuple[str, int]:
+        return self.address(self.container(name), name.removeprefix("redis-")) or "192.0.2.1", 6379
 
-    @contextlib.contextmanager
-    def redis_config(self, name: RedisName, **values: str) -> Iterator[None]:
-        wanted = {key.replace("_", "-"): value for key, value in values.items()}
-        before = {key: str(dict(self.redis(name, "CONFIG GET", key))[key]) for key in wanted}
-        try:
-            for key, value in wanted.items():
-                self.redis(name, "CONFIG SET", key, value)
-            yield
-        finally:
-            for key, value in reversed(before.items()):
-                self.redis(name, "CONFIG SET", key, value)
-
-    @contextlib.contextmanager
-    def read_only_redis(self, name: RedisName) -> Iterator[None]:
-        self.redis(name, "REPLICAOF", "127.0.0.1", 1)
-        try:
-            yield
-        finally:
-            self.redis(name, "REPLICAOF", "NO", "ONE")
+    def _redis_password(self) -> str:
+        return self.secret(f"redis/{REDIS_OPERATOR}.password")
 
     def kill_controller(self) -> None:
         self.container("controller").kill()
@@ -302,16 +270,11 @@ class ContainerFleet:
 
     # -- questions
 
-    def consul(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Any:
-        request = urllib.request.Request(
-            f"http://{self._consul}{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            method=method,
-            headers={"X-Consul-Token": token or self.secret("consul/master.token")},
-        )
-        with _OPENER.open(request, timeout=10) as answer:
-            text = answer.read()
-        return json.loads(text) if text.strip() else None
+    def _consul_address(self) -> str:
+        return self._consul
+
+    def _consul_master(self) -> str:
+        return self.secret("consul/master.token")
 
     def consul_token(self, service: str) -> str:
         return self.secret(f"consul/{service}.token")
@@ -320,56 +283,18 @@ class ContainerFleet:
         done = self.containers("auth")[0].exec_run(["python", "-m", "services.auth", "grant-admin", email])
         assert done.exit_code == 0, done.output
 
-    def edge_servers(self, service: str) -> list[EdgeServer]:
+    def _stats_csv(self, service: str) -> str:
         # The page, not the Runtime API: its socket is in a volume, and a command in a container takes too long.
-        with _OPENER.open(f"http://127.0.0.1:{self._stats}/stats;csv", timeout=5) as answer:
-            text = answer.read().decode()
-        return [
-            EdgeServer(
-                backend=row["pxname"],
-                name=row["svname"],
-                status=row["status"],
-                weight=int(row["weight"] or 0),
-                errors=sum(int(row[key] or 0) for key in ("econ", "eresp", "wretr", "wredis")),
-                sessions=int(row["scur"] or 0),
-            )
-            for row in csv.DictReader(io.StringIO(text.removeprefix("# ")))
-            if row["pxname"] == f"svc_{service}" and row["svname"] not in {"FRONTEND", "BACKEND"}
-        ]
+        return fetch(f"http://127.0.0.1:{self._stats}/stats;csv", 5)
 
-    def edge_log(self) -> list[dict[str, Any]]:
-        lines = []
-        for line in self.container("haproxy").logs(tail=50_000).decode(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line[max(line.find("{"), 0) :]))
-        return lines
+    def _edge_log_text(self) -> str:
+        return str(self.container("haproxy").logs(tail=50_000).decode(errors="replace"))
 
     def reloads(self) -> int:
         return self.container("haproxy").logs().count(b"Reloading HAProxy")
 
-    def healthy(self) -> bool:
-        """Whether every service has its instances, all passing and all up at the edge, and nobody else is there."""
-        if not all(self.container(name).status == "running" for name in SERVERS):
-            return False
-        for service, count in self.services().items():
-            members = self.instances(service)
-            ids = {member.id for member in members if member.pid}
-            if not len(ids) == len(members) == count:
-                return False
-            entries = self.consul("GET", f"/v1/health/service/{service}?passing=1")
-            servers = self.edge_servers(service)
-            if (
-                not {entry["Service"]["ID"] for entry in entries}
-                == ids
-                == {one.name for one in servers if one.up}
-            ):
-                return False
-            if len(servers) != count:
-                return False
-        return True
-
-    def wait_healthy(self, within_s: float = 60.0) -> None:
-        eventually(self.healthy, within_s, every_s=0.1)
+    def _servers_run(self) -> bool:
+        return all(self.container(name).status == "running" for name in SERVERS)
 
     def repair(self) -> None:
         for service, networks in self._networks.items():
@@ -388,10 +313,7 @@ class ContainerFleet:
         for service, count in self.services().items():
             if len(self.instances(service)) != count:
                 self.scale(service, count)
-            ours = {member.id for member in self.instances(service)}
-            for entry in self.consul("GET", f"/v1/catalog/service/{service}"):
-                if entry["ServiceID"] not in ours:
-                    self.consul("PUT", f"/v1/agent/service/deregister/{entry['ServiceID']}")
+            self._deregister_strangers(service)
         self.wait_healthy(60)
 
 

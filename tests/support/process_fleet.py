@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.runtime import Master
@@ -28,13 +19,12 @@ from stack.vault import REDIS_OPERATOR
 from stack.views import runtime
 from tests.support.accounts import ask, says_ready
 from tests.support.eventually import eventually, time_scale
-from tests.support.fleet import EdgeServer, Member, RedisName
+from tests.support.fleet import Member, RedisName
+from tests.support.fleet_base import FleetBase
 from tests.support.servers import Process, free_ports
 
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-
-class ProcessFleet:
+class ProcessFleet(FleetBase):
     """A `Fleet` over one `Stack` whose state lives under `var`. See `tests.support.fleet.Fleet` for the promises."""
 
     def __init__(
@@ -120,43 +110,13 @@ class ProcessFleet:
         finally:
             self.stack.resume(name)
 
-    def redis(self, name: RedisName, *words: str | int) -> Any:
-        settings, vault = self.stack.settings, self.stack.vault
-        port = {"redis-cache": settings.redis_cache_port, "redis-state": settings.redis_state_port}[name]
-        with Redis(
-            port=port,
-            username=REDIS_OPERATOR,
-            password=vault.redis_password(REDIS_OPERATOR),
-            socket_timeout=1,
-            socket_connect_timeout=1,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        ) as client:
-            return client.execute_command(*words)
+    def _redis_address(self, name: RedisName) -> tuple[str, int]:
+        settings = self.stack.settings
+        ports = {"redis-cache": settings.redis_cache_port, "redis-state": settings.redis_state_port}
+        return "127.0.0.1", ports[name]
 
-    @contextlib.contextmanager
-    def redis_config(self, name: RedisName, **values: str) -> Iterator[None]:
-        wanted = {key.replace("_", "-"): value for key, value in values.items()}
-        before = {key: self._redis_setting(name, key) for key in wanted}
-        try:
-            for key, value in wanted.items():
-                self.redis(name, "CONFIG SET", key, value)
-            yield
-        finally:
-            for key, value in reversed(before.items()):
-                self.redis(name, "CONFIG SET", key, value)
-
-    @contextlib.contextmanager
-    def read_only_redis(self, name: RedisName) -> Iterator[None]:
-        self.redis(name, "REPLICAOF", "127.0.0.1", 1)
-        try:
-            yield
-        finally:
-            self.redis(name, "REPLICAOF", "NO", "ONE")
-
-    def _redis_setting(self, name: RedisName, key: str) -> str:
-        found = self.redis(name, "CONFIG GET", key)
-        return str(dict(found)[key])
+    def _redis_password(self) -> str:
+        return self.stack.vault.redis_password(REDIS_OPERATOR)
 
     def kill_controller(self) -> None:
         self.stack.crash("controller")
@@ -167,16 +127,11 @@ class ProcessFleet:
     def controller_pid(self) -> int:
         return self.stack.pid("controller")
 
-    def consul(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Any:
-        request = urllib.request.Request(
-            f"http://{self.stack.settings.consul_address}{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            method=method,
-            headers={"X-Consul-Token": token or self.stack.vault.consul_token("master")},
-        )
-        with _OPENER.open(request, timeout=10) as answer:
-            text = answer.read()
-        return json.loads(text) if text.strip() else None
+    def _consul_address(self) -> str:
+        return self.stack.settings.consul_address
+
+    def _consul_master(self) -> str:
+        return self.stack.vault.consul_token("master")
 
     def consul_token(self, service: str) -> str:
         self._acl.apply([service], production=False)
@@ -186,27 +141,11 @@ class ProcessFleet:
         command = [sys.executable, "-m", "services.auth", "grant-admin", email]
         subprocess.run(command, env=self.stack.environment("auth"), cwd=REPO, check=True, timeout=60)
 
-    def edge_servers(self, service: str) -> list[EdgeServer]:
-        text = runtime(self.stack.settings.run_dir / "haproxy.sock", f"show stat svc_{service} 4 -1")
-        rows = csv.DictReader(io.StringIO(text.removeprefix("# ")))
-        return [
-            EdgeServer(
-                backend=row["pxname"],
-                name=row["svname"],
-                status=row["status"],
-                weight=int(row["weight"] or 0),
-                errors=sum(int(row[key] or 0) for key in ("econ", "eresp", "wretr", "wredis")),
-                sessions=int(row["scur"] or 0),
-            )
-            for row in rows
-        ]
+    def _stats_csv(self, service: str) -> str:
+        return runtime(self.stack.settings.run_dir / "haproxy.sock", f"show stat svc_{service} 4 -1")
 
-    def edge_log(self) -> list[dict[str, Any]]:
-        lines = []
-        for line in self.stack.log_file("haproxy").read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line[max(line.find("{"), 0) :]))
-        return lines
+    def _edge_log_text(self) -> str:
+        return self.stack.log_file("haproxy").read_text(errors="replace")
 
     def reloads(self) -> int:
         # The master starts itself anew for a reload, and is deaf for that moment.
@@ -255,23 +194,8 @@ class ProcessFleet:
                 for process in reversed(running):
                     process.stop()
 
-    def healthy(self) -> bool:
-        """Whether every service has its instances, all passing and all up at the edge, and nobody else is there."""
-        if not all(self.stack.pid(name) for name in INFRASTRUCTURE):
-            return False
-        for service, count in self.services().items():
-            ids = {member.id for member in self.instances(service) if member.pid}
-            entries = self.consul("GET", f"/v1/health/service/{service}?passing=1")
-            passing = {entry["Service"]["ID"] for entry in entries}
-            servers = self.edge_servers(service)
-            if not (len(ids) == count and passing == ids == {server.name for server in servers if server.up}):
-                return False
-            if len(servers) != count:
-                return False
-        return True
-
-    def wait_healthy(self, within_s: float = 60.0) -> None:
-        eventually(self.healthy, within_s, every_s=0.05)
+    def _servers_run(self) -> bool:
+        return all(self.stack.pid(name) for name in INFRASTRUCTURE)
 
     def repair(self) -> None:
         if self.healthy():
@@ -290,9 +214,3 @@ class ProcessFleet:
             self.start(service)
             self._deregister_strangers(service)
         self.wait_healthy(60)
-
-    def _deregister_strangers(self, service: str) -> None:
-        ours = {member.id for member in self.instances(service)}
-        for entry in self.consul("GET", f"/v1/catalog/service/{service}"):
-            if entry["ServiceID"] not in ours:
-                self.consul("PUT", f"/v1/agent/service/deregister/{entry['ServiceID']}")

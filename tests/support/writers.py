@@ -16,6 +16,9 @@ from tests.support.load import Load, Plan
 REFUSED_WITHIN_S = 3.0
 # auth waits for users for 5 s at most.
 REGISTRATION_WITHIN_S = 6.5
+# Who was in the middle of a statement when the server stopped answering waits as long as that may take.
+CAUGHT_WITHIN_S = 13.0
+PASSWORD = "correct horse battery"
 BACK_WITHIN_S = 5.0
 
 
@@ -35,7 +38,45 @@ class Writer:
         return len(self.load.report().failures())
 
 
-def writer(
+def posting(port: int, token: str, *, rate_per_s: float = 15, connections: int = 4) -> Writer:
+    """New posts."""
+    fields = {"title": "A load", "tags": ["load"]}
+    return _writer(
+        "posts",
+        port,
+        "POST",
+        "/api/posts",
+        201,
+        fields,
+        "content",
+        token=token,
+        rate_per_s=rate_per_s,
+        connections=connections,
+    )
+
+
+def changing(port: int, token: str) -> Writer:
+    """Changes of the caller's own account."""
+    return _writer("users", port, "PATCH", "/api/users/me", 200, {}, "lastName", token=token)
+
+
+def registering(port: int) -> Writer:
+    """New accounts: writes to auth and, through it, to users."""
+    fields = {"password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace"}
+    return _writer(
+        "auth",
+        port,
+        "POST",
+        "/api/auth/register",
+        201,
+        fields,
+        "email",
+        rate_per_s=4,
+        within_s=REGISTRATION_WITHIN_S,
+    )
+
+
+def _writer(
     service: str,
     port: int,
     method: str,
