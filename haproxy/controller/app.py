@@ -121,7 +121,8 @@ class Controller:
             settings.edge_keys_s,
         )
         self.sync.on_reload = self._keys.prune
-        self._reaper = Reaper(settings.events_socket, runtime)
+        self._reaper = Reaper(runtime)
+        self.sync.on_worker = self._reaper.another_worker
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -130,7 +131,7 @@ class Controller:
         self.sync.inbox.wake.set()
 
     def run(self) -> None:
-        """Follow Consul until `stop`. Raises OSError when the port for metrics is in use, or a socket cannot be made."""
+        """Follow Consul until `stop`. Raises OSError when the port for metrics is in use."""
         stop_metrics = self.metrics.serve(self._settings.controller_port, self._view.age_s)
         try:
             self._reaper.start()

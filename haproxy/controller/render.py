@@ -30,6 +30,8 @@ _OWN_HEADERS = (
     "hdr Cache-Control no-store hdr X-Content-Type-Options nosniff"
     " hdr X-Frame-Options DENY hdr Referrer-Policy no-referrer"
 )
+# The ring buffer of HAProxy in which it notes who goes down.
+DOWNS = "downs"
 # The edge's own paths that a gateway answers, and which gateway: the first one that lives.
 BREAKERS = "/edge/breakers"
 _ANSWERERS = ("svc_gateway-business", "svc_gateway-identity", "svc_gateway-ai")
@@ -101,7 +103,7 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         stats_bind=_bracketed(settings.stats_bind_address),
         cache_mb=settings.edge_cache_mb,
         socket=settings.runtime_socket,
-        events=settings.events_socket,
+        downs=DOWNS,
         server_state_file=settings.server_state_file,
         certificate=settings.certificate,
         map_path=_map_path(state, settings),

@@ -11,12 +11,12 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from haproxy.controller.errors import BadWord, Unreachable
-from haproxy.controller.state import ObservedServer, observed_servers, statuses
+from haproxy.controller.state import ObservedServer, observed_servers
 
 # No blank, `;`, `\`, quote, `<`, `$`, `%`, `*` or control character. `@`, `!`: the master's address of a worker.
 _WORD = re.compile(r"[A-Za-z0-9_.,:/~@!\[\]-]{1,250}")
@@ -27,6 +27,7 @@ _DONE = re.compile(
 )
 # Ten thousand servers are 6 MB of `show stat`.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_LINE_BYTES = 65536
 TIMEOUT_S = 3.0
 
 
@@ -126,15 +127,8 @@ class Session:
         state = self.send(command("show", "servers", "state", backend))
         if "Can't find backend" in state:
             return None
-        return observed_servers(state, self._stat(backend)).get(backend, {})
-
-    def statuses(self, backend: str) -> dict[str, str]:
-        """What is said of each of a backend's servers (`UP`, `DOWN 1/2`, `MAINT`, `no check`); nothing where there is no such backend."""
-        return statuses(self._stat(backend))
-
-    def _stat(self, backend: str) -> str:
-        """`show stat` of a backend's servers."""
-        return self.send(command("show", "stat", backend, "4", "-1"))
+        stat = self.send(command("show", "stat", backend, "4", "-1"))
+        return observed_servers(state, stat).get(backend, {})
 
     def all_servers_state(self) -> str:
         """`show servers state` of all backends, in the format of a server state file."""
@@ -159,6 +153,27 @@ class Runtime:
     def info(self) -> ProcessInfo:
         with self.session() as session:
             return session.info()
+
+    def follow(self, line: Command, idle_s: float) -> Generator[str | None, None, None]:
+        """The lines of an answer that has no end, and None after each `idle_s` seconds without one. Raises Unreachable when it ends."""
+        with _connect(self._path, self._timeout_s) as connection:
+            try:
+                connection.sendall(str(line).encode("ascii") + b"\n")
+                connection.settimeout(idle_s)
+                rest = b""
+                while len(rest) <= MAX_LINE_BYTES:
+                    try:
+                        part = connection.recv(65536)
+                    except TimeoutError:
+                        yield None
+                        continue
+                    if not part:
+                        break
+                    *lines, rest = (rest + part).split(b"\n")
+                    yield from (each.decode(errors="replace") for each in lines)
+            except OSError as error:
+                raise Unreachable(f"{line}: {error}") from error
+        raise Unreachable(f"the answer to {str(line)!r} has ended")
 
 
 class Master:

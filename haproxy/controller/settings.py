@@ -79,11 +79,6 @@ class EdgeSettings(BaseSettings):
         return self.edge_run_dir.absolute() / "haproxy.sock"
 
     @property
-    def events_socket(self) -> Path:
-        """Where HAProxy tells the controller of servers that go down."""
-        return self.edge_run_dir.absolute() / "haproxy-events.sock"
-
-    @property
     def master_socket(self) -> Path:
         """The CLI of HAProxy's master process."""
         return self.edge_run_dir.absolute() / "haproxy-master.sock"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,27 +79,18 @@ def _state_rows(text: str) -> list[dict[str, str]]:
     return rows
 
 
-def statuses(stat: str) -> dict[str, str]:
-    """Server name → status, from `show stat` of one backend."""
-    return {row[0]: row[1] for row in _columns(stat, "svname", "status")}
-
-
 def _stat_rows(text: str) -> dict[tuple[str, str], tuple[int, bool]]:
     """(backend, server) → (current sessions with those in the queue, is a backup)."""
-    rows = _columns(text, "pxname", "svname", "scur", "qcur", "bck")
-    return {
-        (backend, server): (int(current or 0) + int(queued or 0), backup == "1")
-        for backend, server, current, queued, backup in rows
-    }
-
-
-def _columns(text: str, *names: str) -> Iterator[tuple[str, ...]]:
-    """These columns of `show stat`, of its servers."""
-    reader = csv.reader(text.lstrip().removeprefix("# ").splitlines())
+    lines = text.lstrip().removeprefix("# ").splitlines()
+    reader = csv.reader(lines)
     header = next(reader, [])
     if "svname" not in header:
-        return
-    kind, *wanted = (header.index(name) for name in ("type", *names))
-    for row in reader:
-        if len(row) > kind and row[kind] == "2":
-            yield tuple(row[column] for column in wanted)
+        return {}
+    backend, server, current, queued, backup, kind = (
+        header.index(name) for name in ("pxname", "svname", "scur", "qcur", "bck", "type")
+    )
+    return {
+        (row[backend], row[server]): (int(row[current] or 0) + int(row[queued] or 0), row[backup] == "1")
+        for row in reader
+        if len(row) > kind and row[kind] == "2"
+    }

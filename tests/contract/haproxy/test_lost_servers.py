@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from haproxy.controller.model import EdgeState
+from discovery.model import Route
+from haproxy.controller.model import Backend, EdgeState, Server
 from haproxy.controller.reaper import Reaper, gone_down
-from haproxy.controller.runtime import Runtime
+from haproxy.controller.runtime import Master, Runtime
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan
-from tests.support.recorder import recorder_process
+from tests.support.recorder import Upstream, recorder_process
 from tests.support.servers import Process, free_ports
 
 # A gateway's backend has `option abortonclose`, the others have not.
@@ -35,6 +35,7 @@ class Pair:
     service: str
     edge: Edge
     processes: list[Process]
+    reaper: Reaper | None
 
     def load(self, *, headers: Mapping[str, str] = {}, **plan: object) -> Load:  # noqa: B006  never written to
         # Many connections: whenever an instance is given up, some requests are under way and some only just connecting.
@@ -53,7 +54,17 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(folder: Path, service: str, *, reaping: bool = True) -> Iterator[Pair]:
+def reaping(running: Edge) -> Iterator[Reaper]:
+    reaper = Reaper(Runtime(running.settings.runtime_socket))
+    reaper.start()
+    try:
+        yield reaper
+    finally:
+        reaper.stop()
+
+
+@contextlib.contextmanager
+def pair(folder: Path, service: str, *, with_reaper: bool = True) -> Iterator[Pair]:
     ports = free_ports(2)
     with contextlib.ExitStack() as stack:
         processes = []
@@ -61,11 +72,8 @@ def pair(folder: Path, service: str, *, reaping: bool = True) -> Iterator[Pair]:
             processes.append(recorder_process(folder, service, port))
             stack.callback(processes[-1].kill)
         running = stack.enter_context(edge(EdgeState((backend(service, *ports, paths=(PATH,)),))))
-        if reaping:
-            reaper = Reaper(running.settings.events_socket, Runtime(running.settings.runtime_socket))
-            reaper.start()
-            stack.callback(reaper.stop)
-        made = Pair(service, running, processes)
+        reaper = stack.enter_context(reaping(running)) if with_reaper else None
+        made = Pair(service, running, processes, reaper)
         eventually(lambda: running.get(PATH).status == 200, 5)
         eventually(lambda: made.status(1).startswith("UP") and made.status(2).startswith("UP"), 5)
         yield made
@@ -101,7 +109,7 @@ def test_while_both_are_lost_everybody_gets_an_answer(tmp_path: Path, service: s
 
 
 def test_without_the_reaper_requests_hang_with_their_instance(tmp_path: Path) -> None:
-    with pair(tmp_path, "users", reaping=False) as made:
+    with pair(tmp_path, "users", with_reaper=False) as made:
         with made.load(timeout_s=4.0) as load:
             time.sleep(0.5)
             made.lose("hung", 1)
@@ -109,24 +117,48 @@ def test_without_the_reaper_requests_hang_with_their_instance(tmp_path: Path) ->
         assert {answer.error for answer in load.report().failures()} == {"timeout"}
 
 
-def test_lines_that_are_wrong_end_no_request(tmp_path: Path) -> None:
-    lines = (
-        b"",
-        b"\xff" * 2000,
-        b"Server svc_none/x is DOWN",
-        b"Server svc_users/; show info is DOWN",
-        b"Server svc_users/users-1 is DOWN, reason: it is up again",
-    )
-    with pair(tmp_path, "users") as made, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect(str(made.edge.settings.events_socket))
+def test_instance_that_is_up_again_keeps_its_requests(tmp_path: Path) -> None:
+    with pair(tmp_path, "users") as made:
         # What is ended here is not tried again, and there is always something under way.
-        with made.load(method="POST", paths=(f"{PATH}/slow",)) as load:
+        with made.load(method="POST", paths=(f"{PATH}/slow",), ok=frozenset({200, 503})) as load:
             time.sleep(0.5)
-            for line in lines:
-                sender.send(line)
+            made.edge.command("set server svc_users/users-1 health down")
+            eventually(lambda: "users-1 is DOWN" in made.edge.command("show events downs"), 5)
+            made.edge.command("set server svc_users/users-1 health up")
             time.sleep(1.5)
         assert not load.report().failures(), load.report().summary()
+
+
+def test_hundreds_that_go_down_at_once_all_lose_their_requests() -> None:
+    """All instances of a machine, say: more at once than anybody is quick enough to read one by one."""
+    count = 300
+    with Upstream("users", handler=lambda _: time.sleep(15)) as upstream:
+        servers = tuple(Server(f"i{number}", "127.0.0.1", upstream.port) for number in range(count))
+        state = EdgeState((Backend(Route("users", paths=(PATH,), auth="public"), servers),))
+        with edge(state) as running, reaping(running):
+            plan = Plan(running.port, (PATH,), method="POST", rate_per_s=None, connections=count)
+            eventually(lambda: running.stat("svc_users", f"i{count - 1}")["check_status"] == "L7OK", 5)
+            with Load(plan) as load:
+                eventually(lambda: len(upstream.requests) == count, 10)
+                lost_s = time.monotonic()
+                upstream.ready = False
+                eventually(lambda: len(load.report().answers) >= count, 10)
+            first = load.report().answers[:count]
+            assert max(answer.ended_s for answer in first) - lost_s < 6 * time_scale()
+
+
+def test_another_worker_is_followed_and_the_one_before_may_end(tmp_path: Path) -> None:
+    with pair(tmp_path, "users") as made:
+        master = Master(made.edge.server.master_socket)
+        before = made.edge.command("show info")
+        master.reload()
+        eventually(lambda: made.edge.command("show info").splitlines()[6] != before.splitlines()[6], 5)
+        assert made.reaper is not None
+        made.reaper.another_worker()
+        pid = next(line for line in before.splitlines() if line.startswith("Pid: ")).split()[1]
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), 5)
         with made.load() as load:
+            time.sleep(0.5)
             made.lose("hung", 1)
         assert not load.report().failures(), load.report().summary()
 
@@ -135,16 +167,17 @@ def test_lines_that_are_wrong_end_no_request(tmp_path: Path) -> None:
     ("line", "server"),
     [
         (
-            b"Server svc_users/users-1 is DOWN, reason: Layer4 timeout, check duration: 9ms.",
+            "Server svc_users/users-1 is DOWN, reason: Layer4 timeout, check duration: 9ms.",
             ("svc_users", "users-1"),
         ),
-        (b"Backup Server svc_users/b is DOWN, reason: Layer7 wrong status", ("svc_users", "b")),
-        (b"Server svc_users/users-1 is UP, reason: Layer7 check passed", None),
-        (b"Server svc_users/users-1 is going DOWN for maintenance.", None),
-        (b"backend svc_users has no server available!", None),
+        ("Backup Server svc_users/b is DOWN, reason: Layer7 wrong status", ("svc_users", "b")),
+        ("Server svc_users/users-1 is UP, reason: Layer7 check passed", None),
+        ("Server svc_users/users-1 is going DOWN for maintenance.", None),
+        ('Server svc_a/a is UP, info: "Server svc_users/users-1 is DOWN"', None),
+        ("backend svc_users has no server available!", None),
     ],
 )
 def test_lines_of_the_log_that_tell_of_a_server_that_goes_down(
-    line: bytes, server: tuple[str, str] | None
+    line: str, server: tuple[str, str] | None
 ) -> None:
     assert gone_down(line) == server
