@@ -128,12 +128,13 @@ def unreadable(account: Account, repo: Path) -> Path | None:
     """The first folder or file in the way of this user reading the code; None when everything can be read."""
     if os.geteuid():
         return None
+    code = _code(repo)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             account.enter()
-            found = _first_closed(repo)
+            found = _first_closed(code)
             os.write(writing, os.fsencode(found) if found else b"")
         finally:
             os._exit(0)
@@ -144,21 +145,22 @@ def unreadable(account: Account, repo: Path) -> Path | None:
     return Path(os.fsdecode(answer)) if answer else None
 
 
-def _first_closed(repo: Path) -> Path | None:
-    for folder in [*reversed(repo.parents), repo]:
-        if not os.access(folder, os.X_OK):
-            return folder
-    for top, folders, files in os.walk(repo, onerror=None):
-        if not os.access(top, os.R_OK | os.X_OK):
-            return Path(top)
+def _code(repo: Path) -> dict[Path, int]:
+    """What has to be read, and how: the way to the checkout, its files, and their folders.
+
+    A folder without a file is none of it, whoever has closed it: nginx and others make such folders where they are started.
+    """
+    needed = dict.fromkeys([*reversed(repo.parents), repo], os.X_OK)
+    for top, folders, files in os.walk(repo):
         folders[:] = [name for name in folders if name not in NOT_CODE]
-        for name in folders:
-            if not os.access(Path(top) / name, os.R_OK | os.X_OK):
-                return Path(top) / name
-        for name in files:
-            if not os.access(Path(top) / name, os.R_OK):
-                return Path(top) / name
-    return None
+        if files:
+            needed[Path(top)] = os.R_OK | os.X_OK
+            needed |= {Path(top) / name: os.R_OK for name in files}
+    return needed
+
+
+def _first_closed(needed: Mapping[Path, int]) -> Path | None:
+    return next((path for path, how in needed.items() if not os.access(path, how)), None)
 
 
 def copy_code(repo: Path, target: Path) -> None:

@@ -40,7 +40,7 @@ def init() -> None:
 @cli.command()
 def plan() -> None:
     """Show desired beside observed, what would be done now, and why. Changes nothing."""
-    show(look(_settings(), time.time()), Console())
+    show(look(_settings(), time.time()), Console(width=None if sys.stdout.isatty() else 200))
 
 
 def _settings() -> EdgeSettings:

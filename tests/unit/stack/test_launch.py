@@ -72,14 +72,26 @@ def test_copy_of_the_code_follows_it_and_keeps_the_state(tmp_path: Path) -> None
 def test_closed_folder_on_the_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repo = tmp_path / "a" / "repo"
     (repo / "code").mkdir(parents=True)
+    (repo / "code" / "x.py").write_text("")
+    (repo / "tmp").mkdir()
     closed = {tmp_path / "a"}
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in closed and real(path, mode))
-    assert account._first_closed(repo) == tmp_path / "a"
+
+    def first_closed() -> Path | None:
+        return account._first_closed(account._code(repo))
+
+    assert first_closed() == tmp_path / "a"
     closed.clear()
-    assert account._first_closed(repo) is None
+    assert first_closed() is None
+    closed.add(repo / "code" / "x.py")
+    assert first_closed() == repo / "code" / "x.py"
     closed.add(repo / "code")
-    assert account._first_closed(repo) == repo / "code"
+    assert first_closed() == repo / "code"
+    # As nginx leaves one: nothing of the project is in it.
+    closed.clear()
+    closed.add(repo / "tmp")
+    assert first_closed() is None
 
 
 def test_environment_of_the_ordinary_user_leads_not_into_roots_home(tmp_path: Path) -> None:
