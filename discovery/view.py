@@ -165,7 +165,7 @@ class View:
                 self._sweep_due = True
             if self._ready.is_set() and (empty or turn in ("reset", "rejoined")):
                 self._hold("empty" if empty else turn)
-            self._answered("services")
+            self._answered("services", turn)
 
     def _confirm_empty(self) -> None:
         """A 200 with nothing in it can come during an election: believed only when a leader stands behind it."""
@@ -199,20 +199,24 @@ class View:
                 self._sweep_due = True
                 if self._ready.is_set():
                     self._hold(turn)
-            self._answered(state)
+            self._answered(state, turn)
 
     def _follows(self, service: str) -> bool:
         return self._scope is None or service in self._scope
 
-    def _answered(self, watch: str) -> None:
+    def _answered(self, watch: str, turn: Turn) -> None:
         self._answered_at[watch] = self._clock.monotonic()
-        if watch in self._failing:
-            self._failing.discard(watch)
+        self._failing.discard(watch)
+        if turn in ("reset", "rejoined"):
             self._hurry()
         self._wake.notify_all()
 
     def _hurry(self) -> None:
-        """Consul answers again: nobody else sits out a long backoff, while the time for what is missing runs down."""
+        """Consul answers again: nobody else sits out a long backoff, while the time for what is missing runs down.
+
+        Only after failures that went on for a while: who hurries the others for each answer asks Consul hundreds of times a
+        second when it stumbles over every other question.
+        """
         self._awake.set()
         for watch in self._watches:
             if watch.name in self._failing:

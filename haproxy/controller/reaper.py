@@ -63,14 +63,19 @@ class Reaper:
         """HAProxy has been reloaded or started anew: follow the new one, and let the old one end."""
         self._another.set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody has just gone down whose requests are still to be ended: in another worker they cannot be."""
+        return bool(self._due)
+
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
                 self._follow()
             except Unreachable as error:
                 log.debug("servers that go down are not told of", error=str(error))
-            except Exception:  # a bug must not leave the hung to hang for ever
-                log.exception("reaper failed")
+            except Exception as error:  # a bug must not leave the hung to hang for ever
+                log.error("reaper failed", error=repr(error))
             self._due.clear()
             self._stopped.wait(RETRY_S)
 
@@ -82,7 +87,8 @@ class Reaper:
             for line in events:
                 server = gone_down(line or "")
                 if server is not None:
-                    self._due.setdefault(server, self._clock.monotonic() + AFTER_S)
+                    self._due.pop(server, None)  # one that flaps is down from now on
+                    self._due[server] = self._clock.monotonic() + AFTER_S
                 self._reap(self._take_due())
                 if self._stopped.is_set() or self._another.is_set():
                     return

@@ -205,7 +205,11 @@ def parse_processes(text: str) -> MasterInfo:
 
 @contextlib.contextmanager
 def _connect(path: Path, timeout_s: float) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # out of descriptors
+        raise Unreachable(f"{path}: {error}") from error
+    with connection:
         connection.settimeout(timeout_s)
         try:
             connection.connect(str(path))

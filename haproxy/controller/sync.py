@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.model import Change, Instance, Snapshot
+from discovery.model import Instance, Snapshot
 from haproxy.controller.apply import Applier
 from haproxy.controller.desired import Desire
 from haproxy.controller.errors import ConfigRefused, ReloadFailed, Unreachable
 from haproxy.controller.guard import Guard
+from haproxy.controller.inbox import Inbox
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.model import EdgeState, Server, VerifyKey
 from haproxy.controller.owners import OwnerBook
@@ -30,58 +29,13 @@ TICK_S = 1.0
 AWAY_TICK_S = 0.2
 # A refused configuration is not tried again before something changes, or this time has passed.
 RETRY_RELOAD_S = 30.0
+RELOAD_WAIT_S = 0.2
+MAX_RELOAD_WAITS = 6
 # How much of a full sync runs before the loop looks for changes again.
 SLICE_S = 0.01
 # The file follows run-time changes once they pause, or have gone on for a while: writing it costs a `haproxy -c`.
 FILE_QUIET_S = 1.0
 FILE_LATEST_S = 5.0
-
-
-class Inbox:
-    """What other threads hand to the loop: coalesced, and never waiting for it. Bounded by the number of services."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._dirty: dict[str, float] = {}
-        self._snapshot = Snapshot()
-        self._pins: dict[str, str] | None = None
-        self._keys: tuple[VerifyKey, ...] | None = None
-        self.wake = threading.Event()
-
-    def changed(self, changes: Iterable[Change], snapshot: Snapshot) -> None:
-        """The view's callback."""
-        now = time.monotonic()
-        with self._lock:
-            self._snapshot = snapshot
-            for change in changes:
-                self._dirty.setdefault(change.service, now)
-        self.wake.set()
-
-    def pins(self, pins: dict[str, str]) -> None:
-        with self._lock:
-            self._pins = pins
-        self.wake.set()
-
-    def keys(self, keys: tuple[VerifyKey, ...]) -> None:
-        with self._lock:
-            self._keys = keys
-        self.wake.set()
-
-    def take(
-        self,
-    ) -> tuple[
-        dict[str, float],
-        Snapshot,
-        dict[str, str] | None,
-        tuple[VerifyKey, ...] | None,
-    ]:
-        """Everything since the last call: services with the time of their first change, pins, keys."""
-        with self._lock:
-            self.wake.clear()
-            dirty, self._dirty = self._dirty, {}
-            pins, self._pins = self._pins, None
-            keys, self._keys = self._keys, None
-            return dirty, self._snapshot, pins, keys
 
 
 class Sync:
@@ -104,6 +58,8 @@ class Sync:
         self.told: set[str] = set()
         self.on_reload: Callable[[], None] = lambda: None
         self.on_worker: Callable[[], None] = lambda: None
+        # What a reload had better wait for, if not for long.
+        self.busy: Callable[[], bool] = lambda: False
         self.keys = keys
         self._settings = settings
         self._book = book
@@ -116,6 +72,7 @@ class Sync:
         self._loaded: str | None = None
         self._reload: str | None = None
         self._reload_at = 0.0
+        self._reload_waits = 0
         self._patience = Patience()
         self._refused: str | None = None
         self._waiting: dict[str, float] = {}
@@ -329,6 +286,11 @@ class Sync:
         now = self._clock.monotonic()
         if self._reload is None or now < self._reload_at:
             return
+        if self.busy() and self._reload_waits < MAX_RELOAD_WAITS:
+            self._reload_waits += 1
+            self._reload_at = now + RELOAD_WAIT_S
+            return
+        self._reload_waits = 0
         reason, wanted = self._reload, self._fingerprint()
         self._patience.tried(now)
         try:

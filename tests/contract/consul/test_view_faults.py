@@ -276,6 +276,28 @@ def test_first_answer_after_an_outage_ends_everybody_elses_backoff(
         view.stop()
 
 
+def test_consul_that_stumbles_over_every_other_question_is_not_asked_in_a_hurry(
+    proxy: FaultyProxy, direct: ConsulApi
+) -> None:
+    """Each good answer would end the pause after each bad one: hundreds of questions a second."""
+
+    def only_anew(answer: Passing) -> Passing:
+        asked.append(answer.path)
+        return answer if "index=" not in answer.path or "index=0" in answer.path else error_500(answer)
+
+    asked: list[str] = []
+    direct.register(Registration("there", "127.0.0.1", 1, "there-1", check=None))
+    view = View(ConsulApi(proxy.address, read_timeout_s=2), wait_s=0.001)
+    view.start()
+    try:
+        assert view.ready(5 * time_scale())
+        with proxy.failing(only_anew):
+            time.sleep(3)
+        assert 3 < len(asked) < 900, len(asked)
+    finally:
+        view.stop()
+
+
 def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> None:
     """The list of services may be the last to return; what another watch has read before that must not count as gone."""
     with consul() as server, faulty_proxy(server.http_port) as proxy:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.contract.haproxy.rig import Edge, edge
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, time_scale
 
 META = {"edge-path": "/api/base", "edge-auth": "public"}
 
@@ -157,3 +158,20 @@ def test_verdicts_return_when_somebody_has_deleted_them() -> None:
             return isinstance(keys, list) and "edge/status/edge/stray" not in keys
 
         eventually(stray_gone, 5)
+
+
+def test_reload_waits_until_what_a_hung_instance_holds_has_been_ended() -> None:
+    """In the worker that is left behind nobody could end it any more, and it would hang for as long as that may live."""
+    with edge() as running, ThreadPoolExecutor(2) as pool:
+        fleet(running, 2)
+        hung, sound = running.programs
+        hung.slow_s, sound.slow_s = 25.0, 0.0
+        reloads, began = running.reloads(), time.monotonic()
+        asked = [pool.submit(running.get, "/api/base/slow", 30.0) for _ in range(2)]
+        eventually(lambda: hung.seen > 0, 5)
+        hung.ready = False
+        eventually(lambda: not running.servers("base")[hung.name].up, 8, every_s=0.01)
+        running.instance("other", "other-1")
+        assert [one.result()[1] for one in asked] == [sound.name] * 2
+        assert time.monotonic() - began < 10 * time_scale()
+        eventually(lambda: running.reloads() > reloads, 5)

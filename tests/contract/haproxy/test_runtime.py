@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import resource
 import signal
 import tempfile
 import time
@@ -190,3 +191,13 @@ def test_master_tells_its_worker(proxy: Proxy) -> None:
     master = eventually(Master(proxy.server.master_socket).info, 5)
     assert master.workers == (proxy.runtime.info().pid,)
     assert master.failed == 0
+
+
+def test_without_a_descriptor_haproxy_is_out_of_reach_and_no_other_error(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(Unreachable, match="Too many open files"):
+            Runtime(tmp_path / "haproxy.sock").info()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
