@@ -122,7 +122,6 @@ class Controller:
         )
         self.sync.on_reload = self._keys.prune
         self._reaper = Reaper(runtime)
-        self.sync.on_worker = self._reaper.another_worker
         self.sync.busy = lambda: self._reaper.busy
         self._stop = threading.Event()
 

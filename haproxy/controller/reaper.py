@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 # Twice `timeout connect` of the template: one attempt, and the pause that HAProxy may put before it is made elsewhere.
 AFTER_S = 0.7
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 0.15
 RETRY_S = 0.5
 # From its first letter on: the reason at its end may be in the words of the service.
 _DOWN = re.compile(r"(?:Backup )?Server ([A-Za-z0-9_.-]+)/([A-Za-z0-9_.:@-]+) is DOWN\b")
@@ -48,7 +48,6 @@ class Reaper:
             tuple[str, str], float
         ] = {}  # server → when to look at it, in the order of these times
         self._stopped = threading.Event()
-        self._another = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
     def start(self) -> None:
@@ -58,10 +57,6 @@ class Reaper:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
-
-    def another_worker(self) -> None:
-        """HAProxy has been reloaded or started anew: follow the new one, and let the old one end."""
-        self._another.set()
 
     @property
     def busy(self) -> bool:
@@ -80,21 +75,29 @@ class Reaper:
             self._stopped.wait(RETRY_S)
 
     def _follow(self) -> None:
-        """Until there is another worker. Its buffer tells what happened before, too: who has nothing to lose, loses nothing."""
-        self._another.clear()
+        """Until the worker is another one, or is to end: it waits for who is still connected to it.
+
+        The buffer tells what happened before, too: who has nothing to lose, loses nothing.
+        """
+        worker, looked = self._runtime.info(), self._clock.monotonic()
         events = self._runtime.follow(command("show", "events", DOWNS, "-w"), LOOK_EVERY_S)
         with contextlib.closing(events):
             for line in events:
-                server = gone_down(line or "")
+                server, now = gone_down(line or ""), self._clock.monotonic()
                 if server is not None:
                     self._due.pop(server, None)  # one that flaps is down from now on
-                    self._due[server] = self._clock.monotonic() + AFTER_S
-                self._reap(self._take_due())
-                if self._stopped.is_set() or self._another.is_set():
+                    self._due[server] = now + AFTER_S
+                self._reap(self._take_due(now))
+                if self._stopped.is_set():
                     return
+                if now - looked >= LOOK_EVERY_S:
+                    # One that is to end takes no new connections.
+                    if self._runtime.info() != worker:
+                        return
+                    looked = now
 
-    def _take_due(self) -> list[tuple[str, str]]:
-        now, taken = self._clock.monotonic(), []
+    def _take_due(self, now: float) -> list[tuple[str, str]]:
+        taken = []
         while self._due and next(iter(self._due.values())) <= now:
             server = next(iter(self._due))
             del self._due[server]

@@ -57,7 +57,6 @@ class Sync:
         self.writer = FileWriter(reloader)
         self.told: set[str] = set()
         self.on_reload: Callable[[], None] = lambda: None
-        self.on_worker: Callable[[], None] = lambda: None
         # What a reload had better wait for, if not for long.
         self.busy: Callable[[], bool] = lambda: False
         self.keys = keys
@@ -237,7 +236,6 @@ class Sync:
         self._applier.forget()
         self._route_change(reason)
         self._begin_full(self._clock.monotonic())
-        self.on_worker()
 
     def _lost(self, error: Unreachable) -> None:
         if self._process is not None:
@@ -315,7 +313,6 @@ class Sync:
             self._applied(service)
         self._begin_full(self._clock.monotonic())
         self.on_reload()
-        self.on_worker()
 
     def _state(self) -> EdgeState:
         state = self.desire.state(self.keys, self.guard.held)
