@@ -17,6 +17,7 @@ from gateway.cache.engine import Engine, Load, Want
 from gateway.cache.freshness import Verdict, part_verdict, verdict, wish
 from gateway.cache.keys import GUESS, Names, Spec, audience, audience_of, base_of, base_of_part
 from gateway.cache.lastgood import LastGood
+from gateway.cache.leases import Leases
 from gateway.cache.link import Link
 from gateway.cache.memory import MAX_BYTES, Memory
 from gateway.cache.passing import Passing
@@ -62,8 +63,10 @@ class AnswerCache:
         self._stale_if_error_s = stale_if_error_s
         self._circuit = Circuit(redis, clock.monotonic)
         self._memory = Memory(max_bytes)
-        self._link = Link(redis, self._circuit, self._memory, clock, probe_key=f"gateway:{domain}:c:probe")
-        self._store = Store(self._circuit, Names(domain))
+        leases = Leases(clock.monotonic)
+        probe_key = f"gateway:{domain}:c:probe"
+        self._link = Link(redis, self._circuit, self._memory, leases, clock, probe_key=probe_key)
+        self._store = Store(self._circuit, Names(domain), leases)
         self._count = metrics.count if metrics is not None else _uncounted
         self._engine = Engine(self._store, self._memory, self._link, clock, self._count)
         self._passing = Passing(clock.monotonic)

@@ -20,10 +20,11 @@ from gateway.cache.flights import Flight, Flights, again
 from gateway.cache.freshness import NO_WISH, Verdict, Wish
 from gateway.cache.giving import give, passed_on
 from gateway.cache.keys import Base, Spec, Variant, variant_of
+from gateway.cache.leases import LOAD_S
 from gateway.cache.link import Link
 from gateway.cache.loading import Loader, Loading
 from gateway.cache.memory import Held, Memory
-from gateway.cache.store import LEASE_MS, Fetched, Store, token
+from gateway.cache.store import Fetched, Store, token
 from gateway.errors import Refused
 from gateway.model import Answer
 
@@ -97,9 +98,7 @@ class Engine:
                 answer = self._leading(want, variant, spec, load, flight)
                 if answer is not None:
                     return answer
-            elif (
-                not flight.wait(min(want.deadline - self._clock.monotonic(), LEASE_MS / 1000)) or flight.alone
-            ):
+            elif not flight.wait(min(want.deadline - self._clock.monotonic(), LOAD_S)) or flight.alone:
                 break
             elif flight.error is not None:
                 raise again(flight.error)
@@ -176,7 +175,7 @@ class Engine:
         )
         run.held = self._memory.get(variant)
         refresh = None if background else lambda: self._refresh_soon(want, variant, load, flight)
-        until = min(want.deadline, self._clock.monotonic() + LEASE_MS / 1000)
+        until = min(want.deadline, self._clock.monotonic() + LOAD_S)
         try:
             while True:
                 fetched = self._look(run)

@@ -1,8 +1,9 @@
-"""The one thread that keeps in touch with Redis: it hears of changes, notices that Redis has gone or is back, and makes up for
-the changes that Redis has missed."""
+"""The one thread that keeps in touch with Redis: it hears of changes, notices that Redis has gone or is back, makes up for
+the changes that Redis has missed, and tends the leases."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from discovery.clock import Clock
 from gateway.cache.circuit import Away, Circuit
+from gateway.cache.leases import Leases
 from gateway.cache.memory import Memory
 from services.kit.answers import CHANGED_PATTERN, Change, changed_channel, read_change, service_of_channel
 from services.kit.snapshot_queue import note_changes
@@ -34,11 +36,19 @@ class Link:
     """`heard` is until when (monotonic) all changes told by Redis are known here, `since` from when on; 0 while nothing is heard."""
 
     def __init__(
-        self, redis: Redis | None, circuit: Circuit, memory: Memory, clock: Clock, *, probe_key: str
+        self,
+        redis: Redis | None,
+        circuit: Circuit,
+        memory: Memory,
+        leases: Leases,
+        clock: Clock,
+        *,
+        probe_key: str,
     ) -> None:
         self._redis = redis
         self._circuit = circuit
         self._memory = memory
+        self._leases = leases
         self._clock = clock
         self._probe_key = probe_key
         self._lock = threading.Lock()
@@ -135,11 +145,15 @@ class Link:
             self._memory.change(service, noted)  # what was read from Redis in between
 
     def _tend(self) -> None:
-        """Make up for what Redis has missed, and open or close the circuit by what it answers."""
+        """Tend the leases, make up for what Redis has missed, and open or close the circuit by what it answers."""
         if self._circuit.closed and not self._pending:
+            if not self._leases.idle:
+                with contextlib.suppress(Away):
+                    self._circuit.attempt(self._leases.tend)
             return
         try:
             self._make_up()
+            self._circuit.attempt(self._leases.tend)
             self._circuit.attempt(self._probe)
         except Away:
             self._probes = 0

@@ -8,7 +8,7 @@ instance, is valid no more, whatever its key: nothing has to be found and delete
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,11 @@ from redis import Redis
 
 from gateway.cache.circuit import Away, Circuit, refuses
 from gateway.cache.keys import Names, Spec, Variant, read_spec
+from gateway.cache.leases import LEASE_MS, Leases
 from services.kit import answers
 from services.kit.answers import Change, SnapshotName
 from services.kit.snapshot_queue import forget, note_changes
 
-# The time of one load. Who waits for another instance's tries by himself after it.
-LEASE_MS = 5000
 # The kit keeps bodies of up to 256 KiB; the rest is for the head.
 MAX_SNAPSHOT_BYTES = 512 * 1024
 
@@ -88,9 +87,10 @@ class Fetched:
 class Store:
     """One group's answers in Redis. Thread-safe. Methods raise Away, but for those that say that they do not."""
 
-    def __init__(self, circuit: Circuit, names: Names) -> None:
+    def __init__(self, circuit: Circuit, names: Names, leases: Leases) -> None:
         self._circuit = circuit
         self._names = names
+        self._leases = leases
         loader = Redis()  # opens nothing: the scripts only want somebody to ask for the encoding
         self._fetch = loader.register_script(_FETCH)
         self._store = loader.register_script(_STORE)
@@ -101,16 +101,16 @@ class Store:
     def fetch(self, variant: Variant, text: str, spec: Spec, token: str, *, lease: bool) -> Fetched:
         """What is stored of a variant (`text` is its text), in one round trip; with `lease`, also the lease where nothing is."""
         base = variant.base
-        keys = [
-            answers.versions_key(base.service),
-            self._names.spec(base),
-            self._names.entry(text),
-            self._names.lease(text),
-        ]
+        key = self._names.lease(text)
+        keys = [answers.versions_key(base.service), self._names.spec(base), self._names.entry(text), key]
         words = answers.buckets(answers.plain_path(base.path))
         arguments: list[str | bytes | int] = [token, LEASE_MS if lease else 0, spec.text(), *words]
-        found: Any = self._circuit.run(lambda r: self._fetch(keys, arguments, client=r))
+        found: Any = self._asked(
+            key, token if lease else "", lambda r: self._fetch(keys, arguments, client=r)
+        )
         version, told, data, leased, refusal = found
+        if leased == 1:
+            self._leases.taken(key, token)
         if refusal and refuses(refusal.decode("latin-1")):
             self._circuit.open(refusal.decode("latin-1")[:80])
             raise Away
@@ -122,27 +122,44 @@ class Store:
 
     def lease(self, text: str, token: str) -> bool:
         """Whether the caller may load the variant: he has its lease, or gets it."""
-        keys = [self._names.lease(text)]
-        return bool(self._circuit.run(lambda r: self._lease(keys, [token, LEASE_MS], client=r)))
+        key = self._names.lease(text)
+        leased = bool(self._asked(key, token, lambda r: self._lease([key], [token, LEASE_MS], client=r)))
+        if leased:
+            self._leases.taken(key, token)
+        return leased
+
+    def _asked(self, key: str, token: str, action: Callable[[Redis], Any]) -> Any:
+        """Do what may take the lease, if a token is given: it may also do so without an answer. Raises Away."""
+        closed = self._circuit.closed
+        try:
+            return self._circuit.run(action)
+        except Away:
+            if token and closed:
+                self._leases.lost(key, token)
+            raise
 
     def save(self, variant: Variant, text: str, spec: Spec, data: bytes, token: str, kept_s: float) -> bool:
         """Store an answer and give the lease back; False where Redis did not take it. Does not raise."""
-        keys = [self._names.entry(text), self._names.spec(variant.base), self._names.lease(text)]
+        key = self._names.lease(text)
+        keys = [self._names.entry(text), self._names.spec(variant.base), key]
         arguments: list[str | bytes | int] = [token, data, spec.text(), max(1, int(kept_s * 1000))]
         try:
             self._circuit.run(lambda r: self._store(keys, arguments, client=r))
         except Away:
             self.release(text, token)
             return False
+        self._leases.returned(key, token)
         return True
 
     def release(self, text: str, token: str) -> None:
         """Give the lease back, where it is still the caller's. Does not raise."""
-        keys = [self._names.lease(text)]
+        key = self._names.lease(text)
         try:
-            self._circuit.run(lambda r: self._release(keys, [token], client=r))
+            self._circuit.run(lambda r: self._release([key], [token], client=r))
         except Away:
-            return
+            self._leases.lost(key, token)
+        else:
+            self._leases.returned(key, token)
 
     def change(self, service: str, changes: Sequence[Change]) -> None:
         """End what is stored of the changes' paths, and tell all gateways."""

@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from discovery.errors import NoInstance, ResponseLost
+from gateway.cache.leases import LEASE_MS, LOAD_S, Leases
 from gateway.errors import Refused
 from gateway.model import Answer
 from tests.support.cache_rig import (
@@ -265,6 +266,39 @@ def test_lease_of_one_who_died_is_taken_over(pair: Pair, redis: Redis, origin: O
     began = time.perf_counter()
     assert other.state() == "MISS"
     assert 0.4 < time.perf_counter() - began < 3 * time_scale()
+
+
+def test_lease_is_kept_up_while_its_load_lasts(pair: Pair, redis: Redis, origin: Origin) -> None:
+    one, other = pair
+    origin.takes_s = 2.2 * LEASE_MS / 1000
+    given = at_once(2, lambda number: (one, other)[number].state())
+    assert sorted(given) == ["HIT", "MISS"]
+    assert len(origin.calls) == 1
+    assert keys(redis, "gateway:business:c:l:*") == []
+    assert all(each.cache._link._leases.idle for each in pair)
+
+
+def test_leases_are_tended_while_they_are_ones_own(redis: Redis) -> None:
+    now = 100.0
+    leases = Leases(lambda: now)
+    for name, owner in (("held", "me"), ("another's", "she"), ("lost", "me"), ("taken over", "she")):
+        redis.set(name, owner, px=400)
+    redis.lpush("no lease", "a")
+    for name in ("held", "another's", "no lease"):
+        leases.taken(name, "me")
+    for name in ("lost", "taken over", "gone"):
+        leases.lost(name, "me")
+    leases.tend(redis)
+    assert 400 < redis.pttl("held") <= LEASE_MS
+    assert not redis.exists("lost")
+    for name in ("another's", "taken over"):
+        assert redis.get(name) == b"she"
+        assert 0 < redis.pttl(name) <= 400
+    now += LOAD_S
+    redis.set("held", "me", px=400)
+    leases.tend(redis)
+    assert 0 < redis.pttl("held") <= 400
+    assert leases.idle
 
 
 # -- bounds and by-ways

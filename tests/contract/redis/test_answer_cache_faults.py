@@ -14,12 +14,13 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from gateway.cache.lastgood import HELD_S
+from gateway.cache.leases import LEASE_MS
 from gateway.model import Answer
 from services.kit import answers
 from services.kit.auth import Identity
 from services.kit.snapshot_queue import Keep, SnapshotQueue
 from tests.support import servers
-from tests.support.cache_rig import ANN, BOB, CLOCK, PATH, Instance, Origin, incoming, later
+from tests.support.cache_rig import ANN, BOB, CLOCK, PATH, Instance, Origin, incoming, keys, later
 from tests.support.eventually import eventually, time_scale
 
 CLIENTS = 8
@@ -213,6 +214,34 @@ def test_hung_redis_costs_a_request_one_wait_and_the_next_ones_nothing(world: Wo
     waits = [each for each in times if each > 0.05 * time_scale()]
     assert len(waits) <= 2
     assert max(times) < 0.4 * time_scale()
+
+
+def test_late_answer_leaves_nobody_waiting_for_a_load_that_is_none(world: World) -> None:
+    """Who has given Redis up may have its lease all the same: Redis does what it was asked once it goes on."""
+    lone = Instance(world.server.url, world.origin, timeout_s=0.1, follow=False)
+    lone.state(f"{PATH}/9")  # its connection is there
+    with hung(world) as is_there:
+        assert is_there()
+        assert lone.state() == "MISS"
+    eventually(lambda: keys(world.redis, "gateway:business:c:l:*"), 5, 0.005)
+    began = time.perf_counter()
+    assert world.one.state() == "MISS"
+    assert 0.1 < time.perf_counter() - began < LEASE_MS / 1000 + 0.3 * time_scale(), "it was not left to end"
+
+
+def test_lease_that_was_asked_for_in_vain_is_given_back(world: World) -> None:
+    found: list[list[bytes]] = []
+    with hung(world) as is_there:
+        assert is_there()
+        assert world.one.state() == "MISS"
+        name = next(iter(world.one.cache._link._leases._lost))
+    until = time.perf_counter() + 3
+    while not world.one.cache._link._leases.idle and time.perf_counter() < until:
+        found.append(world.redis.keys("gateway:business:c:l:*"))  # type: ignore[arg-type]
+        time.sleep(0.002)
+    assert [name.encode()] in found, "Redis has not done what it was asked"
+    assert world.one.cache._link._leases.idle
+    assert not world.redis.exists(name)
 
 
 def test_last_good_answers_cost_no_time_when_redis_is_hung(world: World) -> None:
