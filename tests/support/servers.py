@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from haproxy.controller.runtime import Master
 from stack.ports import free_ports as free_ports
 from tests.support.eventually import eventually
 
@@ -256,9 +257,9 @@ def haproxy(
         server = HAProxyServer(config, master, Process(argv, folder / "haproxy.log"), folder)
         server.process.start()
         try:
-            _wait_for(
-                server.process, lambda: master.exists() and (wait_port is None or accepts(wait_port)), 10.0
-            )
+            # The master starts itself anew once its worker runs, and is deaf for that moment.
+            _wait_for(server.process, lambda: Master(master).info().workers, 10.0)
+            _wait_for(server.process, lambda: wait_port is None or accepts(wait_port), 10.0)
             yield server
         finally:
             server.process.stop()
