@@ -185,7 +185,7 @@ def _base(repo: Path, python: str, environment: Mapping[str, str]) -> None:
         if done.returncode:
             raise EngineError(f"docker import: {done.stderr.decode(errors='replace')[-800:]}")
         _build(
-            folder + "/root/mnt",
+            str(root / "mnt"),
             f"FROM {BASE}-bare\nENV DEBIAN_FRONTEND=noninteractive\nRUN apt-get update -q\n",
             BASE,
             environment,

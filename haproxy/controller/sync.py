@@ -190,6 +190,7 @@ class Sync:
             self._file_changes()
         else:
             self._reload = None
+            self._reload_waits = 0
             self._patience.in_step(routes, self.keys)
 
     def _fingerprint(self) -> str:

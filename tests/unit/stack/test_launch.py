@@ -96,9 +96,9 @@ def test_closed_folder_on_the_way_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 def test_environment_of_the_ordinary_user_leads_not_into_roots_home(tmp_path: Path) -> None:
     who = account.Account("dev", 1000, 1000)
-    found = account.environment_for(
-        who, {"HOME": "/root", "SUDO_USER": "dev", "XDG_CACHE_HOME": "/root/.cache", "PATH": "/bin"}, tmp_path
-    )
+    roots = tmp_path / "roots"
+    given = {"HOME": str(roots), "SUDO_USER": "dev", "XDG_CACHE_HOME": str(roots / "cache"), "PATH": "/bin"}
+    found = account.environment_for(who, given, tmp_path)
     assert found == {"PATH": "/bin", "HOME": str(tmp_path / "home"), "USER": "dev", "LOGNAME": "dev"}
 
 
