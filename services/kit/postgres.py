@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, ExceptionContext
 
 
 class Connection(psycopg.Connection[Any]):
@@ -52,5 +52,21 @@ def make_engine(url: URL, *, timeout_s: float, statement_s: float, **options: An
         made.ping_s = timeout_s
         made.answer_s = statement_s + timeout_s if statement_s else None
         return made
+
+    @event.listens_for(engine, "checkin")
+    def returned(made: Connection | None, _: Any) -> None:
+        # SQLAlchemy leaves False, which asks for writes at each BEGIN: a replica would refuse to read as well.
+        if made is not None and not made.closed and made.read_only is False:
+            made.read_only = None
+
+    @event.listens_for(engine, "handle_error")
+    def refused(context: ExceptionContext) -> None:
+        """A server that takes no writes has become another one's replica: the next connection may lead to the one that does."""
+        if not isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+            return
+        used = context.connection.connection.dbapi_connection if context.connection is not None else None
+        if used is not None and not used.read_only:  # else it is we who had promised to write nothing
+            context.is_disconnect = True
+            context.invalidate_pool_on_disconnect = False
 
     return engine

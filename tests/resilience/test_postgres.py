@@ -19,7 +19,7 @@ from tests.support.eventually import eventually, time_scale
 from tests.support.instances import RunningInstance
 from tests.support.load import Load, Plan
 from tests.support.postgres import PostgresServer, postgres
-from tests.support.postgres_faults import connections_taken, crashed, frozen, table_locked
+from tests.support.postgres_faults import connections_taken, crashed, frozen, replica, table_locked
 from tests.support.writers import (
     CAUGHT_WITHIN_S,
     Writer,
@@ -163,6 +163,26 @@ def test_server_that_stands_still_holds_nobody_for_long(rig: Rig) -> None:
     later = [a for each in writers for a in each.load.report().failures() if a.sent_s > frozen_s]
     assert max(a.took_s for a in later) < FROZEN_WITHIN_S * time_scale()
     assert_kept(rig, writers)
+
+
+def test_replica_is_read_and_writes_are_503s_until_it_is_promoted(rig: Rig) -> None:
+    writers = all_writers(rig)
+    reads = [Load(Plan(each.port, ("/api/posts",), connections=2, rate_per_s=20)) for each in rig.posts]
+    with running(writers):
+        fault_s = time.monotonic()
+        with replica(rig.server):
+            for each in rig.posts:
+                eventually(lambda each=each: each.call("GET", "/api/posts").status_code == 200, 5)
+            with reads[0], reads[1]:
+                until_all_are_refused(writers)
+                assert_alive(rig.instances)
+        back_s = time.monotonic()
+        until_all_are_served(writers)
+    assert_bounded(writers, fault_s, back_s)
+    assert_kept(rig, writers)
+    for load in reads:
+        assert load.report().good()
+        assert not load.report().failures(), load.report().summary()
 
 
 def test_exhausted_connections_are_503_in_time_and_the_cache_goes_on(rig: Rig) -> None:

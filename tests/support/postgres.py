@@ -27,6 +27,7 @@ class PostgresServer:
 
     port: int
     process: Process
+    data: Path
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def database(self, service: str = "test") -> str:
@@ -97,7 +98,7 @@ def postgres(*, durable: bool = False, **settings: object) -> Iterator[PostgresS
         values: Mapping[str, object] = {"max_connections": 200, **({} if durable else OFF), **settings}
         argv = [program("postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
         argv += [f"--{name}={value}" for name, value in values.items()]
-        server = PostgresServer(port, Process([*drop, *argv], folder / "log"))
+        server = PostgresServer(port, Process([*drop, *argv], folder / "log"), data)
         try:
             server.start()
             yield server

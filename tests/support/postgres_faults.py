@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.eventually import eventually
+from tests.support.postgres import PostgresServer
 
 OTHERS = (
     "FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename NOT IN (%(mine)s, current_user)"
@@ -50,6 +51,19 @@ def frozen(server: Target) -> Iterator[None]:
         yield
     finally:
         server.thaw()
+
+
+@contextlib.contextmanager
+def replica(server: PostgresServer) -> Iterator[None]:
+    """Restarted as a replica, as one whose place another has taken; in the end it is promoted again."""
+    server.crash()
+    (server.data / "standby.signal").touch()
+    server.start()
+    try:
+        yield
+    finally:
+        with contextlib.closing(server.connect()) as administrator:
+            administrator.execute("SELECT pg_promote(true, 30)")
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from services.kit.db import Database, database_url
 from services.kit.migrate import MigrationError, lock
 from services.kit.settings import ServiceSettings
 from tests.support.eventually import eventually, time_scale
-from tests.support.postgres import PostgresServer
-from tests.support.postgres_faults import frozen
+from tests.support.postgres import PostgresServer, postgres
+from tests.support.postgres_faults import frozen, replica
 from tests.unit.kit.test_db import Base, Counter, migrations
 
 
@@ -115,6 +115,35 @@ def test_read_only_session_is_read_only_on_the_server_too(postgres_server: Postg
         write()
     with db.session() as session:
         session.add(Counter(id=9, n=9))
+
+
+def test_replica_is_read_and_costs_the_connection_that_wrote() -> None:
+    with postgres(durable=True) as server:
+        db = database(server.database())
+        db.migrate()
+
+        def backend() -> int:
+            with db.session(read_only=True) as session:
+                return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+        def write(read_only: bool = False) -> bool:
+            with db.session(read_only=read_only) as session:
+                session.execute(text("UPDATE counter SET n = n + 1"))
+            return True
+
+        before = backend()
+        with pytest.raises(DBAPIError, match="read-only") as ours:
+            write(read_only=True)
+        assert not ours.value.connection_invalidated
+        assert backend() == before
+        with replica(server):
+            before = eventually(backend, 5)
+            assert backend() == before
+            with pytest.raises(DBAPIError, match="read-only") as refusal:
+                write()
+            assert refusal.value.connection_invalidated
+            assert backend() != before
+        eventually(write, 5)
 
 
 def test_server_that_stands_still_is_an_error_in_time(
