@@ -31,6 +31,8 @@ STATE = Path("/state")
 VAULT = STATE / "secrets"
 OWN = STATE / "own"
 """A folder for each that has secrets: what it sees as `/secrets`."""
+SEEN = Path("/secrets")
+KEEPER = "consul-tokens"
 TOKENS_KNOWN = Path("/tmp/tokens-known")  # noqa: S108 - in a container of its own, read by its health check
 
 USER_ID = 10001
@@ -45,7 +47,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 def folders() -> None:
     """In the image, at its making: where volumes are mounted. Docker gives a new volume the owner of such a folder."""
     names = ["consul", "edge", "postgres", *redis_servers.SERVERS, "run", "secrets"]
-    own = [f"own/{name}" for name in ("controller", *(spec.name for spec in FLEET))]
+    own = [f"own/{name}" for name in ("controller", KEEPER, *(spec.name for spec in FLEET))]
     for name in (*names, *own):
         folder = STATE / name
         folder.mkdir(parents=True, mode=0o700)
@@ -80,6 +82,7 @@ def prepare(state: Path) -> None:
         folder = state / name
         redis_servers.write_configuration(name, vault, folder, data=folder, bind="*", port=6379)
     _consul(state / "consul", vault)
+    _tokens(vault, names, state / "own" / KEEPER / "consul")
     write_private(state / "postgres" / "superuser.password", vault.database_password(SUPERUSER) + "\n")
 
 
@@ -88,6 +91,16 @@ def _consul(folder: Path, vault: Vault) -> None:
         shutil.copyfile(consul_agent.CONFIG / name, folder / name)
     # Its own network alone leads there, and the port on the machine's loopback that the compose file opens.
     consul_agent.write_agent_file(folder / "local.json", vault, folder / "data", client_addr="0.0.0.0")  # noqa: S104
+
+
+def _tokens(vault: Vault, services: list[str], folder: Path) -> None:
+    """Consul's tokens, all of them, for the one who gives them to it."""
+    for name in consul_agent.RETIRED:
+        vault.forget_consul_token(name)
+    for name in {"master", "agent", "controller", "operator", *services, *vault.consul_names()}:
+        _copy(vault.consul_token_file(name), folder / f"{name}.token")
+    for left in set(Vault(folder.parent).consul_names()) - set(vault.consul_names()):
+        (folder / f"{left}.token").unlink()
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -129,7 +142,7 @@ def make_database(connection: psycopg.Connection, name: str, password: str) -> N
 @app.command()
 def tokens() -> None:
     """Give Consul its policies and tokens, and again whenever it has lost them. Does not end."""
-    acl = consul_agent.ConsulAcl(os.environ["CONSUL_HTTP_ADDR"], Vault(VAULT))
+    acl = consul_agent.ConsulAcl(os.environ["CONSUL_HTTP_ADDR"], Vault(SEEN))
     production = os.environ.get("CONSUL_PRODUCTION", "") not in {"", "0", "false"}
     consul_agent.keep_tokens(acl, [spec.name for spec in FLEET], production, known=TOKENS_KNOWN.touch)
 

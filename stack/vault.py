@@ -50,8 +50,10 @@ class Vault:
         return self.consul_token_file(name).read_text().strip()
 
     def forget_consul_token(self, name: str) -> None:
-        """Throw the token away; none there is well as well."""
-        (self.root / "consul" / f"{name}.token").unlink(missing_ok=True)
+        """Throw the token away; none there is well as well, also where nothing may be written."""
+        path = self.root / "consul" / f"{name}.token"
+        if path.exists():
+            path.unlink(missing_ok=True)
 
     def consul_names(self) -> list[str]:
         """Every name that has a Consul token, sorted."""

@@ -30,7 +30,7 @@ STORES = {
 # Server → the secrets of the vault that it needs to know, beside those who have a folder of their own.
 SERVERS_KNOW = {
     "consul": r"consul/",
-    "consul-tokens": r"",
+    "consul-tokens": r"consul/[a-z-]+\.token$",
     "controller": r"consul/controller\.token",
     "haproxy": r"(?!)",
     "redis-cache": r"redis/",
@@ -39,7 +39,6 @@ SERVERS_KNOW = {
 }
 MOUNTED = {
     "consul": {"consul"},
-    "consul-tokens": {"secrets"},
     "controller": {"edge", "run"},
     "haproxy": {"edge", "run"},
     "redis-cache": {"redis-cache"},
@@ -107,6 +106,9 @@ def own_secrets(name: str) -> set[str]:
     """The files that a container has in /secrets."""
     if name == "controller":
         return {"consul.token"}
+    if name == "consul-tokens":
+        known = {"master", "agent", "controller", "operator", *(one.name for one in FLEET)}
+        return {f"consul/{each}.token" for each in known}
     spec = next((one for one in FLEET if one.name == name), None)
     if spec is None:
         return set()

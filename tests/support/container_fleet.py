@@ -4,10 +4,12 @@ only what is Compose's own business is left to its command."""
 from __future__ import annotations
 
 import contextlib
+import io
 import ipaddress
 import json
 import os
 import subprocess
+import tarfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -255,10 +257,25 @@ class ContainerFleet(FleetBase):
     def secret(self, path: str) -> str:
         """One of the secrets that the first step has made, by its path among them."""
         if path not in self._secrets:
-            done = self.container("consul-tokens").exec_run(["cat", f"/state/secrets/{path}"])
-            assert done.exit_code == 0, done.output
-            self._secrets[path] = done.output.decode().strip()
+            self._secrets = self.secrets()
         return self._secrets[path]
+
+    def secrets(self) -> dict[str, str]:
+        """All that is in the volume which no running container has: path → text."""
+        packed = self.docker.containers.run(
+            self.container("consul-tokens").attrs["Config"]["Image"],
+            ["tar", "-C", "/vault", "-c", "."],
+            volumes={f"{self.project}_secrets": {"bind": "/vault", "mode": "ro"}},
+            network_mode="none",
+            remove=True,
+            labels={PROJECT: "", SERVICE: ""},
+        )
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            return {
+                member.name.removeprefix("./"): file.read().decode().strip()
+                for member in archive
+                if member.isfile() and (file := archive.extractfile(member)) is not None
+            }
 
     def kill_redis(self, name: RedisName) -> None:
         self.container(name).kill()
