@@ -39,6 +39,7 @@ SERVERS_KNOW = {
 }
 MOUNTED = {
     "consul": {"consul"},
+    "consul-tokens": set(),
     "controller": {"edge", "run"},
     "haproxy": {"edge", "run"},
     "redis-cache": {"redis-cache"},

@@ -10,7 +10,6 @@ import time
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from tests.support.accounts import Account, new_account
 from tests.support.container_fleet import ContainerFleet
@@ -42,16 +41,6 @@ class ContainedPostgres:
         return psycopg.connect(
             self._url(database, self._fleet.secret(f"postgres/{database}.password")), autocommit=True
         )
-
-    def database(self, service: str = "postgres") -> str:
-        """A new one, with a role of its name."""
-        name = sql.Identifier(service)
-        with contextlib.closing(self.connect()) as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(name))
-            connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(name))
-            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(service)))
-            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
-        return self._url(service, service)
 
     def crash(self) -> None:
         self._fleet.container("postgres").kill()

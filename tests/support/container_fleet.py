@@ -92,7 +92,7 @@ class ContainerFleet(FleetBase):
             name: one.get("deploy", {}).get("replicas", 1)
             for name, one in services.items()
             if "/secrets" in {mount["target"] for mount in one.get("volumes", ())}
-            and name not in {"controller", "edge-init"}
+            and name not in {*SERVERS, "edge-init"}
         }
         self._networks = {name: list(one.get("networks", ())) for name, one in services.items()}
         self.wait_healthy(120)

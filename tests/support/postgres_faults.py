@@ -7,22 +7,18 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import psycopg
-from psycopg import sql
 
 from tests.support.eventually import eventually
 from tests.support.postgres import PostgresServer
 
-OTHERS = (
-    "FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename NOT IN (%(mine)s, current_user)"
-)
+MINE = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename = current_user"
+OTHERS = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename <> current_user"
 
 
 class Target(Protocol):
     """A server that can be hurt: see `tests.support.postgres.PostgresServer`."""
 
     def connect(self, database: str = ...) -> psycopg.Connection: ...
-
-    def database(self, service: str = ...) -> str: ...
 
     def crash(self) -> None: ...
 
@@ -67,59 +63,30 @@ def replica(server: PostgresServer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shut_out(administrator: psycopg.Connection, but: str) -> Iterator[None]:
-    """Nobody but this role and administrators may log in: they come faster than a single one can take their places."""
-    found = administrator.execute(
-        "SELECT rolname FROM pg_roles WHERE rolcanlogin AND NOT rolsuper AND rolname <> %s", [but]
-    )
-    roles = [sql.Identifier(row[0]) for row in found]
-
-    def let(login: str) -> None:
-        for role in roles:
-            administrator.execute(sql.SQL("ALTER ROLE {} {}").format(role, sql.SQL(login)))
-
-    let("NOLOGIN")
-    try:
-        yield
-    finally:
-        let("LOGIN")
-
-
-@contextlib.contextmanager
 def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
-    """Somebody else holds every connection: those of the services are ended, and taken before they come back.
+    """Administrators hold every connection but those that are kept for them: those of the services are ended meanwhile.
 
-    Gives a function that tells how many connections are not his.
+    They come in where a service, whose log-in holds a place for a moment as well, would be before anybody else. Gives a
+    function that tells how many connections are the services'.
     """
-    url = server.database("greedy")
     with contextlib.ExitStack() as held:
-        # PostgreSQL keeps a few places free for him.
         administrator = held.enter_context(contextlib.closing(server.connect()))
-        mine = psycopg.conninfo.conninfo_to_dict(url)["user"]
-        sessions: list[psycopg.Connection] = []
 
         def number(query: str) -> int:
-            found = administrator.execute(query, {"mine": mine}).fetchone()
+            found = administrator.execute(query).fetchone()
             assert found is not None
             return int(found[0])
 
-        def take_all() -> bool:
-            number(f"SELECT count(pg_terminate_backend(pid, 1000)) {OTHERS}")
-            with contextlib.suppress(psycopg.OperationalError):
-                while True:
-                    one = psycopg.connect(url, connect_timeout=5)
-                    sessions.append(held.enter_context(contextlib.closing(one)))
-            # By the number: who is about to come or go holds a place and is not in the list yet, or no more.
-            there = administrator.execute(
-                "SELECT usename, backend_type, count(*) FROM pg_stat_activity GROUP BY 1, 2"
-            ).fetchall()
-            assert len(sessions) == places - 1, f"{len(sessions)} of {places}: {there}"
-            return True
-
         kept = number("SELECT current_setting('superuser_reserved_connections')")
         places = number("SELECT current_setting('max_connections')") - kept
-        with shut_out(administrator, mine):
-            eventually(take_all, 20)
+
+        def take_all() -> bool:
+            number(f"SELECT count(pg_terminate_backend(pid, 1000)) {OTHERS}")
+            while number(f"SELECT count(*) {MINE}") < places:
+                held.enter_context(contextlib.closing(server.connect()))
+            return number(f"SELECT count(*) {OTHERS}") == 0
+
+        eventually(take_all, 20)
         yield lambda: number(f"SELECT count(*) {OTHERS}")
 
 
