@@ -178,16 +178,17 @@ def keep_tokens(
     every_s: float = 1.0,
     known: Callable[[], object] = lambda: None,
 ) -> None:
-    """Never returns: gives Consul its policies and tokens back whenever it has lost them (restarted empty).
+    """Never returns: gives Consul its policies and tokens, once as they are now, and whenever it has lost them (restarted empty).
 
     Calls `known` each time that it was seen to have them.
     """
-    reported = ""
+    reported, applied = "", False
     while True:
         try:
-            if not acl.complete():
+            if not applied or not acl.complete():
                 acl.wait_ready(10.0)
                 acl.apply(services, production)
+                applied = True
             reported = ""
             known()
         except (OSError, TookTooLong) as error:

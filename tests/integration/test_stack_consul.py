@@ -205,6 +205,34 @@ def test_ui_shows_services_without_login_until_production(consul: Agent) -> None
     eventually(lambda: sees() == (True, True), 5)
 
 
+class Known(Exception):
+    """Ends a keeper that would go on for ever."""
+
+
+def test_keeper_brings_a_consul_up_to_date_that_has_lost_nothing(tmp_path: Path) -> None:
+    """As after an upgrade, with a service more, a token that is no more, and the production switch."""
+
+    def known() -> None:
+        raise Known
+
+    with agent(tmp_path, "common.hcl", "server.hcl") as one:
+        one.acl.wait_ready(30)
+        one.acl.apply(["users"], production=False)
+        old = {"Name": "gateway", "Rules": 'service_prefix "" { policy = "read" }'}
+        assert one.status("master", "PUT", "/v1/acl/policy", old) == 200
+        token = {"SecretID": one.vault.consul_token("gateway"), "Policies": [{"Name": "gateway"}]}
+        assert one.status("master", "PUT", "/v1/acl/token", token) == 200
+        one.vault.forget_consul_token("gateway")
+        assert one.answer(None, "GET", "/v1/catalog/nodes").json()
+        with pytest.raises(Known):
+            consul_agent.keep_tokens(one.acl, ["users", "pears"], production=True, known=known)
+        assert one.register("pears", "pears") == 200
+        eventually(lambda: one.answer(None, "GET", "/v1/catalog/nodes").json() == [], 5)
+        headers = {"X-Consul-Token": str(token["SecretID"])}
+        answer = rest.call(one.settings.consul_address, "GET", "/v1/acl/token/self", headers=headers)
+        assert answer.status == 403
+
+
 def test_applying_again_makes_nothing_new(consul: Agent) -> None:
     before = {entry["AccessorID"] for entry in consul.answer("master", "GET", "/v1/acl/tokens").json()}
     consul.acl.apply(["users", "posts", GATEWAY], production=False)
