@@ -5,11 +5,17 @@ Imported where there is such a database only: psycopg is some megabytes for noth
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext
+
+# Who only reads does not notice that its server's place has been taken by another: after that time it looks again.
+RECYCLE_S = 300
+# With a refused write all pooled connections go; while writes stay refused, no more often than that.
+DROP_EVERY_S = 2.0
 
 
 class Connection(psycopg.Connection[Any]):
@@ -44,7 +50,7 @@ def make_engine(url: URL, *, timeout_s: float, statement_s: float, **options: An
         "connect_timeout": max(1, int(timeout_s)),
         "options": " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()),
     }
-    engine = create_engine(url, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments, **options)
+    engine = create_engine(url, pool_pre_ping=True, pool_recycle=RECYCLE_S, connect_args=arguments, **options)
 
     @event.listens_for(engine, "do_connect")
     def connect(_: Any, __: Any, cargs: Any, cparams: Any) -> Connection:
@@ -59,14 +65,21 @@ def make_engine(url: URL, *, timeout_s: float, statement_s: float, **options: An
         if made is not None and not made.closed and made.read_only is False:
             made.read_only = None
 
+    dropped = -DROP_EVERY_S
+
     @event.listens_for(engine, "handle_error")
     def refused(context: ExceptionContext) -> None:
-        """A server that takes no writes has become another one's replica: the next connection may lead to the one that does."""
+        """A server that takes no writes has become another one's replica: new connections may lead to the one that does."""
         if not isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
             return
         used = context.connection.connection.dbapi_connection if context.connection is not None else None
-        if used is not None and not used.read_only:  # else it is we who had promised to write nothing
-            context.is_disconnect = True
-            context.invalidate_pool_on_disconnect = False
+        if used is None or used.read_only:
+            return  # it is we who had promised to write nothing
+        nonlocal dropped
+        now = time.monotonic()
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = now - dropped >= DROP_EVERY_S
+        if context.invalidate_pool_on_disconnect:
+            dropped = now
 
     return engine

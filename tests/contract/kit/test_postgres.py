@@ -117,32 +117,44 @@ def test_read_only_session_is_read_only_on_the_server_too(postgres_server: Postg
         session.add(Counter(id=9, n=9))
 
 
-def test_replica_is_read_and_costs_the_connection_that_wrote() -> None:
+def test_replica_is_read_and_a_refused_write_leads_to_new_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.kit.postgres.DROP_EVERY_S", 60.0)
     with postgres(durable=True) as server:
-        db = database(server.database())
+        db = database(server.database(), pool_size=3)
         db.migrate()
 
-        def backend() -> int:
-            with db.session(read_only=True) as session:
-                return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        def backends() -> set[int]:
+            """Of three sessions at once."""
+            with ExitStack() as stack:
+                sessions = [stack.enter_context(db.session(read_only=True)) for _ in range(3)]
+                return {int(each.execute(text("SELECT pg_backend_pid()")).scalar_one()) for each in sessions}
 
         def write(read_only: bool = False) -> bool:
             with db.session(read_only=read_only) as session:
                 session.execute(text("UPDATE counter SET n = n + 1"))
             return True
 
-        before = backend()
+        before = backends()
         with pytest.raises(DBAPIError, match="read-only") as ours:
             write(read_only=True)
         assert not ours.value.connection_invalidated
-        assert backend() == before
+        assert backends() == before
         with replica(server):
-            before = eventually(backend, 5)
-            assert backend() == before
+            before = eventually(backends, 5)
+            assert backends() == before
             with pytest.raises(DBAPIError, match="read-only") as refusal:
                 write()
             assert refusal.value.connection_invalidated
-            assert backend() != before
+            after = backends()
+            assert not after & before, (
+                "who reads would go on with what the server knows that has been replaced"
+            )
+            with pytest.raises(DBAPIError, match="read-only") as refusal:
+                write()
+            assert refusal.value.connection_invalidated
+            assert len(backends() & after) == 2, "each refused write costs all connections"
         eventually(write, 5)
 
 
