@@ -105,9 +105,10 @@ class Link:
             channel.psubscribe(CHANGED_PATTERN)
             now = self._clock.monotonic()
             answered = True
-            sent = now
+            sent = tended = now
             while not self._over.is_set():
-                message = channel.get_message(timeout=max(0.001, sent + BEAT_S - self._clock.monotonic()))
+                due = sent + (BEAT_S if answered else PATIENCE_S)
+                message = channel.get_message(timeout=max(0.001, due - self._clock.monotonic()))
                 now = self._clock.monotonic()
                 if message is not None:
                     if message["type"] == "pong":
@@ -115,12 +116,13 @@ class Link:
                         self.heard = sent
                     else:
                         self._heed(message, now)
-                if now - sent >= BEAT_S:
-                    if answered:
-                        sent, answered = now, False
-                        channel.ping()
-                    elif now - sent >= PATIENCE_S:
-                        raise RedisError("no answer to a heartbeat")
+                if answered and now - sent >= BEAT_S:
+                    sent, answered = now, False
+                    channel.ping()
+                elif now - sent >= PATIENCE_S:
+                    raise RedisError("no answer to a heartbeat")
+                if now - tended >= BEAT_S:
+                    tended = now
                     self._tend()
 
     def _heed(self, message: dict[str, Any], now: float) -> None:

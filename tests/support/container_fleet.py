@@ -105,7 +105,7 @@ class ContainerFleet(FleetBase):
         words = ("--profile", "*", "down", "--volumes", "--remove-orphans")
         try:
             self.compose(*words, timeout_s=180)
-        except AssertionError as error:
+        except (AssertionError, subprocess.TimeoutExpired) as error:
             warnings.warn(str(error)[-2000:], stacklevel=2)
             self._clear()
             self.compose(*words, timeout_s=180)

@@ -244,6 +244,22 @@ def test_lease_that_was_asked_for_in_vain_is_given_back(world: World) -> None:
     assert not world.redis.exists(name)
 
 
+def test_heartbeat_that_is_late_costs_no_more_than_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is done at each beat is done four times a second, also while an answer is waited for."""
+    leases = world.one.cache._link._leases
+    tended: list[float] = []
+    monkeypatch.setattr(leases, "tend", lambda _: tended.append(time.monotonic()))
+    leases.taken("a", "b")
+    with hung(world) as is_there:
+        assert is_there()
+        time.sleep(0.7)
+    time.sleep(0.3)
+    leases.returned("a", "b")
+    assert 1 <= len(tended) <= 8
+
+
 def test_last_good_answers_cost_no_time_when_redis_is_hung(world: World) -> None:
     name = answers.snapshot_name("pears", PATH, "", None)
     assert name is not None
