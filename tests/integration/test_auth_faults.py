@@ -93,7 +93,8 @@ def test_rotation_is_for_administrators(world: Identity) -> None:
     problem(world.auth[0].call("POST", "/api/auth/keys/rotate", token=world.person().access), 403)
     problem(world.auth[0].call("POST", "/api/auth/keys/rotate"), 401)
     problem(world.auth[0].call("POST", "/api/auth/keys/rotate", token=world.service_token("posts")), 403)
-    assert published(world.auth[0]) == before
+    # The test before may have left a rotation under way, in the end of which old keys go.
+    assert set(published(world.auth[0])) <= set(before), "a new key"
 
 
 def test_the_key_set_may_be_cached_for_less_than_a_key_is_published_ahead(world: Identity) -> None:
