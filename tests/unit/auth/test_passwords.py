@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from services.auth.passwords import Cost, Hasher, Saturated
+from tests.support.eventually import time_scale
 
 CHEAP = Cost(time=1, memory_kib=8, lanes=1)
 
@@ -37,15 +38,15 @@ def test_an_unknown_account_costs_the_same_hash() -> None:
     work = hasher(cost=Cost(time=2, memory_kib=16384, lanes=1))
     hashed = work.hash("correct horse")
 
-    def median_s(target: str | None) -> float:
-        times = []
-        for _ in range(7):
-            started = time.perf_counter()
-            work.verify(target, "wrong password")
-            times.append(time.perf_counter() - started)
-        return sorted(times)[3]
+    def cost_s(target: str | None) -> float:
+        """Of the processor's time, which others at work on the machine do not lengthen."""
+        started = time.process_time()
+        work.verify(target, "wrong password")
+        return time.process_time() - started
 
-    assert 0.4 < median_s(None) / median_s(hashed) < 2.5
+    pairs = [(cost_s(None), cost_s(hashed)) for _ in range(7)]
+    unknown_s, known_s = (min(each) for each in zip(*pairs, strict=True))
+    assert 0.4 < unknown_s / known_s < 2.5
 
 
 def test_no_more_than_the_slots_run_at_once_and_the_rest_is_turned_away_fast() -> None:
@@ -66,7 +67,7 @@ def test_no_more_than_the_slots_run_at_once_and_the_rest_is_turned_away_fast() -
                     inside -= 1
                 return "done"
         except Saturated:
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 1 * time_scale()
             return "refused"
 
     with ThreadPoolExecutor(12) as pool:

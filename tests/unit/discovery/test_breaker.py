@@ -189,7 +189,7 @@ def test_calls_run_side_by_side() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - began < 0.6
+    assert time.monotonic() - began < 1.2  # one after the other: 1.6 s
     assert one.snapshot().calls == 8
 
 

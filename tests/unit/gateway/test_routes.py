@@ -11,6 +11,7 @@ from discovery.contract import Policy, parse_networks
 from discovery.model import Instance, Snapshot
 from discovery.static_view import StaticView
 from gateway.routes import Exposed, Routes, elect, holds, is_gateway
+from tests.support.eventually import time_scale
 
 
 def one(service: str, path: str | None = None, *, index: int = 1, port: int = 20001, **meta: str) -> Instance:
@@ -62,7 +63,7 @@ def test_a_path_of_a_thousand_segments_costs_no_more_than_the_deepest_prefix() -
     began = time.perf_counter()
     for _ in range(1000):
         routes.find("/x" * 4000)
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < 1.0 * time_scale()
 
 
 def test_of_two_who_ask_for_a_prefix_the_first_has_it_unless_the_edge_says_otherwise() -> None:
