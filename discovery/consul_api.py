@@ -213,9 +213,9 @@ class ConsulApi:
         return self.kv_watch(key)[1]
 
     def kv_watch(self, key: str, index: int = 0, wait_s: float = 0.0) -> tuple[int, bytes | None]:
-        """A key's value and index. Blocks up to `wait_s` (and a sixteenth) while the index stays at `index`."""
+        """A key's value and index, as they certainly are. Blocks up to `wait_s` (and a sixteenth) while the index stays at `index`."""
         try:
-            found, data = self._blocking(f"/v1/kv/{quote(key)}", index, wait_s)
+            found, data = self._blocking(f"/v1/kv/{quote(key)}", index, wait_s, {"consistent": ""})
         except _NotFound as error:
             return error.index, None
         return found, kv_value(as_list(data)[0])

@@ -70,6 +70,7 @@ class View:
         self._hold_until = 0.0
         self._answered_at: dict[str, float] = {}
         self._failing: set[str] = set()
+        self._sure = False
         # What follows belongs to the thread of _run alone.
         self._records = Records()
         self._failures = 0
@@ -208,6 +209,7 @@ class View:
         self._answered_at[watch] = self._clock.monotonic()
         self._failing.discard(watch)
         if turn in ("reset", "rejoined"):
+            self._sure = False
             self._hurry()
         self._wake.notify_all()
 
@@ -225,6 +227,7 @@ class View:
     def _on_error(self, watch: str) -> None:
         with self._wake:
             self._failing.add(watch)
+            self._sure = False
 
     # -- the thread that reads what changed
 
@@ -263,6 +266,7 @@ class View:
     def _work(self) -> float:
         """Read what is known to have changed, then look for what else has; answers how long to pause (seconds)."""
         try:
+            self._be_sure()
             retry = self._read(self._take_dirty())
             self._publish()
             # From here on there is something to be kept, also when the next question finds no Consul any more.
@@ -277,6 +281,14 @@ class View:
         self._failures = 0
         self._failing.discard("reads")
         return 0.0
+
+    def _be_sure(self) -> None:
+        """A server that was started a moment ago plays its log back, and tells of its past meanwhile: who lived where last
+        week, and was well. Asked for what is certain it refuses until it has come to the end, and never goes back.
+        """
+        if not self._sure:
+            self._sure = True
+            self._api.catalog_services(consistent=True)
 
     def _put_off(self, retry: set[str]) -> None:
         """One service's broken answer delays no other: it is read again after a while of its own."""
@@ -307,6 +319,7 @@ class View:
             log.warning("catalog reads failed", error=str(error))
         self._failures += 1
         self._failing.add("reads")
+        self._sure = False
         # A read can be the first to reach a Consul that came back empty, before any watch has noticed. Twice in a row,
         # because a connection that was closed while idle fails once.
         if self._failures > 1 and self._ready.is_set():

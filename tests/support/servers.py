@@ -85,7 +85,7 @@ class ProcessEnded(AssertionError):
 
 @dataclass
 class ConsulServer:
-    """A Consul server in memory: what it knew is gone after `kill()` and `start()`."""
+    """A Consul server: what it knew is gone after `kill()` and `start()`, unless it was given a `data_dir`."""
 
     http_port: int
     dns_port: int
@@ -169,7 +169,8 @@ def _start_consul(folder: Path, acl: bool, extra: dict[str, object]) -> ConsulSe
     file = folder / "consul.json"
     file.write_text(json.dumps(settings))
     env = {key: value for key, value in os.environ.items() if not key.startswith("CONSUL_")}
-    process = Process(["consul", "agent", "-dev", f"-config-file={file}"], folder / "consul.log", env=env)
+    kind = ["-server", "-bootstrap"] if "data_dir" in extra else ["-dev"]
+    process = Process(["consul", "agent", *kind, f"-config-file={file}"], folder / "consul.log", env=env)
     server = ConsulServer(http, dns, process, token)
     try:
         server.start()

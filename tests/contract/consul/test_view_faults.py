@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -316,9 +318,12 @@ def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> 
             server.kill()
             eventually(lambda: not view.healthy, 5)
             time.sleep(1.5)
-            with proxy.failing(
-                lambda answer: None if answer.path.startswith("/v1/catalog/services") else answer
-            ):
+
+            def list_is_late(answer: Passing) -> Passing | None:
+                listed = answer.path.startswith("/v1/catalog/services") and "consistent" not in answer.path
+                return None if listed else answer
+
+            with proxy.failing(list_is_late):
                 server.start()
                 api.register(kept[0], "critical")
 
@@ -332,3 +337,44 @@ def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> 
                 eventually(lambda: proxy.stumbles, 10)  # the list has been asked for, and was not answered
         finally:
             view.stop()
+
+
+def test_consul_that_plays_its_log_back_is_not_believed_before_the_end(tmp_path: Path) -> None:
+    """As each of them does that is started again: until then it tells of the past, and calls it passing."""
+    # Who asks while there is no leader is told so at once, instead of being kept until there is one.
+    config = {"data_dir": str(tmp_path / "data"), "performance": {"rpc_hold_timeout": "20ms"}}
+    with consul(tmp_path, config=config) as server:
+        api = ConsulApi(server.address, read_timeout_s=1.0)
+        api.register(Registration("moves", "127.0.0.1", 1, "moves-1", check=None))
+        eventually(lambda: told_ports(server) == {1}, 5)
+        for _ in range(150):
+            api.kv_put("takes/a/while", os.urandom(500_000))
+        api.register(Registration("moves", "127.0.0.1", 2, "moves-1", check=None))
+        eventually(lambda: told_ports(server) == {2}, 5)
+        followed = View(ConsulApi(server.address, read_timeout_s=1.0), wait_s=WAIT_S)
+        followed.start()
+        try:
+            assert followed.ready(5)
+            seen = {one.port for one in followed.snapshot().instances("moves")}
+            followed.on_change(lambda _, snapshot: seen.update(i.port for i in snapshot.instances("moves")))
+            told: set[int] = set()
+            for _ in range(4):  # its past lasts a moment, in which nobody may have asked
+                server.kill()
+                time.sleep(1.2)
+                server.process.start()
+                now: set[int] = set()
+                eventually(lambda now=now: now.update(told_ports(server)) or 2 in now, 20, every_s=0.002)
+                eventually(lambda: followed.healthy and followed.age_s() < 2 * WAIT_S, 20)
+                time.sleep(0.5)
+                told |= now
+                if 1 in told:
+                    break
+        finally:
+            followed.stop()
+        assert told == {1, 2}, "Consul did not tell of its past"
+        assert seen == {2}
+
+
+def told_ports(server: ConsulServer) -> set[int]:
+    """What Consul tells whoever asks, as it is by default."""
+    return {entry["Service"]["Port"] for entry in server.call("GET", "/v1/health/service/moves")}  # type: ignore[attr-defined]
