@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -119,9 +120,16 @@ def _listening_inodes(port: int) -> dict[str, int]:
 def _holds(process: Path, inodes: set[str]) -> bool:
     names = {f"socket:[{inode}]" for inode in inodes}
     try:
-        return any(os.readlink(entry) in names for entry in (process / "fd").iterdir())  # noqa: PTH115
+        entries = list((process / "fd").iterdir())
     except OSError:
         return False
+    for entry in entries:
+        with contextlib.suppress(
+            OSError
+        ):  # closed meanwhile: the one that the list was read by, if it is our own
+            if os.readlink(entry) in names:  # noqa: PTH115
+                return True
+    return False
 
 
 def _user(uid: int) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from stack import startup
+from stack import ports, startup
 from stack.api import Stack
 from stack.errors import PortInUse, StackError
 from stack.settings import StackSettings
@@ -42,6 +43,15 @@ def test_port_in_use_names_port_variable_and_holder(tmp_path: Path) -> None:
         with pytest.raises(PortInUse, match=f"{port}.*STATS_PORT.*pid"):
             stack.up()
     assert not (tmp_path / "secrets").exists()
+
+
+def test_holder_is_found_among_descriptors_that_come_and_go() -> None:
+    with socket.socket() as gap, socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        # Its number is the next to be given out, and lower than the server's.
+        gap.close()
+        assert f"pid {os.getpid()}" in ports.holder(server.getsockname()[1])
 
 
 def test_one_port_twice_is_refused(tmp_path: Path) -> None:
