@@ -70,7 +70,7 @@ class View:
         self._hold_until = 0.0
         self._answered_at: dict[str, float] = {}
         self._failing: set[str] = set()
-        self._sure = False
+        self._sure = False  # whether what Consul tells is no past of its own
         # What follows belongs to the thread of _run alone.
         self._records = Records()
         self._failures = 0

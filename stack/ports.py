@@ -124,9 +124,8 @@ def _holds(process: Path, inodes: set[str]) -> bool:
     except OSError:
         return False
     for entry in entries:
-        with contextlib.suppress(
-            OSError
-        ):  # closed meanwhile: the one that the list was read by, if it is our own
+        # Closed meanwhile: the one that the list was read by, if it is our own.
+        with contextlib.suppress(OSError):
             if os.readlink(entry) in names:  # noqa: PTH115
                 return True
     return False

@@ -375,6 +375,43 @@ def test_consul_that_plays_its_log_back_is_not_believed_before_the_end(tmp_path:
         assert seen == {2}
 
 
+def test_nothing_is_read_after_an_outage_before_consul_is_certain(view: View, proxy: FaultyProxy) -> None:
+    """As the test before, with a past that lasts until it has been asked for."""
+
+    def past(answer: Passing) -> Passing:
+        if "consistent" in answer.path:
+            refused.append(answer.path)
+            return error_500(answer)
+        if not answer.path.startswith("/v1/health/service/"):
+            return answer
+        return replace(answer, body=answer.body.replace(b'"Port":1,', b'"Port":9,'), index=10**9)
+
+    refused: list[str] = []
+    seen: set[int] = set()
+    view.on_change(lambda _, snapshot: seen.update(one.port for one in snapshot.instances("stays")))
+    with proxy.failing(lambda _: None):
+        eventually(lambda: not view.healthy, 5)
+        time.sleep(1.2)
+    with proxy.failing(past):
+        eventually(lambda: len(refused) >= 2, 10)
+        time.sleep(1.0)
+    eventually(lambda: view.healthy and view.age_s() < 2 * WAIT_S, 12)
+    assert 9 not in seen
+    assert [one.port for one in view.snapshot().instances("stays")] == [1, 2]
+
+
+def test_keys_are_not_read_from_a_consul_that_is_not_certain(direct: ConsulApi, proxy: FaultyProxy) -> None:
+    """Who owns a path must not be learnt from its past."""
+    direct.kv_put("certain", b"a")
+    api = ConsulApi(proxy.address)
+    assert api.kv_get("certain") == b"a"
+    with proxy.failing(lambda answer: error_500(answer) if "consistent" in answer.path else answer):
+        with pytest.raises(ConsulError):
+            api.kv_get("certain")
+        with pytest.raises(ConsulError):
+            api.kv_watch("certain", 1, 0.1)
+
+
 def told_ports(server: ConsulServer) -> set[int]:
     """What Consul tells whoever asks, as it is by default."""
     return {entry["Service"]["Port"] for entry in server.call("GET", "/v1/health/service/moves")}  # type: ignore[attr-defined]

@@ -14,7 +14,6 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from gateway.cache.lastgood import HELD_S
-from gateway.cache.leases import LEASE_MS
 from gateway.model import Answer
 from services.kit import answers
 from services.kit.auth import Identity
@@ -226,7 +225,7 @@ def test_late_answer_leaves_nobody_waiting_for_a_load_that_is_none(world: World)
     eventually(lambda: keys(world.redis, "gateway:business:c:l:*"), 5, 0.005)
     began = time.perf_counter()
     assert world.one.state() == "MISS"
-    assert 0.1 < time.perf_counter() - began < LEASE_MS / 1000 + 0.3 * time_scale(), "it was not left to end"
+    assert 0.1 < time.perf_counter() - began < 1.5 * time_scale(), "it was not left to end"
 
 
 def test_lease_that_was_asked_for_in_vain_is_given_back(world: World) -> None:
