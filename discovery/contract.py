@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from discovery.errors import ContractError
-from discovery.model import Auth, Balance, Domain, Instance, Lane, Placement, Protocol, Registration, Route
+from discovery.model import (
+    Auth,
+    Balance,
+    Domain,
+    Instance,
+    Lane,
+    Placement,
+    Protocol,
+    Registration,
+    Route,
+    Upgrade,
+)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -23,6 +34,8 @@ _INTEGER = re.compile(r"[0-9]{1,6}")
 MAX_PATHS = 16
 MAX_PATH_LENGTH = 200
 RESERVED_PREFIXES = ("/health", "/edge")
+# A stream may be silent for a day, and no longer.
+MAX_IDLE_S = 86_400
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 LOOPBACK: Networks = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -44,6 +57,10 @@ KEYS = frozenset(
             "protocol",
             "strip",
             "timeout",
+            "idle",
+            "cache",
+            "stream",
+            "upgrade",
         ]
     )
 )
@@ -170,6 +187,10 @@ def parse_route(service: str, meta: Mapping[str, str]) -> Route | None:
         protocol=_choice(meta, "edge-protocol", get_args(Protocol), "http"),  # type: ignore[arg-type]
         strip=_choice(meta, "edge-strip", ("true", "false"), "false") == "true",
         timeout_s=_integer(meta, "edge-timeout", 1, 3600, 30),
+        idle_s=_integer(meta, "edge-idle", 1, MAX_IDLE_S, 60),
+        cache=_choice(meta, "edge-cache", ("true", "false"), "false") == "true",
+        stream=_choice(meta, "edge-stream", ("true", "false"), "false") == "true",
+        upgrade=_choice(meta, "edge-upgrade", get_args(Upgrade), "none"),  # type: ignore[arg-type]
     )
 
 

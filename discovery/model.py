@@ -13,6 +13,7 @@ Auth = Literal["public", "read-public", "jwt"]
 Lane = Literal["direct", "gateway"]
 Domain = Literal["identity", "business", "ai"]
 Protocol = Literal["http", "h2c"]
+Upgrade = Literal["none", "websocket"]
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 
@@ -44,7 +45,11 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a service asks of the edge, after every value has been checked (see `discovery.contract`)."""
+    """What a service asks of the edge, after every value has been checked (see `discovery.contract`).
+
+    `timeout_s` is the wait for an answer's head, `idle_s` the longest silence once it has begun. `cache`: the edge may keep
+    what calls itself shared. `stream`: bodies of requests are passed on as they come.
+    """
 
     service: str
     paths: tuple[str, ...]
@@ -58,6 +63,10 @@ class Route:
     protocol: Protocol = "http"
     strip: bool = False
     timeout_s: int = 30
+    idle_s: int = 60
+    cache: bool = False
+    stream: bool = False
+    upgrade: Upgrade = "none"
 
     def to_meta(self) -> dict[str, str]:
         """The metadata keys of the contract that describe this route; `parse_route` reads them back."""
@@ -73,6 +82,10 @@ class Route:
             "edge-protocol": self.protocol,
             "edge-strip": "true" if self.strip else "false",
             "edge-timeout": str(self.timeout_s),
+            "edge-idle": str(self.idle_s),
+            "edge-cache": "true" if self.cache else "false",
+            "edge-stream": "true" if self.stream else "false",
+            "edge-upgrade": self.upgrade,
         }
 
 

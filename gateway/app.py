@@ -57,6 +57,7 @@ def create(settings: GatewaySettings | None = None) -> ServiceApp:
         auth="public",
         domain=domain,
         timeout_s=settings.edge_timeout_s,
+        edge_cache=True,
         settings=settings,
     )
     kit = cast(Kit, app.extensions["kit"])

@@ -9,7 +9,7 @@ from typing import get_args
 
 from discovery import contract
 from discovery.errors import ContractError
-from discovery.model import Auth, Balance, Domain, Lane, Protocol
+from discovery.model import Auth, Balance, Domain, Lane, Protocol, Upgrade
 from haproxy.controller.model import Backend, EdgeState, Server, VerifyKey
 from haproxy.controller.settings import EdgeSettings
 
@@ -64,13 +64,20 @@ def _check_route(backend: Backend) -> None:
         ("edge-lane", route.lane, get_args(Lane)),
         ("edge-domain", route.domain, get_args(Domain)),
         ("edge-protocol", route.protocol, get_args(Protocol)),
+        ("edge-upgrade", route.upgrade, get_args(Upgrade)),
     ):
         if value not in allowed:
             raise ContractError(field, value, "must be one of " + ", ".join(allowed))
-    for field, flag in (("edge-strip", route.strip), ("edge-check-identity", route.check_identity)):
+    for field, flag in (
+        ("edge-strip", route.strip),
+        ("edge-check-identity", route.check_identity),
+        ("edge-cache", route.cache),
+        ("edge-stream", route.stream),
+    ):
         if type(flag) is not bool:
             raise ContractError(field, flag, "must be true or false")
     _integer("edge-timeout", route.timeout_s, 1, 3600)
+    _integer("edge-idle", route.idle_s, 1, contract.MAX_IDLE_S)
 
 
 def _check_server(server: Server) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from flask import Response, jsonify, request
 from sqlalchemy import MetaData
 
 from discovery import contract
-from discovery.errors import ContractError
 from discovery.model import Auth, Balance, Domain, Lane, Route
 from services.kit import auth as auth_module
 from services.kit import errors, logs, metrics, snapshot
@@ -31,6 +30,9 @@ def create_service(
     domain: Domain = "business",
     lane: Lane = "direct",
     timeout_s: int = 30,
+    idle_s: int = 60,
+    edge_cache: bool = False,
+    stream: bool = False,
     check_path: str = "/health/ready",
     settings: ServiceSettings | None = None,
     models_metadata: MetaData | None = None,
@@ -39,13 +41,27 @@ def create_service(
     """A service's application. `app.extensions["kit"]` is its Kit.
 
     `paths` and the values after it are its route at the edge (CONTRACT, section 2); without paths it is found by
-    other services only. `models_metadata` are its tables: `migrations` (by default the folder `migrations` beside
+    other services only. With `edge_cache` the edge may keep answers that call themselves shared; `stream` passes bodies of
+    requests on as they come. `models_metadata` are its tables: `migrations` (by default the folder `migrations` beside
     the calling file, if there is one) brings them about at start; without migrations they are made as they are.
     Raises discovery.ContractError for a value that the edge would refuse; a wrong environment ends the process.
     """
     settings = settings or ServiceSettings.from_environment()
     contract.check_name(name)
-    route = _route(name, paths, auth, balance, domain, lane, check_path, timeout_s) if paths else None
+    asked = Route(
+        service=name,
+        paths=tuple(paths),
+        auth=auth,
+        balance=balance,
+        domain=domain,
+        lane=lane,
+        check=check_path,
+        timeout_s=timeout_s,
+        idle_s=idle_s,
+        cache=edge_cache,
+        stream=stream,
+    )
+    route = contract.parse_route(name, asked.to_meta()) if paths else None
     logs.configure(name, settings.log_level, settings.log_format)
     module = sys._getframe(1).f_globals
     if models_metadata is not None and migrations is None:
@@ -60,31 +76,6 @@ def create_service(
     snapshot.install(app, kit)
     app.wsgi_app = Observer(app.wsgi_app, app, kit)  # type: ignore[method-assign]
     return app
-
-
-def _route(
-    name: str,
-    paths: Sequence[str],
-    auth: Auth,
-    balance: Balance,
-    domain: Domain,
-    lane: Lane,
-    check_path: str,
-    timeout_s: int,
-) -> Route:
-    for value, choices in ((auth, Auth), (balance, Balance), (domain, Domain), (lane, Lane)):
-        if value not in get_args(choices):
-            raise ContractError("route", value, "must be one of " + ", ".join(get_args(choices)))
-    return Route(
-        service=name,
-        paths=tuple(contract.check_prefix(path) for path in paths),
-        auth=auth,
-        balance=balance,
-        domain=domain,
-        lane=lane,
-        check=contract.check_path(check_path, "edge-check"),
-        timeout_s=timeout_s,
-    )
 
 
 def _beside(file: str | None) -> Path | None:

@@ -49,6 +49,7 @@ app = create_service(
     auth="read-public",
     balance="source",
     domain="business",
+    edge_cache=True,
     models_metadata=Base.metadata,
 )
 own = app.extensions["kit"]

@@ -29,6 +29,7 @@ app = create_service(
     auth="read-public",
     balance="roundrobin",
     domain="business",
+    edge_cache=True,
     models_metadata=store.Base.metadata,
 )
 

@@ -63,6 +63,10 @@ POISON = [
         lambda value: parse_route("users", {"edge-path": "/a", "edge-balance": value}),
         lambda value: parse_route("users", {"edge-path": "/a", "edge-auth": value}),
         lambda value: parse_route("users", {"edge-path": "/a", "edge-timeout": value}),
+        lambda value: parse_route("users", {"edge-path": "/a", "edge-idle": value}),
+        lambda value: parse_route("users", {"edge-path": "/a", "edge-cache": value}),
+        lambda value: parse_route("users", {"edge-path": "/a", "edge-stream": value}),
+        lambda value: parse_route("users", {"edge-path": "/a", "edge-upgrade": value}),
         lambda value: parse_route("users", {"edge-path": "/a", "edge-check": value}),
         lambda value: parse_placement(
             Instance("users", "u", "n", "127.0.0.1", 1, meta={"edge-weight": value}), Policy()
@@ -146,6 +150,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         False,
         30,
     )
+    assert (route.idle_s, route.cache, route.stream, route.upgrade) == (60, False, False, "none")
 
 
 def test_seventeen_paths_are_too_many() -> None:
@@ -173,6 +178,10 @@ ROUTES = st.builds(
     protocol=st.sampled_from(["http", "h2c"]),
     strip=st.booleans(),
     timeout_s=st.integers(1, 3600),
+    idle_s=st.integers(1, 86_400),
+    cache=st.booleans(),
+    stream=st.booleans(),
+    upgrade=st.sampled_from(["none", "websocket"]),
 )
 
 

@@ -64,6 +64,8 @@ def test_warning_is_skipped_where_the_route_says_so() -> None:
         ("edge-check", {"check": "/x;y"}),
         ("edge-path", {"path": "/api/%[env(X)]"}),
         ("edge-timeout", {"timeout": "'1'"}),
+        ("edge-idle", {"idle": "0"}),
+        ("edge-upgrade", {"upgrade": "h2c"}),
         ("address", {"address": "unix@/tmp/x"}),
         ("address", {"address": "10.0.0.1"}),
         ("port", {"port": 8500}),

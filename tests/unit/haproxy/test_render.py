@@ -69,6 +69,10 @@ def settings(tmp_path: Path, **values: Any) -> EdgeSettings:
         "protocol",
         "strip",
         "timeout_s",
+        "idle_s",
+        "cache",
+        "stream",
+        "upgrade",
         "check_identity",
     ],
 )
@@ -157,6 +161,7 @@ ROUTES = [
     replace(ROUTE, balance="uri", auth="read-public", domain="ai"),
     replace(ROUTE, balance="random", paths=("/a", "/b/c.d~e_f-g")),
     replace(ROUTE, balance="first", paths=()),
+    replace(ROUTE, cache=True, stream=True, upgrade="websocket", idle_s=86_400),
 ]
 
 
