@@ -9,7 +9,8 @@ import ipaddress
 
 from flask import Response, request
 
-from services.auth import credentials, exchange, operations
+from discovery.clock import SYSTEM_CLOCK
+from services.auth import credentials, exchange, operations, revocations
 from services.auth.clients import Clients
 from services.auth.domain import source_of
 from services.auth.keyring import KeyRing, read_kek
@@ -17,11 +18,13 @@ from services.auth.models import Base
 from services.auth.passwords import Cost, Hasher, Saturated
 from services.auth.service import Auth
 from services.auth.settings import AuthSettings
+from services.auth.store import AccountGone
 from services.auth.tokens import Minter, OwnToken
 from services.kit import Kit, Problem, ServiceApp, create_service
 from services.kit.auth import TokenVerifier
 from services.kit.errors import render
 from services.kit.jwks import KeySet
+from services.kit.revocations import Revocations
 
 
 def create_app(settings: AuthSettings | None = None) -> ServiceApp:
@@ -50,7 +53,12 @@ def create_app(settings: AuthSettings | None = None) -> ServiceApp:
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
+    def on_gone(_: AccountGone) -> Response:
+        challenge = {"WWW-Authenticate": 'Bearer realm="breakwater", error="invalid_token"'}
+        return render(Problem(401, detail="The account is gone.", headers=challenge), "auth")
+
     app.register_error_handler(Saturated, on_saturated)
+    app.register_error_handler(AccountGone, on_gone)
     app.after_request(not_to_be_stored)
     app.extensions["auth"] = auth
     credentials.install(app, auth, source)
@@ -73,8 +81,12 @@ def build(kit: Kit, settings: AuthSettings) -> Auth:
     )
     minter = Minter(ring, settings.auth_issuer, settings.auth_audience)
     keys = KeySet(ring.jwks, refresh_s=settings.auth_key_refresh_s, min_interval_s=0.2)
-    kit.tokens = TokenVerifier(keys, issuer=settings.auth_issuer, audience=settings.auth_audience)
+    followed = kit.revocations = Revocations(lambda: revocations.read(kit.db, SYSTEM_CLOCK.time()))
+    kit.on_start(followed.start)
+    kit.tokens = TokenVerifier(
+        keys, issuer=settings.auth_issuer, audience=settings.auth_audience, revocations=followed
+    )
     kit.token_source = OwnToken(minter, settings.auth_exchange_ttl_s)
     cost = Cost(settings.auth_argon2_time, settings.auth_argon2_memory_kib, settings.auth_argon2_lanes)
     hasher = Hasher(cost, slots=settings.auth_argon2_slots, wait_s=settings.auth_argon2_wait_s)
-    return Auth(kit, settings, hasher, ring, minter, Clients(settings.auth_clients_file))
+    return Auth(kit, settings, hasher, ring, minter, Clients(settings.auth_clients_file), followed)

@@ -7,7 +7,7 @@ from typing import Any
 
 from services.auth.schemas import Login, Refresh, Register
 from services.auth.service import Auth
-from services.kit import ServiceApp
+from services.kit import Problem, ServiceApp, current, require_scope
 
 
 def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
@@ -40,4 +40,15 @@ def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
     def logout(body: Refresh) -> tuple[str, int]:
         """End the login that this refresh token belongs to."""
         auth.log_out(body.refresh_token)
+        return "", 204
+
+    @app.post("/api/auth/logout-everywhere")
+    @require_scope("user", "admin")
+    def logout_everywhere() -> tuple[str, int]:
+        """End every login of the caller, on whatever device, and with it this one. Access tokens, too, are refused within
+        seconds. API keys stay."""
+        caller = current()
+        if caller.by_key:
+            raise Problem(403, detail="An API key logs nobody out: log in.")
+        auth.log_out_everywhere(caller.subject or "")
         return "", 204

@@ -99,11 +99,10 @@ def _install_sessions(app: ServiceApp, auth: Auth, source: Callable[[], str]) ->
     @app.post("/api/auth/session")
     def open_session(body: Login) -> Response:
         """Log a browser in: the session is a cookie that scripts cannot read and other sites cannot send."""
-        sessions = auth.sessions
-        who = auth.check_password(body.email, body.password, source())
-        text = sessions.open(who.id, replacing=request.cookies.get(COOKIE))
-        response = jsonify(user={"id": who.id, "email": who.email}, expires_in=sessions.ttl_s)
-        response.set_cookie(COOKIE, text, max_age=sessions.ttl_s, **_cookie())
+        who, text = auth.open_session(body.email, body.password, source(), request.cookies.get(COOKIE))
+        ttl_s = auth.settings.auth_session_ttl_s
+        response = jsonify(user={"id": who.id, "email": who.email}, expires_in=ttl_s)
+        response.set_cookie(COOKIE, text, max_age=ttl_s, **_cookie())
         return response
 
     @app.delete("/api/auth/session")

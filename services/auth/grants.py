@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from services.auth.models import Account, ApiKey, RefreshFamily, RefreshToken
-from services.auth.store import Identity, identity
+from services.auth.store import Identity, hold, identity
 
 API_KEY_PREFIX_CHARS = 11  # `sk-` and 8 more: enough to tell keys apart, 48 bits of 256
 MAX_API_KEYS = 50
@@ -46,7 +46,11 @@ class Rotation:
 
 
 def open_family(session: Session, account_id: str, now: float, ttl_s: float) -> str:
-    """The first refresh token of a login. The whole family ends `ttl_s` from now, however often it is rotated."""
+    """The first refresh token of a login. The whole family ends `ttl_s` from now, however often it is rotated.
+
+    Raises AccountGone.
+    """
+    hold(session, account_id)
     family_id, token = uuid.uuid4().hex, secrets.token_urlsafe(32)
     session.add(RefreshFamily(id=family_id, account_id=account_id, expires_at=now + ttl_s, rotations=0))
     session.flush()
@@ -96,6 +100,12 @@ def log_out(session: Session, token: str, now: float) -> None:
         revoke_family(session, family_id, now, "logout")
 
 
+def revoke_families(session: Session, account_id: str, now: float) -> None:
+    """End every login of an account."""
+    live = (RefreshFamily.account_id == account_id, RefreshFamily.revoked_at.is_(None))
+    session.execute(update(RefreshFamily).where(*live).values(revoked_at=now, revoked_for="everywhere"))
+
+
 def forget_expired_families(session: Session, now: float) -> int:
     """Delete families that have ended by themselves, with their tokens. Returns how many."""
     expired = select(RefreshFamily.id).where(RefreshFamily.expires_at < now)
@@ -106,9 +116,12 @@ def forget_expired_families(session: Session, now: float) -> int:
 def create_api_key(
     session: Session, account_id: str, name: str, scopes: Sequence[str], now: float, ttl_s: float | None
 ) -> tuple[ApiKey, str] | None:
-    """A new key and its text, which is not kept anywhere; None when the account holds MAX_API_KEYS already."""
-    # A write first: it takes the account's row, so that two requests at once cannot both be the fiftieth.
-    session.execute(update(Account).where(Account.id == account_id).values(id=account_id))
+    """A new key and its text, which is not kept anywhere; None when the account holds MAX_API_KEYS already.
+
+    Raises AccountGone.
+    """
+    # Two requests at once cannot both be the fiftieth.
+    hold(session, account_id)
     live = (ApiKey.account_id == account_id, ApiKey.revoked_at.is_(None))
     if (session.scalar(select(func.count()).select_from(ApiKey).where(*live)) or 0) >= MAX_API_KEYS:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -81,6 +81,19 @@ class ApiKey(Base):
     expires_at: Mapped[float | None] = mapped_column(Float)
     last_used_at: Mapped[float | None] = mapped_column(Float)
     revoked_at: Mapped[float | None] = mapped_column(Float)
+
+
+class Revocation(Base):
+    """What was issued to `subject` at `before` or earlier is void. From `until` on its access tokens have expired anyway.
+
+    No foreign key: most of these accounts are gone.
+    """
+
+    __tablename__ = "revocations"
+
+    subject: Mapped[str] = mapped_column(String(64), primary_key=True)
+    before: Mapped[int] = mapped_column(BigInteger)
+    until: Mapped[int] = mapped_column(BigInteger, index=True)
 
 
 class SigningKey(Base):

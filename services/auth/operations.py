@@ -1,17 +1,13 @@
-"""The public keys, their rotation, and what users tells auth."""
+"""The public keys, their rotation, what has been revoked, and what users says to auth."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import structlog
-
-from services.auth import store
+from services.auth import revocations
 from services.auth.schemas import AccountPath
 from services.auth.service import Auth
 from services.kit import Problem, ServiceApp, current, require_scope
-
-log = structlog.get_logger(__name__)
 
 # The key set may be cached for a fraction of the time between a key's publication and its first use.
 JWKS_MAX_AGE_S = 15
@@ -40,7 +36,11 @@ def install(app: ServiceApp, auth: Auth) -> None:
         """Remove credentials, refresh tokens and API keys of an account that users has removed. As often as you like."""
         if current().subject != "service:users":
             raise Problem(403, detail="Only users removes accounts.")
-        with auth.kit.db.session() as session:
-            if store.remove(session, path.account_id):
-                log.info("credentials removed", user_id=path.account_id)
+        auth.remove(path.account_id)
         return "", 204
+
+    @app.get("/internal/auth/revocations")
+    def revoked() -> dict[str, Any]:
+        """The accounts whose tokens are void, if they were issued at `before` or earlier (Unix time in seconds), and until
+        when that matters. For whoever checks tokens; the edge lets nobody from outside in here."""
+        return revocations.read(auth.kit.db, auth.clock.time())

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError
-from services.auth import grants, store
+from services.auth import grants, revocations, store
 from services.auth.clients import Clients
 from services.auth.keyring import KeyRing
 from services.auth.passwords import Hasher
@@ -22,6 +22,7 @@ from services.auth.settings import AuthSettings
 from services.auth.store import Claim, Identity
 from services.auth.tokens import Access, Minter
 from services.kit import Kit, Problem
+from services.kit.revocations import Revocations
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,10 @@ BAD_CREDENTIALS = "The e-mail address or the password is wrong."
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """The parts of auth, put together once a process. Thread-safe."""
+    """The parts of auth, put together once a process. Thread-safe.
+
+    `followed` are the revocations as the verifier of this instance knows them.
+    """
 
     kit: Kit
     settings: AuthSettings
@@ -41,6 +45,7 @@ class Auth:
     ring: KeyRing
     minter: Minter
     clients: Clients
+    followed: Revocations
     clock: Clock = field(default=SYSTEM_CLOCK)
 
     def register(self, email: str, password: str, names: tuple[str, str], source: str) -> Identity:
@@ -115,49 +120,80 @@ class Auth:
             if self.clock.random() * SWEEP_ONE_IN < 1:
                 store.forget_old_tallies(session, self.clock.time())
                 grants.forget_expired_families(session, self.clock.time())
+                revocations.forget_old(session, self.clock.time(), self._longest_s())
         return identity
 
     def log_in(self, email: str, password: str, source: str) -> dict[str, Any]:
         """An access token and the first refresh token of a new family."""
         identity = self.check_password(email, password, source)
-        with self.kit.db.session() as session:
-            refresh = self._open_family(session, identity)
-        return {**self._access(identity).body(), "refresh_token": refresh}
-
-    def _open_family(self, session: Session, identity: Identity) -> str:
-        if store.find_active(session, identity.id) is None:
-            raise Problem(401, detail=BAD_CREDENTIALS)
         now = self.clock.time()
-        return grants.open_family(session, identity.id, now, self.settings.auth_refresh_ttl_s)
+        with self.kit.db.session() as session:
+            refresh = grants.open_family(session, identity.id, now, self.settings.auth_refresh_ttl_s)
+            issued_at = revocations.issue_time(session, identity.id, now)
+        return {**self._access(identity, issued_at).body(), "refresh_token": refresh}
 
     def refresh(self, token: str) -> dict[str, Any]:
         """The successor of a refresh token and a new access token. Raises Problem 401."""
+        now = self.clock.time()
         with self.kit.db.session() as session:
-            outcome = grants.rotate_refresh(session, token, self.clock.time())
+            outcome = grants.rotate_refresh(session, token, now)
+            if not isinstance(outcome, grants.Refusal):
+                issued_at = revocations.issue_time(session, outcome.owner.id, now)
         if isinstance(outcome, grants.Refusal):
             if outcome is grants.Refusal.REUSED:
                 log.warning("refresh token reused, its family is revoked")
             raise Problem(
                 401, detail="The refresh token is not valid.", headers={"WWW-Authenticate": "Bearer"}
             )
-        return {**self._access(outcome.owner).body(), "refresh_token": outcome.token}
+        return {**self._access(outcome.owner, issued_at).body(), "refresh_token": outcome.token}
 
     def log_out(self, token: str) -> None:
         with self.kit.db.session() as session:
             grants.log_out(session, token, self.clock.time())
 
-    def _access(self, identity: Identity) -> Access:
-        return self.minter.mint(identity.id, identity.scopes, self.settings.auth_access_ttl_s)
+    def log_out_everywhere(self, account_id: str) -> None:
+        """End every login, browser session and access token of an account. Raises AccountGone.
+
+        API keys stay: they are revoked one by one, and exchanged for a new token once theirs is refused.
+        """
+        with self.kit.db.session() as session:
+            store.hold(session, account_id)
+            grants.revoke_families(session, account_id, self.clock.time())
+            self._revoke(session, account_id)
+        self.followed.refresh()
+        log.info("logged out everywhere", user_id=account_id)
+
+    def remove(self, account_id: str) -> None:
+        """End an account that users has removed: its credentials and everything that was issued for it."""
+        with self.kit.db.session() as session:
+            if not store.remove(session, account_id):
+                return
+            self._revoke(session, account_id)
+        self.followed.refresh()
+        log.info("credentials removed", user_id=account_id)
+
+    def _revoke(self, session: Session, account_id: str) -> None:
+        revocations.revoke(session, account_id, self.clock.time(), self.settings.longest_token_s)
+
+    def _longest_s(self) -> int:
+        return max(self.settings.auth_session_ttl_s, self.settings.longest_token_s)
+
+    def _access(self, identity: Identity, issued_at: int) -> Access:
+        return self.minter.mint(identity.id, identity.scopes, self.settings.auth_access_ttl_s, issued_at)
 
     def exchange_api_key(self, text: str) -> Access:
         """A short token for an API key: the scopes of both the key and its owner. Raises Problem 401."""
+        now = self.clock.time()
         with self.kit.db.session() as session:
-            used = grants.use_api_key(session, text, self.clock.time())
+            used = grants.use_api_key(session, text, now)
             if used is None:
                 raise Problem(401, detail="The API key is not valid.")
             key, owner = used
             scopes, key_id = store.narrow(key.scopes.split(), owner.scopes), key.id
-        return self.minter.mint(owner.id, scopes, self.settings.auth_exchange_ttl_s, api_key=key_id)
+            issued_at = revocations.issue_time(session, owner.id, now)
+        return self.minter.mint(
+            owner.id, scopes, self.settings.auth_exchange_ttl_s, issued_at, api_key=key_id
+        )
 
     def exchange_client(self, name: str, secret: str) -> Access:
         """A token for a service. Raises Problem 401."""
@@ -177,16 +213,30 @@ class Auth:
             raise Problem(503, detail="Sessions are not available.", headers={"Retry-After": "5"})
         return Sessions(redis, self.settings.auth_session_ttl_s, self.ring.kek)
 
+    def open_session(
+        self, email: str, password: str, source: str, replacing: str | None
+    ) -> tuple[Identity, str]:
+        """A browser session: its owner, and the text of its cookie."""
+        sessions = self.sessions
+        identity = self.check_password(email, password, source)
+        now = self.clock.time()
+        with self.kit.db.session() as session:
+            store.hold(session, identity.id)
+            opened_at = revocations.issue_time(session, identity.id, now)
+        return identity, sessions.open(identity.id, opened_at, replacing)
+
     def exchange_session(self, token: str | None) -> Access:
         """A short token for a browser session. Raises Problem 401."""
-        account_id = self.sessions.account_id(token) if token else None
-        identity = None
-        if account_id:
+        found = self.sessions.find(token) if token else None
+        identity, now = None, self.clock.time()
+        if found is not None:
             with self.kit.db.session(read_only=True) as session:
-                identity = store.find_active(session, account_id)
+                if found.opened_at > revocations.revoked_before(session, found.account_id):
+                    identity = store.find_active(session, found.account_id)
+                issued_at = revocations.issue_time(session, found.account_id, now)
         if identity is None:
             raise Problem(401, detail="There is no session.")
-        return self.minter.mint(identity.id, identity.scopes, self.settings.auth_exchange_ttl_s)
+        return self.minter.mint(identity.id, identity.scopes, self.settings.auth_exchange_ttl_s, issued_at)
 
 
 def _taken() -> Problem:

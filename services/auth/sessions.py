@@ -23,6 +23,14 @@ COOKIE_PATH = "/api/auth/session"
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """Whose it is, and when it was opened (Unix time in seconds)."""
+
+    account_id: str
+    opened_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sessions:
     """Sessions in `redis` (decoded or not), each for `ttl_s` from its login, sealed with `seal`. Errors of Redis go through
     to the caller."""
@@ -31,30 +39,32 @@ class Sessions:
     ttl_s: int
     seal: MultiFernet
 
-    def open(self, account_id: str, replacing: str | None) -> str:
+    def open(self, account_id: str, opened_at: int, replacing: str | None) -> str:
         """A new session and the end of the one that the browser came with: an id that somebody planted there
         before the login is worth nothing after it."""
         token = secrets.token_urlsafe(32)
         pipe = self.redis.pipeline(transaction=True)
         if replacing:
             pipe.delete(_key(replacing))
-        pipe.set(_key(token), self.seal.encrypt(f"{_key(token)} {account_id}".encode()), ex=self.ttl_s)
+        sealed = self.seal.encrypt_at_time(f"{_key(token)} {account_id}".encode(), opened_at)
+        pipe.set(_key(token), sealed, ex=self.ttl_s)
         pipe.execute()
         return token
 
-    def account_id(self, token: str) -> str | None:
-        """Whose session this is; None when it has ended or never was."""
+    def find(self, token: str) -> Session | None:
+        """The session of this text; None when it has ended or never was."""
         value = self.redis.get(_key(token))
         if value is None:
             return None
         try:
             key, _, account_id = self.seal.decrypt(value, ttl=self.ttl_s).decode().partition(" ")
+            opened_at = self.seal.extract_timestamp(value)
         except InvalidToken:
-            key = account_id = ""
+            key = ""
         if key != _key(token):
             log.warning("session not sealed by auth, refused")
             return None
-        return account_id
+        return Session(account_id, opened_at)
 
     def close(self, token: str) -> None:
         self.redis.delete(_key(token))

@@ -40,3 +40,8 @@ class AuthSettings(ServiceSettings):
 
     auth_trusted_proxies: str = "127.0.0.0/8,::1/128"
     auth_register_claim_s: float = Field(default=15.0, gt=0, le=300)
+
+    @property
+    def longest_token_s(self) -> int:
+        """How long any access token lives."""
+        return max(self.auth_access_ttl_s, self.auth_exchange_ttl_s)

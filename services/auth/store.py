@@ -27,6 +27,10 @@ class Identity:
     scopes: tuple[str, ...]
 
 
+class AccountGone(Exception):
+    """The account has been deleted, or is not open yet."""
+
+
 def identity(row: Account) -> Identity:
     return Identity(row.id, row.email, narrow(row.scopes.split(), row.scopes.split()))
 
@@ -35,6 +39,14 @@ def find_active(session: Session, account_id: str) -> Identity | None:
     """The account of this id, when it may act."""
     row = session.get(Account, account_id)
     return identity(row) if row is not None and row.active else None
+
+
+def hold(session: Session, account_id: str) -> Identity:
+    """The account of this id, which stays as it is until the transaction ends. Raises AccountGone."""
+    row = session.scalar(select(Account).where(Account.id == account_id, Account.active).with_for_update())
+    if row is None:
+        raise AccountGone
+    return identity(row)
 
 
 def credentials(session: Session, email: str) -> tuple[Identity, str] | None:

@@ -40,8 +40,11 @@ class Minter:
     audience: str
     clock: Clock = SYSTEM_CLOCK
 
-    def mint(self, subject: str, scopes: Iterable[str], ttl_s: int, **claims: str) -> Access:
-        """A token for `subject` (a user id or `service:<name>`). `claims` are added to the registered ones."""
+    def mint(
+        self, subject: str, scopes: Iterable[str], ttl_s: int, issued_at: int | None = None, **claims: str
+    ) -> Access:
+        """A token for `subject` (a user id or `service:<name>`), good for `ttl_s` from now; `issued_at` is its `iat`, where
+        that is not now. `claims` are added to the registered ones."""
         kid, private = self.ring.signing_key()
         now = int(self.clock.time())
         scope = " ".join(scopes)
@@ -51,7 +54,7 @@ class Minter:
             "aud": self.audience,
             "sub": subject,
             "scope": scope,
-            "iat": now,
+            "iat": now if issued_at is None else issued_at,
             "exp": now + ttl_s,
             "jti": uuid.uuid4().hex,
         }

@@ -20,6 +20,7 @@ from flask import request
 from services.kit.context import current, kit
 from services.kit.errors import Problem, busy
 from services.kit.jwks import KeySet, KeysUnavailable
+from services.kit.revocations import Revocations
 
 log = structlog.get_logger(__name__)
 
@@ -38,24 +39,32 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a verified token says. `expires_at` is Unix time in seconds; `by_key`: it was made from an API key."""
+    """What a verified token says. Times are Unix time in seconds; `by_key`: it was made from an API key."""
 
     subject: str
     scopes: frozenset[str]
     expires_at: float
     by_key: bool = False
+    issued_at: float = 0.0
 
 
 class TokenVerifier:
     """Verifies tokens against a key set. Safe for threads; remembers tokens that it has verified.
 
-    What is remembered is forgotten when the key set changes, and expiry is looked at every time.
+    What is remembered is forgotten when the key set changes; expiry and `revocations` are looked at every time.
     """
 
     def __init__(
-        self, keys: KeySet, *, issuer: str, audience: str, now: Callable[[], float] = time.time
+        self,
+        keys: KeySet,
+        *,
+        issuer: str,
+        audience: str,
+        revocations: Revocations | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
+        self._revocations = revocations
         self._issuer = issuer
         self._audience = audience
         self._now = now
@@ -78,6 +87,8 @@ class TokenVerifier:
         if identity.expires_at <= self._now():
             verified.pop(token, None)
             raise InvalidToken("The token has expired.")
+        if self._revocations is not None and self._revocations.void(identity.subject, identity.issued_at):
+            raise InvalidToken("The token has been revoked.")
         return identity
 
     def _check(self, token: str) -> Identity:
@@ -119,7 +130,12 @@ def _identity(claims: Mapping[str, Any], audience: str) -> Identity:
         raise InvalidToken("The token's expiry is not a number.")
     if claims["aud"] != audience or not isinstance(subject, str) or not subject or not isinstance(scope, str):
         raise InvalidToken("The token's claims are malformed.")
-    return Identity(subject, frozenset(scope.split()), float(expires_at), "api_key" in claims)
+    issued_at = claims.get("iat")
+    if isinstance(issued_at, bool) or not isinstance(issued_at, int | float) or issued_at != issued_at:
+        issued_at = 0.0  # older than any revocation
+    return Identity(
+        subject, frozenset(scope.split()), float(expires_at), "api_key" in claims, float(issued_at)
+    )
 
 
 def _challenge(detail: str, error: str | None = None) -> Problem:

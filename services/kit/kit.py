@@ -19,12 +19,13 @@ from services.kit.db import Database, database_url
 from services.kit.jwks import KeySet
 from services.kit.metrics import Metrics
 from services.kit.redis_client import connect
+from services.kit.revocations import Revocations
 from services.kit.settings import ServiceSettings, secret
 from services.kit.snapshot import Snapshots
 from services.kit.snapshot_queue import SnapshotQueue
 from services.kit.state import State
 from services.kit.tokens import DEADLINE_S, TokenSource
-from services.kit.upstream import Upstreams, fetch_jwks
+from services.kit.upstream import JWKS_PATH, REVOCATIONS_PATH, Upstreams, fetch_document
 
 T = TypeVar("T")
 
@@ -97,8 +98,23 @@ class Kit:
     @lazily
     def tokens(self) -> TokenVerifier:
         """Verifies access tokens with auth's keys."""
-        keys = KeySet(lambda: fetch_jwks(self._plain, self.settings.auth_jwks_url))
-        return TokenVerifier(keys, issuer=self.settings.auth_issuer, audience=self.settings.auth_audience)
+        settings = self.settings
+        if self.revocations is not None:
+            self.revocations.start()
+        return TokenVerifier(
+            KeySet(lambda: fetch_document(self._plain, JWKS_PATH, settings.auth_jwks_url)),
+            issuer=settings.auth_issuer,
+            audience=settings.auth_audience,
+            revocations=self.revocations,
+        )
+
+    @lazily
+    def revocations(self) -> Revocations | None:
+        """auth's list of tokens that ended early. None for another issuer's tokens, unless it says where its list is."""
+        url = self.settings.auth_revocations_url
+        if self.settings.auth_jwks_url and not url:
+            return None
+        return Revocations(lambda: fetch_document(self._plain, REVOCATIONS_PATH, url))
 
     @lazily
     def token_source(self) -> TokenSource:
@@ -122,6 +138,12 @@ class Kit:
     def _plain(self) -> Upstreams:
         # Asking auth for keys and tokens needs no token, and must not ask for one.
         return Upstreams(lambda: self.view, self.metrics)
+
+    def follow_auth(self) -> None:
+        """Begin what checking tokens needs, so that the first one finds auth's address and list of revocations known."""
+        if not self.settings.auth_jwks_url:
+            _ = self.view
+        _ = self.tokens
 
     def on_start(self, action: Callable[[], object]) -> None:
         """Run `action` in the worker process before it takes its first request; the place to start threads.

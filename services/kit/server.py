@@ -229,8 +229,8 @@ class Server(BaseApplication):
             registrar.forget()
 
     def _started(self) -> None:
-        if needs_tokens(self._app) and not self._kit.settings.auth_jwks_url:
-            _ = self._kit.view  # so that the first token finds auth's address known
+        if needs_tokens(self._app):
+            self._kit.follow_auth()
         self._kit.started()
         # What is there now stays: looked through with every collection, it cost a tenth of all requests' time.
         gc.collect()

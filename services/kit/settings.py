@@ -80,6 +80,7 @@ class ServiceSettings(BaseSettings):
     auth_issuer: str = "breakwater"
     auth_audience: str = "breakwater-api"
     auth_jwks_url: str | None = None
+    auth_revocations_url: str | None = None
     service_client_secret: SecretStr | None = None
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

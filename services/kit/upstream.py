@@ -18,7 +18,8 @@ from services.kit.metrics import Metrics
 
 VIEW_WAIT_S = 2.0
 JWKS_PATH = "/api/auth/.well-known/jwks.json"
-JWKS_DEADLINE_S = 3.0
+REVOCATIONS_PATH = "/internal/auth/revocations"
+DOCUMENT_DEADLINE_S = 3.0
 BREAKER_LEVELS = {"closed": 0, "half-open": 1, "open": 2}
 
 
@@ -109,14 +110,14 @@ class Upstreams:
         return self._client
 
 
-def fetch_jwks(upstreams: Upstreams, url: str | None) -> dict[str, Any]:
-    """auth's key set, through discovery or from a fixed URL. Raises on anything but a 200 with a JSON object."""
+def fetch_document(upstreams: Upstreams, path: str, url: str | None) -> dict[str, Any]:
+    """What auth publishes at `path`, through discovery or from a fixed URL. Raises on anything but a 200 with a JSON object."""
     if url:
-        answer = urllib3.request("GET", url, timeout=JWKS_DEADLINE_S, retries=False, redirect=False)
+        answer = urllib3.request("GET", url, timeout=DOCUMENT_DEADLINE_S, retries=False, redirect=False)
         status, document = answer.status, answer.json() if answer.status == 200 else None
     else:
-        response = upstreams.request("GET", "auth", JWKS_PATH, deadline_s=JWKS_DEADLINE_S)
+        response = upstreams.request("GET", "auth", path, deadline_s=DOCUMENT_DEADLINE_S)
         status, document = response.status, response.json() if response.status == 200 else None
     if not isinstance(document, dict):
-        raise ValueError(f"auth answered {status} for its key set")
+        raise ValueError(f"auth answered {status} for {path}")
     return document

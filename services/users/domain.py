@@ -97,9 +97,10 @@ def may_change(user_id: str, subject: str | None, scopes: frozenset[str]) -> boo
     return subject == user_id or "admin" in scopes
 
 
-# Full waits between attempts to tell auth that an account has gone: 1 s, doubling to 5 min.
+# Full waits between attempts to tell auth that an account has gone: 1 s, doubling to 30 s.
 REMOVAL_FIRST_S = 1.0
-REMOVAL_CAP_S = 300.0
+# Until auth has heard it, tokens of the account stay good.
+REMOVAL_CAP_S = 30.0
 
 
 def removal_wait_s(attempts: int) -> float:

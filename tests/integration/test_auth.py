@@ -12,7 +12,7 @@ import jwt
 import pytest
 import requests
 
-from tests.integration.identity import PASSWORD, Identity, identity, problem
+from tests.integration.identity import PASSWORD, Identity, Person, identity, problem
 from tests.support.databases import Backend
 from tests.support.eventually import eventually
 
@@ -131,6 +131,37 @@ def test_logout_ends_the_login_and_says_nothing_about_unknown_tokens(world: Iden
     assert world.auth[0].call("POST", "/api/auth/logout", json=body).status_code == 204
     problem(world.auth[1].call("POST", "/api/auth/refresh", json=body), 401)
     assert world.auth[0].call("POST", "/api/auth/logout", json={"refresh_token": "x"}).status_code == 204
+
+
+def test_logout_everywhere_ends_logins_sessions_and_tokens_and_lets_the_next_login_in(
+    world: Identity,
+) -> None:
+    person, other = world.person(), world.person()
+    auth, body = world.auth, {"email": person.email, "password": PASSWORD}
+    cookie = auth[0].call("POST", "/api/auth/session", json=body).headers["Set-Cookie"].split(";")[0]
+    made = auth[0].call("POST", "/api/auth/api-keys", json={"name": "ci"}, token=person.access)
+    grant = {"grant_type": "api_key", "api_key": made.json()["data"]["key"]}
+    key_token = auth[0].call("POST", "/api/auth/token", json=grant).json()["access_token"]
+    problem(auth[0].call("POST", "/api/auth/logout-everywhere", token=key_token), 403)
+    done = auth[0].call("POST", "/api/auth/logout-everywhere", token=person.access)
+    assert done.status_code == 204, done.text
+    again = world.again(Person(person.id, person.email))
+    problem(auth[1].call("POST", "/api/auth/refresh", json={"refresh_token": person.refresh}), 401)
+    problem(auth[1].call("POST", "/api/auth/session/token", headers={"Cookie": cookie}), 401)
+    new_cookie = auth[1].call("POST", "/api/auth/session", json=body).headers["Set-Cookie"].split(";")[0]
+    sessions = auth[0].call("POST", "/api/auth/session/token", headers={"Cookie": new_cookie})
+    for each in (*auth, *world.users):
+        read = "/api/users/me" if each.service == "users" else "/api/auth/api-keys"
+        for old in (person.access, key_token):
+            eventually(
+                lambda each=each, read=read, old=old: each.call("GET", read, token=old).status_code == 401,
+                within_s=5,
+            )
+        renewed = auth[1].call("POST", "/api/auth/token", json=grant).json()["access_token"]
+        for good in (again.access, other.access, sessions.json()["access_token"], renewed):
+            assert each.call("GET", read, token=good).status_code == 200
+    refreshed = auth[0].call("POST", "/api/auth/refresh", json={"refresh_token": again.refresh})
+    assert refreshed.status_code == 200
 
 
 def test_a_guesser_is_locked_out_on_every_instance_and_the_owner_is_not(world: Identity) -> None:

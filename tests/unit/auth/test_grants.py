@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from services.auth import grants
+from services.auth import grants, store
 from services.auth.grants import Refusal, Rotation
 from services.auth.models import ApiKey, RefreshFamily, RefreshToken
 from services.kit.db import Database
@@ -153,3 +153,15 @@ def test_keys_of_one_account_are_bounded_under_concurrency(
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(one, range(12))) == 3
+
+
+def test_a_deleted_account_gets_no_key_and_no_login(
+    db: Database, clock: ManualClock, account_id: str
+) -> None:
+    with db.session() as session:
+        store.remove(session, account_id)
+    with db.session() as session:
+        with pytest.raises(store.AccountGone):
+            grants.create_api_key(session, account_id, "ci", ["user"], clock.now, None)
+        with pytest.raises(store.AccountGone):
+            grants.open_family(session, account_id, clock.now, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ from cryptography.fernet import Fernet, MultiFernet
 from redis import Redis
 
 from services.auth.grants import digest
-from services.auth.sessions import Sessions
+from services.auth.sessions import Session, Sessions
 from tests.support.servers import redis as redis_server
 
 
@@ -27,29 +28,30 @@ def name(token: str) -> str:
     return f"auth:session:{digest(token)}"
 
 
+AT = int(time.time())
 KEY, NEXT = Fernet.generate_key(), Fernet.generate_key()
 
 
 def test_session_opens_by_its_token_alone(store: Redis) -> None:
     own = sessions(store, KEY)
-    assert own.account_id(own.open("ada", None)) == "ada"
-    assert own.account_id("x" * 43) is None
+    assert own.find(own.open("ada", AT, None)) == Session("ada", AT)
+    assert own.find("x" * 43) is None
 
 
 @pytest.mark.parametrize("value", [b"admin", b"", Fernet(NEXT).encrypt(b"auth:session:x admin")])
 def test_session_that_another_service_wrote_is_none(store: Redis, value: bytes) -> None:
     store.set(name("planted"), value, ex=60)
-    assert sessions(store, KEY).account_id("planted") is None
+    assert sessions(store, KEY).find("planted") is None
 
 
 def test_session_copied_to_another_token_is_none(store: Redis) -> None:
     own = sessions(store, KEY)
-    token = own.open("admin", None)
+    token = own.open("admin", AT, None)
     store.copy(name(token), name("copied"))
-    assert own.account_id("copied") is None
-    assert own.account_id(token) == "admin"
+    assert own.find("copied") is None
+    assert own.find(token) == Session("admin", AT)
 
 
 def test_session_outlives_a_change_of_the_key(store: Redis) -> None:
-    token = sessions(store, KEY).open("ada", None)
-    assert sessions(store, NEXT, KEY).account_id(token) == "ada"
+    token = sessions(store, KEY).open("ada", AT, None)
+    assert sessions(store, NEXT, KEY).find(token) == Session("ada", AT)

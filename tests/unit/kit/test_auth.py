@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from services.kit.auth import InvalidToken, TokenVerifier
 from services.kit.jwks import KeySet, KeysUnavailable
+from services.kit.revocations import Revocations
 from tests.support.eventually import eventually
 
 KEYS = {kid: rsa.generate_private_key(public_exponent=65537, key_size=2048) for kid in ("a", "b")}
@@ -138,6 +139,50 @@ def test_remembered_token_expires_all_the_same() -> None:
     now[0] += 31
     with pytest.raises(InvalidToken):
         subject.verify(text)
+
+
+class Listed:
+    """A list of revocations that can be away."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, int] = {}
+        self.away = False
+
+    def __call__(self) -> dict[str, Any]:
+        if self.away:
+            raise ConnectionError("down")
+        return {"revocations": [{"subject": name, "before": at} for name, at in self.before.items()]}
+
+
+def test_revoked_token_is_refused_though_remembered_and_a_later_one_is_not() -> None:
+    listed, now = Listed(), int(time.time())
+    revocations = Revocations(listed)
+    subject = TokenVerifier(
+        KeySet(Auth("a")), issuer="breakwater", audience="breakwater-api", revocations=revocations
+    )
+    old, undated, later, others = token(iat=now), token(), token(iat=now + 1), token(sub="u2", iat=now)
+    for text in (old, undated, later, others):
+        subject.verify(text)
+    listed.before = {"u1": now}
+    revocations.refresh()
+    listed.away = True
+    revocations.refresh()
+    for text in (old, undated):
+        with pytest.raises(InvalidToken, match="revoked"):
+            subject.verify(text)
+    assert subject.verify(later).subject == "u1"
+    assert subject.verify(others).subject == "u2"
+
+
+def test_revocations_are_followed_through_failures() -> None:
+    listed = Listed()
+    listed.away = True
+    revocations = Revocations(listed, every_s=0.01)
+    revocations.start()
+    listed.before, listed.away = {"u1": 7}, False
+    eventually(lambda: revocations.void("u1", 7), 5)
+    listed.before = {}
+    eventually(lambda: not revocations.void("u1", 7), 5)
 
 
 def test_remembered_token_is_forgotten_with_its_key() -> None:
