@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import signal
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from haproxy.controller.settings import EdgeSettings
 from stack import consul_agent, processes, redis_servers
 from stack.errors import BadRequest, NotRunning, StackError
 from stack.fleet import FLEET, MAX_INSTANCES, ServiceSpec
@@ -274,6 +276,12 @@ class Stack:
     def edge_environment(self) -> dict[str, str]:
         """For the controller's own commands."""
         return {**self.catalogue.base_environment(), **self.catalogue.edge_environment()}
+
+    def edge_settings(self) -> EdgeSettings:
+        """The edge's settings as the controller will read them. Raises ValidationError, which names the variable."""
+        given = {**os.environ, **self.catalogue.extra}
+        values = {name.lower(): value for name, value in given.items()}
+        return EdgeSettings(**{name: values[name] for name in EdgeSettings.model_fields if name in values})
 
     def need_running(self) -> None:
         """Raises NotRunning."""

@@ -6,9 +6,9 @@ Standard library only: `launch` runs it as root before it becomes an ordinary us
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stack import account, install
 
-FOLDER = account.COPIES / "engine"
+FOLDER = account.COPIES / "docker"
 """Images stay here from one run to the next."""
 START_S = 60.0
 STOP_S = 60.0
@@ -27,6 +27,8 @@ PULL_S = 600.0
 BUILD_S = 900.0
 
 BASE = "breakwater-standin"
+"""The bare Debian's name, and the label of all that is made of it."""
+OFFICIAL = ""
 _INSTALL = "RUN apt-get install -q -y --no-install-recommends"
 STANDINS: Mapping[str, str] = {
     "consul": "COPY consul /usr/local/bin/consul",
@@ -38,6 +40,8 @@ STANDINS: Mapping[str, str] = {
     "python": f"{_INSTALL} python3 python3-venv && ln -s /usr/bin/python3 /usr/local/bin/python",
 }
 """Official image (without its tag) → what makes Debian's package of it out of a bare Debian."""
+_BARE = Path("tests/fresh/bare")
+"""In the repository: what makes the bare Debian."""
 
 
 class EngineError(install.InstallError):
@@ -109,18 +113,30 @@ def provide(repo: Path, python: str, consul: str | None, environment: Mapping[st
     `python` is one with pip, `consul` the program. Returns those that are stand-ins. Raises EngineError.
     """
     stood_in: list[str] = []
+    recipe = _recipe(repo)
+    base = f"{BASE}:{recipe}"
     for image in _images(environment):
-        if _is_there(image, environment):
-            if _is_stand_in(image, environment):
-                stood_in.append(image)
+        made_by = _made_by(image, environment)
+        if made_by == recipe:
+            stood_in.append(image)
+        elif made_by == OFFICIAL:
+            continue
         elif not stood_in and _docker(["pull", "--quiet", image], environment, PULL_S).returncode == 0:
             install.say(f"pulled {image}")
         else:
-            if not _is_there(BASE, environment):
-                _base(repo, python, environment)
-            _stand_in(image, consul, environment)
+            if _made_by(base, environment) is None:
+                _base(repo, python, base, recipe, environment)
+            _stand_in(image, base, consul, environment)
             stood_in.append(image)
+    # What an earlier recipe made has lost its name by now.
+    _docker(["image", "prune", "--force", "--filter", f"label={BASE}"], environment, 120)
     return stood_in
+
+
+def _recipe(repo: Path) -> str:
+    """Names what stand-ins are made by: after a change of it they are made anew."""
+    text = repr(sorted(STANDINS.items())).encode() + (repo / _BARE).read_bytes()
+    return hashlib.sha256(text).hexdigest()[:12]
 
 
 def _images(environment: Mapping[str, str]) -> list[str]:
@@ -135,18 +151,14 @@ def _images(environment: Mapping[str, str]) -> list[str]:
     return sorted(({one["image"] for one in services} | bases) - ours)
 
 
-def _is_stand_in(image: str, environment: Mapping[str, str]) -> bool:
-    asked = _docker(
-        ["image", "inspect", "--format", '{{index .Config.Labels "' + BASE + '"}}', image], environment, 30
-    )
-    return asked.returncode == 0 and asked.stdout.strip() == "yes"
+def _made_by(image: str, environment: Mapping[str, str]) -> str | None:
+    """The recipe that a stand-in was made by, `OFFICIAL` for any other image, None where there is no such image."""
+    label = '{{index .Config.Labels "' + BASE + '"}}'
+    asked = _docker(["image", "inspect", "--format", label, image], environment, 30)
+    return None if asked.returncode else asked.stdout.strip()
 
 
-def _is_there(image: str, environment: Mapping[str, str]) -> bool:
-    return _docker(["image", "inspect", image], environment, 30).returncode == 0
-
-
-def _stand_in(image: str, consul: str | None, environment: Mapping[str, str]) -> None:
+def _stand_in(image: str, base: str, consul: str | None, environment: Mapping[str, str]) -> None:
     name = image.partition(":")[0]
     if name not in STANDINS:
         raise EngineError(
@@ -157,26 +169,19 @@ def _stand_in(image: str, consul: str | None, environment: Mapping[str, str]) ->
         if name == "consul" and consul is not None:
             shutil.copyfile(consul, Path(folder) / "consul")
             (Path(folder) / "consul").chmod(0o755)
-        _build(folder, f"FROM {BASE}\n{STANDINS[name]}\n", image, environment)
+        _build(folder, f"FROM {base}\n{STANDINS[name]}\n", image, environment)
 
 
-def _base(repo: Path, python: str, environment: Mapping[str, str]) -> None:
+def _base(repo: Path, python: str, tag: str, recipe: str, environment: Mapping[str, str]) -> None:
     """A bare Debian that knows this machine's mirror and index, with the lists of its packages."""
     install.say("making a bare Debian for them (debootstrap)")
     with tempfile.TemporaryDirectory(prefix="breakwater-standin-", dir="/var/tmp") as folder:  # noqa: S108
         root = Path(folder) / "root"
         # The system's python3 may know nothing of pip, and so of its configuration.
         path = f"PATH={Path(python).parent}:{environment['PATH']}"
-        made = install.logged(["env", path, str(repo / "tests" / "fresh" / "bare"), str(root)], timeout_s=600)
+        made = install.logged(["env", path, str(repo / _BARE), str(root)], timeout_s=600)
         if made:
             raise EngineError(f"no bare Debian could be made:\n{made}")
-        # What the machine's pip takes from folders of its own is not in there.
-        pip = root / "etc" / "pip.conf"
-        pip.write_text(
-            re.sub(
-                r"^(find-links|extra-index-url) = (?!https?:).*\n", "", pip.read_text(), flags=re.MULTILINE
-            )
-        )
         with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as tar:
             argv = ["docker", "import", "-", f"{BASE}-bare"]
             done = subprocess.run(
@@ -186,8 +191,8 @@ def _base(repo: Path, python: str, environment: Mapping[str, str]) -> None:
             raise EngineError(f"docker import: {done.stderr.decode(errors='replace')[-800:]}")
         _build(
             str(root / "mnt"),
-            f"FROM {BASE}-bare\nENV DEBIAN_FRONTEND=noninteractive\nRUN apt-get update -q\n",
-            BASE,
+            f"FROM {BASE}-bare\nLABEL {BASE}={recipe}\nENV DEBIAN_FRONTEND=noninteractive\nRUN apt-get update -q\n",
+            tag,
             environment,
         )
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from haproxy.controller.settings import EdgeSettings
 from stack import views
 from stack.api import InstanceInfo, Stack
 
@@ -53,6 +54,7 @@ def print_where(console: Console, stack: Stack) -> None:
     places.add_row("edge", f"{edge}  {secure}")
     places.add_row("statistics", f"http://127.0.0.1:{settings.stats_port}/stats")
     places.add_row("Consul", f"http://{settings.consul_address}/ui")
+    places.add_row("limits", _limits(stack.edge_settings()))
     for name in stack.fleet:
         ports = [str(one.port) for one in stack.instances(name)]
         places.add_row(name, f"{len(ports)} instances: {' '.join(ports)}")
@@ -65,6 +67,15 @@ def print_where(console: Console, stack: Stack) -> None:
     console.print(f"  curl -i {edge}/api/posts", markup=False)
     console.print(
         f"  curl -i {edge}/api/auth/register -H 'Content-Type: application/json' -d '{body}'", markup=False
+    )
+
+
+def _limits(edge: EdgeSettings) -> str:
+    """What a first load test runs into, and the variables that change it."""
+    source, subject = (f"{n:,}" if n else "no limit" for n in (edge.edge_rate_source, edge.edge_rate_subject))
+    return (
+        f"requests in 10 s, more get 429: {source} from one address, {subject} by one user"
+        " (EDGE_RATE_SOURCE, EDGE_RATE_SUBJECT; 0: no limit)"
     )
 
 

@@ -120,7 +120,7 @@ class Startup:
 
 
 def check_machine(stack: Stack) -> None:
-    """Everything that would make the start fail half-way, looked at before anything starts. Raises StackError."""
+    """Everything that would make the start fail half-way, looked at before anything starts. Raises StackError, ValidationError."""
     settings = stack.settings
     odd = set(re.sub(r"[\w./+@,~ -]", "", str(settings.var)))
     if odd:
@@ -141,6 +141,7 @@ def check_machine(stack: Stack) -> None:
         seen[port] = variable
         if not ports.is_free(port):
             raise PortInUse(variable, port, ports.holder(port))
+    stack.edge_settings()
     for name in ("consul", "redis-server"):
         find_binary(name)
     check_haproxy(find_binary("haproxy"))

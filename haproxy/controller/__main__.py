@@ -71,7 +71,11 @@ def main() -> None:
     _set_up_logging()
     try:
         cli()
-    except (EdgeError, DiscoveryError, OSError, ValidationError) as error:
+    except ValidationError as error:
+        for one in error.errors():
+            print(f"controller: {str(one['loc'][0]).upper()}={one['input']}: {one['msg']}", file=sys.stderr)
+        sys.exit(1)
+    except (EdgeError, DiscoveryError, OSError) as error:
         print(f"controller: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -105,10 +105,20 @@ def reach(fleet: ContainerFleet, container: Container, places: Iterable[Place]) 
     if container.attrs["Config"]["Image"] == ours:
         text = run(container, *argv)
     else:
-        text = fleet.docker.containers.run(
-            ours, argv, network_mode=f"container:{container.id}", remove=True, labels=FOREIGN
-        ).decode()
+        text = _beside(fleet, container, ours, argv)
     return dict(zip(asked, json.loads(text), strict=True))
+
+
+def _beside(fleet: ContainerFleet, container: Container, image: str, argv: list[str]) -> str:
+    """What a command of another image prints in the container's network."""
+    other = fleet.docker.containers.run(
+        image, argv, network_mode=f"container:{container.id}", detach=True, labels=FOREIGN
+    )
+    try:
+        other.wait(timeout=60)  # what it has printed may come cut short before its end
+        return str(other.logs().decode())
+    finally:
+        other.remove(force=True)
 
 
 def reach_from_each(

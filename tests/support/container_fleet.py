@@ -262,17 +262,20 @@ class ContainerFleet(FleetBase):
 
     def secrets(self) -> dict[str, str]:
         """All that is in the volume which no running container has: path → text."""
-        packed = self.docker.containers.run(
+        # Never started: the engine reads a volume of a container that stands still as well.
+        holder = self.docker.containers.create(
             self.container("consul-tokens").attrs["Config"]["Image"],
-            ["tar", "-C", "/vault", "-c", "."],
+            ["true"],
             volumes={f"{self.project}_secrets": {"bind": "/vault", "mode": "ro"}},
-            network_mode="none",
-            remove=True,
             labels={PROJECT: "", SERVICE: ""},
         )
+        try:
+            packed = b"".join(holder.get_archive("/vault")[0])
+        finally:
+            holder.remove(force=True)
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             return {
-                member.name.removeprefix("./"): file.read().decode().strip()
+                member.name.removeprefix("vault/"): file.read().decode().strip()
                 for member in archive
                 if member.isfile() and (file := archive.extractfile(member)) is not None
             }

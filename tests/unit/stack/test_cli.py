@@ -11,7 +11,7 @@ import pytest
 
 from stack.__main__ import up
 from stack.errors import StackError
-from stack.settings import REPO
+from stack.settings import REPO, StackSettings
 
 
 def stack(var: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +71,26 @@ def test_port_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert done.returncode == 1
     assert f"STATS_PORT={value}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("program", [("stack", "up"), ("haproxy.controller", "init")])
+def test_edge_setting_out_of_bounds_is_one_line(tmp_path: Path, program: tuple[str, str]) -> None:
+    module, word = program
+    environment = {**os.environ, "BREAKWATER_VAR": str(tmp_path), "PYTHONPATH": str(REPO)}
+    environment |= {name: str(port) for name, port in StackSettings.isolated(tmp_path).fixed_ports.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", module, word],
+        env=environment | {"EDGE_RATE_SOURCE": "99999999", "EDGE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if "EDGE_RATE_SOURCE" in line)
+    assert "EDGE_RATE_SOURCE=99999999: Input should be less than or equal to 10000000" in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "secrets").exists()
 
 
 def test_logs_before_any_start_say_so(tmp_path: Path) -> None:
