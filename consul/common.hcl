@@ -19,6 +19,13 @@ acl {
   enable_token_persistence = true
 }
 
+http_config {
+  # A transaction asks whether the token may write the service that the *body* names, and then deletes whatever id it names;
+  # the catalog's registration asks so of a check. The token of one service would take any other away, or its check (1.8.7).
+  # Nothing of ours uses them: instances register with the agent.
+  block_endpoints = ["/v1/txn", "/v1/catalog/register"]
+}
+
 limits {
   # The default of 200 is one service client away from a refusal on a machine that runs hundreds of instances.
   http_max_conns_per_client = 1000

@@ -158,6 +158,7 @@ def _start_consul(folder: Path, acl: bool, extra: dict[str, object]) -> ConsulSe
         "disable_update_check": True,
         "ports": {"http": http, "dns": dns, "server": rpc, "serf_lan": serf, "serf_wan": -1, "grpc": -1},
         "limits": {"http_max_conns_per_client": 2000},
+        "http_config": {"block_endpoints": ["/v1/txn"]},  # as in consul/common.hcl
         **extra,
     }
     if token:
