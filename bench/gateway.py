@@ -192,14 +192,14 @@ def _compared(theirs: Running, more: Running, ours: Running, edge: Edge) -> Iter
 
 
 BOUNDS: list[tuple[str, str, float | None]] = [
-    ("composed, 0 ms", "tutorial, 0 ms", 3.0),
+    ("composed, 0 ms", "tutorial, 0 ms", 3.5),
     ("composed, 20 ms", "tutorial, 20 ms", 20.0),
     ("composed, 0 ms", f"tutorial, {MORE_WORKERS} workers, 0 ms", None),
     ("composed, 20 ms", f"tutorial, {MORE_WORKERS} workers, 20 ms", None),
-    ("from the gateway's cache", "tutorial, 0 ms", 15.0),
+    ("from the gateway's cache", "tutorial, 0 ms", 10.0),
     ("from the edge's cache", "tutorial, 0 ms", 150.0),
-    ("forwarded, 0 ms", "fast lane, 0 ms", 0.6),
-    ("forwarded, 20 ms", "fast lane, 20 ms", 0.6),
+    ("forwarded, 0 ms", "fast lane, 0 ms", 0.4),
+    ("forwarded, 20 ms", "fast lane, 20 ms", 0.4),
 ]
 
 

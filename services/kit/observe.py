@@ -6,6 +6,7 @@ their last byte.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -73,6 +74,7 @@ class Observer:
 
         def respond(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             answer.status = int(status[:3])
+            answer.streamed = not any(name.lower() == "content-length" for name, _ in headers)
             headers.append(("X-Request-ID", caller.request_id))
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
@@ -107,7 +109,7 @@ class Observer:
 class _Answer:
     """The body of an answer; finishes the request when the server closes it."""
 
-    __slots__ = ("body", "caller", "method", "observer", "path", "started", "status")
+    __slots__ = ("body", "caller", "method", "observer", "path", "started", "status", "streamed")
 
     def __init__(self, observer: Observer, caller: Caller, method: str, path: str, started: float) -> None:
         self.observer: Observer | None = observer
@@ -116,10 +118,12 @@ class _Answer:
         self.path = path
         self.started = started
         self.status = 500
+        self.streamed = False
         self.body: Iterable[bytes] = ()
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self.body)
+        # gunicorn sends the head with the first piece, be it empty: a quiet stream would else look like no answer at all.
+        return itertools.chain((b"",), self.body) if self.streamed else iter(self.body)
 
     def close(self) -> None:
         observer, self.observer = self.observer, None

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import gunicorn.http
 import structlog
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
@@ -39,7 +40,7 @@ from services.kit.app import needs_tokens
 from services.kit.kit import Kit
 from services.kit.migrate import MigrationError
 from services.kit.settings import secret
-from services.kit.workers import ThreadWorker, bind_to_master, refusals
+from services.kit.workers import Parser, ThreadWorker, bind_to_master, refusals
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +51,8 @@ GARBAGE = 20_000
 KEEPALIVE_S = 75
 LEAVE_CONSUL_S = 3.0
 POLL_S = 0.05
+# gunicorn's warnings repeat the header field that it refuses.
+MAX_LOGGED = 200
 
 
 class GunicornLogger(Logger):
@@ -60,6 +63,15 @@ class GunicornLogger(Logger):
         self.error_log.handlers[:] = []
         # "Handling signal", "Booting worker": worth a line at debug only; warnings and errors pass.
         self.error_log.setLevel("WARNING" if self.cfg.loglevel != "debug" else "DEBUG")
+
+    def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        super().warning(msg[:MAX_LOGGED], *args, **kwargs)
+
+    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.exception(), TimeoutError):
+            self.debug("the client takes nothing")
+        else:
+            super().exception(msg, *args, **kwargs)
 
     def access(self, *_: Any, **__: Any) -> None:
         return
@@ -215,7 +227,8 @@ class Server(BaseApplication):
             "secure_scheme_headers": {},
             "limit_request_line": 8190,
             "limit_request_fields": 100,
-            "limit_request_field_size": 16380,
+            # Cookies of 32 KiB pass.
+            "limit_request_field_size": 36 * 1024,
             "post_fork": lambda arbiter, _: self._forked(arbiter),
             "post_worker_init": lambda _: self._started(),
         }
@@ -277,6 +290,8 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         sys.exit(f"{kit.name}: {error}")
+    # Connections inherit it, whatever their worker waits with. It counts while nothing goes out, not for all of an answer.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.unread_timeout_s * 1000))
     port = listener.getsockname()[1]
     if settings.instance_id is None:
         kit.instance_id = default_instance_id(kit.name, settings.host, port)
@@ -291,6 +306,7 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
     except (MigrationError, SQLAlchemyError, OSError) as error:
         sys.exit(f"{kit.name}: database not ready: {error}")
     util.write_error = refusals(kit.name)
+    gunicorn.http.RequestParser = Parser
     registrar = Registrar(kit, port)
     server = Server(app, kit, listener)
     listener.close()

@@ -94,6 +94,8 @@ class ServiceSettings(BaseSettings):
     max_body_bytes: int = Field(default=1024 * 1024, ge=0)
     # How long a body may take that is not whole when its request is.
     body_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    # A client that takes nothing more of its answer for so long is gone.
+    unread_timeout_s: float = Field(default=60.0, ge=1, le=3600)
     max_json_depth: int = Field(default=32, ge=1, le=150)
     deadline_s: float = Field(default=30.0, gt=0, le=3600)
 

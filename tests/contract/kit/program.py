@@ -40,6 +40,20 @@ def stream() -> Response:
     return Response(parts(), mimetype="text/plain")
 
 
+@app.get("/api/hello/quiet")
+def quiet() -> Response:
+    def parts() -> Any:
+        time.sleep(10)
+        yield "late"
+
+    return Response(parts(), mimetype="text/event-stream")
+
+
+@app.get("/api/hello/much")
+def much() -> Response:
+    return Response(b"x" * 32 * 1024 * 1024, mimetype="text/plain")
+
+
 @app.post("/api/hello/things")
 def add(body: Thing) -> Any:
     return body, 201

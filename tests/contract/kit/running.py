@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, time_scale
 from tests.support.servers import Process, accepts, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,7 +41,7 @@ class Running:
 
     def exit_code(self, within_s: float) -> int:
         assert self.process.popen is not None
-        return self.process.popen.wait(within_s)
+        return self.process.popen.wait(within_s * time_scale())
 
     def signal(self, number: int) -> None:
         """To the master alone, as a supervisor does."""

@@ -1,0 +1,219 @@
+"""HTTP of every kind of worker: what is no request is refused at once and in our format, and what is one is framed right."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.kit.running import Running, running
+from tests.support.eventually import eventually, time_scale
+from tests.support.processor import used_s
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module", params=["gthread", "gevent"])
+def instance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder: Path = tmp_path_factory.mktemp("framing")
+    with running(folder, WORKER_CLASS=str(request.param), WORKER_THREADS="4", UNREAD_TIMEOUT_S="1") as one:
+        yield one
+
+
+def connect(instance: Running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", instance.port), timeout=20 * time_scale())
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    return data
+
+
+def head(*lines: str, start: str = "POST /api/hello/raw HTTP/1.1") -> bytes:
+    return "\r\n".join([start, *lines, "", ""]).encode("latin-1")
+
+
+GET = head("Host: x", start="GET /api/hello HTTP/1.1")
+CHUNKED = head("Host: x", "Transfer-Encoding: chunked")
+LENGTH = "Content-Length: 3"
+
+REFUSED = {
+    "two lengths": (head("Host: x", LENGTH, "Content-Length: 4"), 400),
+    "the same length twice": (head("Host: x", LENGTH, LENGTH), 400),
+    "a list of lengths": (head("Host: x", "Content-Length: 3, 3"), 400),
+    "a signed length": (head("Host: x", "Content-Length: +3"), 400),
+    "no length": (head("Host: x", "Content-Length:"), 400),
+    "a length and chunks": (head("Host: x", LENGTH, "Transfer-Encoding: chunked"), 400),
+    "another coding": (head("Host: x", "Transfer-Encoding: xchunked"), 501),
+    "an end without chunks": (head("Host: x", "Transfer-Encoding: gzip"), 400),
+    "a comma too many": (head("Host: x", "Transfer-Encoding: chunked,"), 501),
+    "chunked twice": (head("Host: x", "Transfer-Encoding: chunked, chunked"), 400),
+    "chunks of HTTP/1.0": (
+        head("Host: x", "Transfer-Encoding: chunked", start="POST / HTTP/1.0"),
+        400,
+    ),
+    "no host": (head(start="GET /api/hello HTTP/1.1"), 400),
+    "no host, but others": (head("X-A: 1", start="GET /api/hello HTTP/1.1"), 400),
+    "two hosts": (head("Host: x", "Host: y"), 400),
+    "a NUL in a value": (head("Host: x", "X-A: b\0c"), 400),
+    "a control byte in a value": (head("Host: x", "X-A: b\x0bc"), 400),
+    "a bare CR": (head("Host: x", "X-A: b\rX-C: d"), 400),
+    "a folded line": (head("Host: x", "X-A: b", " c"), 400),
+    "a blank in a name": (head("Host: x", "X-A : b"), 400),
+    "no version": (b"GET /\r\n\r\n", 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "another version": (b"GET / HTTP/3.0\r\n\r\n", 400),
+    "a small method": (head("Host: x", start="get / HTTP/1.1"), 400),
+    "a target beyond ASCII": (head("Host: x", start="GET /\xe4 HTTP/1.1"), 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "a long target": (head("Host: x", start=f"GET /{'a' * 9000} HTTP/1.1"), 414),
+    "a target without an end": (b"GET /" + b"a" * MIB, 414),
+    "a long field": (head("Host: x", f"X-A: {'a' * 40_000}"), 431),
+    "a head without an end": (b"GET / HTTP/1.1\r\nX-A: " + b"a" * MIB, 431),
+    "fields without an end": (b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * 100_000, 431),
+    "many fields": (head("Host: x", *["X-A: b"] * 101), 431),
+    "another expectation": (head("Host: x", "Expect: all"), 417),
+    "a length as a trailer": (CHUNKED + b"0\r\nContent-Length: 0\r\n\r\n", 400),
+    "a coding as a trailer": (CHUNKED + b"0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    "a NUL in a trailer": (CHUNKED + b"0\r\nX-A: b\0c\r\n\r\n", 400),
+    "a chunk size that is none": (CHUNKED + b"zz\r\n", 400),
+    "a chunk without its end": (CHUNKED + b"1\r\nabc\r\n0\r\n\r\n", 400),
+    "a trailer without an end": (CHUNKED + b"0\r\nX-A: " + b"a" * MIB, 400),
+    "trailers without an end": (CHUNKED + b"0\r\n" + b"X-A: b\r\n" * 100_000, 400),
+    "a chunk extension without an end": (CHUNKED + b"1;a=" + b"a" * MIB, 400),
+}
+
+
+@pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_no_request_is_refused_at_once_as_a_problem(
+    instance: Running, data: bytes, status: int
+) -> None:
+    """The connection is left open: an answer that waits for its end would come from a time limit."""
+    started = time.monotonic()
+    with connect(instance) as connection:
+        connection.settimeout(3 * time_scale())
+        with contextlib.suppress(OSError):  # refused before all of it was sent
+            connection.sendall(data)
+        first = connection.recv(65536)
+        assert first.startswith(b"HTTP/1."), first
+        answer = first + until_closed(connection)
+    assert time.monotonic() - started < 3 * time_scale()
+    top, _, body = answer.partition(b"\r\n\r\n")
+    assert int(top.split(b" ", 2)[1]) == status
+    assert b"application/problem+json" in top
+    problem = json.loads(body)
+    assert set(problem) == {"type", "title", "status", "detail", "instance", "request_id", "layer", "service"}
+    assert (problem["status"], problem["layer"], problem["service"]) == (status, "service", "hello")
+    assert re.fullmatch("[0-9a-f]{32}", problem["request_id"])
+    assert f"x-request-id: {problem['request_id']}".encode() in top.lower()
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        CHUNKED + b"0\r\nX-A: ",
+        CHUNKED + b"0\r\nX-A: b\r\n",
+        CHUNKED + b'1;a="',
+        CHUNKED + b"1;a;",
+        CHUNKED,
+        b"GET / HTTP/1.1\r\nX-A: ",
+    ],
+    ids=["trailer", "trailers", "quoted extension", "extensions", "size", "field"],
+)
+def test_what_never_ends_costs_little(instance: Running, endless: bytes) -> None:
+    """Once 60 s of processor time and 190 MB, and the worker was killed."""
+    worker = instance.get("/api/hello").json()["pid"]
+    before = used_s([worker])
+    with connect(instance) as connection, contextlib.suppress(OSError):
+        connection.sendall(endless)
+        for _ in range(16):
+            connection.sendall(b"1" * MIB)
+    assert instance.get("/api/hello").json()["pid"] == worker
+    assert used_s([worker]) - before < 1
+
+
+def test_cookies_of_32_kib_pass(instance: Running) -> None:
+    answer = instance.get("/api/hello/headers", headers={"Cookie": "a=" + "b" * 32 * 1024})
+    assert len(answer.json()["cookie"]) == 2 + 32 * 1024
+
+
+def test_trailers_change_nothing(instance: Running) -> None:
+    data = head("Host: x", "Transfer-Encoding: chunked", start="GET /api/hello/headers HTTP/1.1")
+    with connect(instance) as connection:
+        connection.sendall(
+            data + b"3;a=b\r\nabc\r\n0\r\nX-Late: 1\r\n\r\n" + head("Host: x", "Connection: close")
+        )
+        answers = until_closed(connection)
+    assert b"x-late" not in answers.lower()
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_requests_in_one_piece_are_answered_in_turn(instance: Running) -> None:
+    body = head("Host: x", LENGTH) + b"abc"
+    with connect(instance) as connection:
+        connection.sendall(GET + body + CHUNKED + b"2\r\nab\r\n0\r\n\r\n" + GET + b"rubbish\r\n\r\n" + GET)
+        answers = until_closed(connection)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"200", b"200", b"200", b"200", b"400"]
+    assert re.findall(rb'{"bytes":(\d)', answers) == [b"3", b"2"]
+
+
+def test_a_client_that_asks_to_be_asked_for_its_body_is_asked(instance: Running) -> None:
+    with connect(instance) as connection:
+        connection.sendall(head("Host: x", LENGTH, "Expect: 100-Continue", "Connection: close"))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"abc")
+        assert until_closed(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_an_answer_before_the_end_of_a_long_body_arrives(instance: Running) -> None:
+    with connect(instance) as connection:
+        connection.sendall(head("Host: x", f"Content-Length: {4 * MIB}"))
+        for _ in range(2):
+            time.sleep(0.1)
+            connection.sendall(b"x" * MIB)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_the_head_of_a_stream_goes_out_before_its_first_piece(instance: Running) -> None:
+    with connect(instance) as connection:
+        connection.sendall(head("Host: x", start="GET /api/hello/quiet HTTP/1.1"))
+        connection.settimeout(2 * time_scale())
+        first = connection.recv(65536)
+        assert first.endswith(b"\r\n\r\n"), "the head alone"
+        assert b"Transfer-Encoding: chunked" in first
+
+
+def test_clients_that_do_not_close_hold_up_nobody(instance: Running) -> None:
+    closing = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    connections = [connect(instance) for _ in range(8)]
+    started = time.monotonic()
+    for connection in connections:
+        connection.sendall(closing)
+    for connection in connections:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert instance.ready()
+    assert time.monotonic() - started < 4 * time_scale(), "gunicorn's gthread alone takes 2 s for each"
+    for connection in connections:
+        connection.close()
+
+
+def test_clients_that_take_nothing_of_their_answers_are_left(instance: Running) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            deaf = stack.enter_context(socket.socket())
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", instance.port))
+            deaf.sendall(head("Host: x", start="GET /api/hello/much HTTP/1.1"))
+        time.sleep(0.3)
+        # gthread's threads are free again.
+        assert instance.ready()
+        eventually(lambda: re.search("in_progress.* 1.0", instance.get("/metrics").text), 5)
+    assert "Socket error processing request." not in instance.events()
