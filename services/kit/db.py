@@ -6,6 +6,7 @@ an answer each have a time. What runs out of it leaves the service as 503 with `
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,16 @@ from typing import Any
 
 from sqlalchemy import Engine, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from services.kit import migrate
 from services.kit.settings import ServiceSettings, secret
 
+# PostgreSQL, appendix A: connection, transaction rollback (deadlock), resources, operator intervention (a timeout, a shutdown).
+PASSING_CLASSES = ("08", "40", "53", "57")
+LOCK_NOT_AVAILABLE = "55P03"
 READ_ONLY = "kit_read_only"
 STATEMENT_TIMEOUT_S = 10.0
 # Within what HAProxy gives a health check (1 s), which may come to stand behind somebody who waits.
@@ -35,6 +40,23 @@ def database_url(settings: ServiceSettings, service: str) -> URL:
     if url.get_backend_name() == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     return url
+
+
+def passes(error: DBAPIError) -> bool:
+    """Whether the statement may well succeed a moment later: a lock, or a server that is away, full or going. Else it is a mistake."""
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        # Whatever goes wrong is an OperationalError there: a missing table as well. The low byte is the plain code.
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (
+            sqlite3.SQLITE_BUSY,
+            sqlite3.SQLITE_LOCKED,
+        )
+    state = getattr(error.orig, "sqlstate", None)
+    # Without a state psycopg had no answer at all.
+    return state is None or state == LOCK_NOT_AVAILABLE or state[:2] in PASSING_CLASSES
 
 
 class Places:

@@ -9,18 +9,29 @@ import structlog
 from flask import Flask, Response, request
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
-from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError, OperationalError
+from redis.exceptions import (
+    DataError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from discovery.errors import CallError, DeadlineExceeded, NotSent, ResponseTimeout
 from services.kit.context import current
+from services.kit.db import passes
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 BUSY_RETRY_AFTER_S = 1
+# Refusals of a Redis that is full, or not the master at the moment.
+REFUSED_FOR_NOW = (MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
 
 
 class Problem(Exception):
@@ -139,9 +150,11 @@ def install(app: Flask, service: str) -> None:
         return render(busy("The database is busy."), service)
 
     def on_dbapi(error: DBAPIError) -> Response:
-        return on_database(error) if error.connection_invalidated else on_unexpected(error)
+        return on_database(error) if passes(error) else on_unexpected(error)
 
     def on_redis(error: RedisError) -> Response:
+        if isinstance(error, ResponseError | DataError) and not isinstance(error, REFUSED_FOR_NOW):
+            return on_unexpected(error)  # it answered, and will answer the same again
         log.warning("redis unavailable", error=type(error).__name__, reason=str(error)[:200])
         return render(busy("A store that this needs is away."), service)
 
@@ -155,7 +168,6 @@ def install(app: Flask, service: str) -> None:
 
     app.register_error_handler(Problem, on_problem)
     app.register_error_handler(HTTPException, on_http)
-    app.register_error_handler(OperationalError, on_database)
     app.register_error_handler(PoolTimeout, on_database)
     app.register_error_handler(DBAPIError, on_dbapi)
     app.register_error_handler(RedisError, on_redis)

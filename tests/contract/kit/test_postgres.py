@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from services.kit.db import Database, database_url
+from services.kit.db import Database, database_url, passes
 from services.kit.migrate import MigrationError, lock
 from services.kit.settings import ServiceSettings
 from tests.support.eventually import eventually, time_scale
@@ -64,8 +64,9 @@ def test_migration_takes_its_time_and_a_request_does_not(
     slow.write_text(slow.read_text().replace("time.sleep(0.2)", 'op.execute("SELECT pg_sleep(1)")'))
     db = database(postgres_server.database(), folder, timeout_s=0.3, pool_size=1)
     db.migrate()
-    with pytest.raises(OperationalError), db.session() as session:
+    with pytest.raises(OperationalError) as refusal, db.session() as session:
         session.execute(text("SELECT pg_sleep(1)"))
+    assert passes(refusal.value)
 
 
 def test_failed_migration_leaves_the_schema_before_it(
@@ -97,10 +98,21 @@ def test_lock_held_by_another_is_given_up_in_time(postgres_server: PostgresServe
     with other.session() as held:
         held.get_one(Counter, 1, with_for_update=True)
         started = time.monotonic()
-        with pytest.raises(OperationalError):
+        with pytest.raises(OperationalError) as refusal:
             write()
         assert time.monotonic() - started < 3 * time_scale()
+    assert passes(refusal.value)
     write()
+
+
+@pytest.mark.parametrize(
+    "mistake", ["SELECT 1 FROM no_table", "SELECT no_column", "SELECT repeat('x', 1073741824)", "SELECT 1/0"]
+)
+def test_mistake_in_sql_does_not_pass(postgres_server: PostgresServer, mistake: str) -> None:
+    db = database(postgres_server.database())
+    with pytest.raises(DBAPIError) as refusal, db.session() as session:
+        session.execute(text(mistake))
+    assert not passes(refusal.value)
 
 
 def test_read_only_session_is_read_only_on_the_server_too(postgres_server: PostgresServer) -> None:

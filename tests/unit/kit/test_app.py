@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from pydantic import BaseModel, Field
 from redis.exceptions import ConnectionError as RedisAway
-from sqlalchemy.exc import IntegrityError, OperationalError
+from redis.exceptions import OutOfMemoryError, ResponseError
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.testing import capture_logs
 
 import discovery
 from discovery.errors import DeadlineExceeded, NoInstance, ResponseLost
@@ -40,10 +46,11 @@ class NewThing(BaseModel):
 RAISED: dict[str, Exception] = {
     "problem": Problem(409, "Taken", "It is taken.", "https://example.test/taken", owner="u2"),
     "bug": RuntimeError("secret detail of a bug"),
-    "locked": OperationalError("UPDATE secret_table", {}, Exception("database is locked")),
     "pool": PoolTimeout("QueuePool limit reached"),
     "integrity": IntegrityError("INSERT secret_table", {}, Exception("UNIQUE")),
     "redis": RedisAway("refused"),
+    "redis mistake": ResponseError("WRONGTYPE secret"),
+    "redis full": OutOfMemoryError("command not allowed"),
     "no instance": NoInstance("users"),
     "too late": DeadlineExceeded("users", sent=True),
     "lost": ResponseLost("users"),
@@ -170,7 +177,8 @@ def test_identity_headers_of_the_edge_prove_nothing(client: FlaskClient) -> None
     [
         ("bug", 500),
         ("integrity", 500),
-        ("locked", 503),
+        ("redis mistake", 500),
+        ("redis full", 503),
         ("pool", 503),
         ("redis", 503),
         ("no instance", 503),
@@ -182,6 +190,30 @@ def test_exception_becomes_a_problem_without_its_text(client: FlaskClient, name:
     answer = client.get(f"/api/hello/raise/{name}")
     problem(answer, status)
     assert ("Retry-After" in answer.headers) == (status == 503)
+
+
+def test_mistake_in_sql_is_500_with_its_traceback_and_a_lock_is_503(make: Make, tmp_path: Path) -> None:
+    app = make(settings={"db_timeout_s": 0.1})
+
+    @app.get("/api/hello/run/<statement>")
+    def run(statement: str) -> dict[str, Any]:
+        with kit().db.session() as session:
+            session.execute(text(statement))
+        return {}
+
+    client = app.test_client()
+    assert client.get("/api/hello/run/SELECT 1").status_code == 200
+    for mistake in ("SELECT 1 FROM no_table", "SELECT", "SELECT no_column"):
+        with capture_logs() as lines:
+            problem(client.get(f"/api/hello/run/{mistake}"), 500)
+        assert [line["event"] for line in lines if isinstance(line.get("exc_info"), Exception)] == [
+            "request failed"
+        ]
+    with contextlib.closing(sqlite3.connect(tmp_path / "hello.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = client.get("/api/hello/run/SELECT 1")
+    problem(answer, 503)
+    assert answer.headers["Retry-After"]
 
 
 def test_problem_keeps_its_own_members(client: FlaskClient) -> None:
