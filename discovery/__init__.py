@@ -1,7 +1,8 @@
 """Discovery: register instances in Consul, follow the catalog, and call services through it."""
 
 from discovery.breaker import Breaker, BreakerSettings, BreakerSnapshot, Transition, Who
-from discovery.client import ClientSettings, ServiceClient
+from discovery.client import ServiceClient
+from discovery.client_settings import ClientSettings
 from discovery.clock import SYSTEM_CLOCK, Clock, SystemClock
 from discovery.consul_api import ConsulApi
 from discovery.errors import (

@@ -50,11 +50,18 @@ class BreakerSnapshot:
 class Permit:
     """Leave to make one call. Exactly one of its methods is to be called when the outcome is known; further ones do nothing."""
 
-    def __init__(self, calling: AbstractContextManager[None] | None, machine: Machine, caller: str) -> None:
+    def __init__(
+        self,
+        calling: AbstractContextManager[None] | None,
+        machine: Machine,
+        caller: str,
+        give_back: Callable[[str], None],
+    ) -> None:
         # None: given while closed, when pybreaker lets everything through and need not be asked.
         self._calling = calling
         self._machine: Machine | None = machine
         self._caller = caller
+        self._give_back = give_back
 
     def succeeded(self) -> None:
         self._leave(None)
@@ -64,8 +71,11 @@ class Permit:
         self._leave(UpstreamFailure(reason))
 
     def ignored(self) -> None:
-        """The outcome says nothing about the upstream: a caller's mistake, or one who would not wait."""
+        """The outcome says nothing about the upstream: a caller's mistake, or one that would not wait. A trial is given back."""
+        machine = self._machine
         self._leave(None, neutral=True)
+        if machine is not None and self._calling is not None:
+            self._give_back(self._caller)
 
     def _leave(self, error: UpstreamFailure | None, *, neutral: bool = False) -> None:
         machine, self._machine = self._machine, None
@@ -124,8 +134,9 @@ class Breaker:
         While others succeed, the failures of one `caller` alone (an address, a subject; empty: unknown) do not open it.
         """
         if self._storage.state == pybreaker.STATE_CLOSED:
-            return Permit(None, self._machine, caller)
-        calling = self._machine.calling()
+            return Permit(None, self._machine, caller, self._give_back)
+        calling, report = self._machine.calling(), self._storage.report
+        report.caller = caller
         try:
             calling.__enter__()
         except pybreaker.CircuitBreakerError:
@@ -133,7 +144,17 @@ class Breaker:
                 self._refused += 1
             wait_s = self._storage.retry_after_s() or self._trials.renew_after_s()
             raise BreakerOpen(self._service, retry_after_s=wait_s) from None
-        return Permit(calling, self._machine, caller)
+        finally:
+            report.caller = ""
+        return Permit(calling, self._machine, caller, self._give_back)
+
+    def lost(self, reason: str, caller: str = "") -> None:
+        """An answer that had begun well broke off: one failure more."""
+        Permit(None, self._machine, caller, self._give_back).failed(reason)
+
+    def _give_back(self, caller: str) -> None:
+        with self._machine.lock:
+            self._trials.give_back(caller)
 
     @property
     def state(self) -> str:

@@ -18,7 +18,7 @@ import pybreaker
 import structlog
 
 from discovery.clock import Clock
-from discovery.window import CallWindow
+from discovery.window import MAX_CALLERS, CallWindow
 
 log = structlog.get_logger(__name__)
 
@@ -154,7 +154,8 @@ class Storage(pybreaker.CircuitBreakerStorage):
 class Trials(pybreaker.CircuitBreakerListener):
     """Caps the calls that pass while half-open. pybreaker holds its lock during `before_call`, so that counting is safe.
 
-    The cap is per `open_s` and not per call in flight, so that a trial which never ends blocks nothing for ever.
+    The cap is per `open_s` and not per call in flight, so that a trial which never ends blocks nothing for ever. One that said
+    nothing is given back, and its caller gets no other in that time: few who never wait must not use up everybody's.
     """
 
     def __init__(self, settings: BreakerSettings, clock: Clock) -> None:
@@ -162,17 +163,25 @@ class Trials(pybreaker.CircuitBreakerListener):
         self._clock = clock
         self._left = 0
         self._renew_at = 0.0
+        self._said_nothing: set[str] = set()
 
     def before_call(self, cb: Any, func: Any, *args: Any, **kwargs: Any) -> None:
         if cb.current_state != pybreaker.STATE_HALF_OPEN:
             return
         if self._clock.monotonic() >= self._renew_at:
             self._renew()
-        if self._left <= 0:
+        if self._left <= 0 or cb.storage.report.caller in self._said_nothing:
             raise pybreaker.CircuitBreakerError("all trials are under way")
         self._left -= 1
 
+    def give_back(self, caller: str) -> None:
+        """The trial of this caller (empty: unknown) said nothing."""
+        if len(self._said_nothing) < MAX_CALLERS:
+            self._left = min(self._left + 1, self._settings.trials)
+            self._said_nothing.update({caller} - {""})
+
     def _renew(self) -> None:
+        self._said_nothing.clear()
         self._left = self._settings.trials
         self._renew_at = self._clock.monotonic() + self._settings.open_s
 

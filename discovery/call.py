@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,6 +13,7 @@ from discovery.http_body import OnceBody
 from discovery.http_headers import field_line, lowered
 from discovery.model import Balance
 from discovery.outlier import Identity
+from discovery.patience import Patience
 from discovery.retry import may_run_twice
 from discovery.transport import Outgoing
 
@@ -45,6 +47,20 @@ Query = Mapping[str, Any] | Sequence[tuple[str, Any]]
 Body = bytes | str | Iterable[bytes] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """How somebody else's request is passed on, its answer streamed.
+
+    The head is waited for `head_s` in each attempt, a body that has begun may be silent for `idle_s`. An answer that says it has
+    at most `whole_bytes` is had whole before it is returned, if it comes without a pause. `host` is the Host that was asked for.
+    """
+
+    head_s: float
+    idle_s: float
+    whole_bytes: int = 0
+    host: str | None = None
+
+
 class Call:
     """What is asked, and how far it has come. `until` is the deadline on the monotonic clock. Belongs to one thread.
 
@@ -65,8 +81,11 @@ class Call:
         "max_body_bytes",
         "method",
         "outgoing",
+        "patience",
         "patient",
+        "relay",
         "returned",
+        "sent",
         "service",
         "stream",
         "twice",
@@ -85,6 +104,8 @@ class Call:
         body: Body,
         json: Any,
         stream: bool,
+        patience: Patience,
+        relay: Relay | None,
         balance: Balance | None,
         key: str | None,
         avoid: Collection[Identity],
@@ -97,10 +118,13 @@ class Call:
         self.service = service
         self.until = until
         self.stream = stream
+        self.patience = patience
+        self.relay = relay
         self.max_body_bytes = max_body_bytes
         self.balance = balance
         self.key = key
         self.attempts = 0
+        self.sent = 0
         self.patient = True
         self.returned = False
         self._avoid = avoid
@@ -156,7 +180,10 @@ class Call:
         except UnicodeEncodeError as error:
             raise ValueError(f"a header's value is not Latin-1: {error}") from error
         start = f"{self.method} {target} HTTP/1.1\r\n".encode("ascii")
-        return Outgoing(self.service, self.method, start, fields, body, length, self.twice)
+        outgoing = Outgoing(self.service, self.method, start, fields, body, length, self.twice)
+        if self.relay is not None and self.relay.host:
+            outgoing.host_line = field_line("Host", self.relay.host).encode("latin-1")
+        return outgoing
 
     def wants_token(self) -> bool:
         """Whether it has brought no Authorization of its own."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import structlog
 
 from discovery.balancer import balance_of, some_came, usable
-from discovery.breaker import Breaker, BreakerSettings, BreakerSnapshot, Permit
-from discovery.call import DEADLINE_HEADER, Body, Call, Query, target
+from discovery.breaker import Breaker, BreakerSnapshot
+from discovery.call import DEADLINE_HEADER, Body, Call, Query, Relay, target
+from discovery.client_settings import ClientSettings
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import (
     AnswerTooLarge,
@@ -27,8 +27,9 @@ from discovery.errors import (
 )
 from discovery.model import Balance, Instance, Snapshot
 from discovery.observer import Observer
-from discovery.outlier import Identity, OutlierSettings, identity
-from discovery.retry import RetrySettings, backoff_s, may_retry
+from discovery.outlier import Identity, identity
+from discovery.patience import Patience, is_late, says_nothing
+from discovery.retry import backoff_s, may_retry
 from discovery.static_view import Reading
 from discovery.transport import Response, Transport
 from discovery.upstream import Upstream
@@ -37,33 +38,15 @@ log = structlog.get_logger(__name__)
 
 # What says that an instance, and its service, does not work. 501 and 505 are about the request.
 FAILED_STATUSES = frozenset({500, 502, 503, 504})
-
-
-@dataclass(frozen=True, slots=True)
-class ClientSettings:
-    """Times in seconds. `deadline_s` is for a whole call that names none; `attempt_timeout_s` for the head of one answer.
-
-    A call that may run twice gives an attempt at most half of the time left while another could follow, so that one hung
-    instance does not use up the deadline. `patience_s`: a caller who gave less than this says nothing about the upstream.
-    """
-
-    deadline_s: float = 15.0
-    attempt_timeout_s: float = 5.0
-    connect_timeout_s: float = 0.5
-    stream_idle_s: float = 60.0
-    patience_s: float = 0.5
-    connections: int = 16
-    max_body_bytes: int = 32 * 1024 * 1024
-    retry: RetrySettings = field(default_factory=RetrySettings)
-    breaker: BreakerSettings = field(default_factory=BreakerSettings)
-    outlier: OutlierSettings = field(default_factory=OutlierSettings)
+# How long a short answer that pauses is waited for before what there is of it is passed on.
+GATHER_S = 1.0
 
 
 class ServiceClient:
     """Calls services by name, over the instances of a view. Thread-safe, and works under gevent.
 
-    `token_source` gives the bearer token for requests that carry no Authorization of their own; `observer` hears of
-    every call and attempt.
+    `token_source` gives the bearer token for requests that carry no Authorization of their own, within the seconds it is called
+    with; `observer` hears of every call and attempt.
     """
 
     def __init__(
@@ -72,7 +55,7 @@ class ServiceClient:
         *,
         settings: ClientSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
-        token_source: Callable[[], str | None] | None = None,
+        token_source: Callable[[float], str | None] | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._view = view
@@ -113,7 +96,9 @@ class ServiceClient:
         body: Body = None,
         json: Any = None,
         deadline_s: float | None = None,
+        usual_s: float | None = None,
         stream: bool = False,
+        relay: Relay | None = None,
         balance: Balance | None = None,
         source_key: str | None = None,
         request_id: str | None = None,
@@ -131,6 +116,9 @@ class ServiceClient:
 
         For hedges: instances in `avoid` are taken when no other is left, and `tried` learns at once where each attempt goes. One
         set may be given as both, to several calls: each then keeps away from where the others are.
+
+        `usual_s` is what such a call is given where there is time: when `deadline_s` is shorter, its being late says nothing about
+        the upstream. `relay` is for a streamed answer to somebody else's request.
         """
         began = self._clock.monotonic()
         call = Call(
@@ -143,6 +131,8 @@ class ServiceClient:
             body=body,
             json=json,
             stream=stream,
+            patience=self._patience(usual_s, relay),
+            relay=relay,
             balance=balance,
             key=source_key,
             avoid=avoid,
@@ -162,6 +152,12 @@ class ServiceClient:
 
     # -- one call
 
+    def _patience(self, usual_s: float | None, relay: Relay | None) -> Patience:
+        settings = self._settings
+        if relay is not None:
+            return Patience(relay.head_s, relay.head_s, settings.patience_s, shares=False)
+        return Patience(settings.attempt_timeout_s, usual_s or 0.0, settings.patience_s, shares=True)
+
     def _observed(self, call: Call, began: float) -> Response:
         outcome = "error"
         try:
@@ -180,6 +176,8 @@ class ServiceClient:
         """The attempts of a call within the service's breaker."""
         if self._left_s(call) <= 0:
             raise DeadlineExceeded(call.service, sent=False)
+        another = call.twice and self._settings.retry.attempts > 1
+        call.patient = call.patience.enough_in_all(self._left_s(call), another=another)
         self._forget_gone()
         instances = self._view.snapshot().instances(call.service)
         upstream = self._upstreams.get(call.service)
@@ -189,32 +187,32 @@ class ServiceClient:
         permit = upstream.breaker.enter(call.key or "")
         try:
             if self._token_source is not None and call.wants_token():
-                call.authorize(self._token_source())
+                call.authorize(self._token_source(self._left_s(call)))
             upstream.budget.called()
-            response = self._attempts(call, upstream, permit)
-        except (NoInstance, DeadlineExceeded, AnswerTooLarge) as error:
-            counts = isinstance(error, DeadlineExceeded) and error.sent and call.patient
-            permit.failed(str(error)) if counts else permit.ignored()
-            raise
+            response = self._attempts(call, upstream)
         except CallError as error:
-            permit.failed(str(error))
+            error.neutral = says_nothing(error, patient=call.patient)
+            permit.ignored() if error.neutral else permit.failed(str(error))
             raise
         except BaseException:
             permit.ignored()
             raise
-        if response.status in FAILED_STATUSES:
-            permit.failed(f"status {response.status}")
-        elif not call.stream:
+        if response.status not in FAILED_STATUSES:
             permit.succeeded()
+        elif not call.patient and is_late(response.status):
+            permit.ignored()
+        else:
+            permit.failed(f"status {response.status}")
         call.returned = True
         return response
 
-    def _attempts(self, call: Call, upstream: Upstream, permit: Permit) -> Response:
+    def _attempts(self, call: Call, upstream: Upstream) -> Response:
         while True:
             instance = self._pick(call, upstream)
             call.goes_to(identity(instance))
-            outcome = self._attempt(call, upstream, instance, permit)
+            outcome = self._attempt(call, upstream, instance)
             error = outcome if isinstance(outcome, CallError) else None
+            call.sent += not isinstance(error, NotSent)
             cause = error or (outcome.status if isinstance(outcome, Response) else 0)
             if not may_retry(cause, twice=call.twice, replayable=call.outgoing.replayable) or not self._again(
                 call
@@ -268,7 +266,13 @@ class ServiceClient:
         raise outcome
 
     def _again(self, call: Call) -> bool:
-        return call.attempts < self._settings.retry.attempts and self._left_s(call) > 0
+        retry = self._settings.retry
+        return call.attempts < retry.attempts and call.sent < retry.sent and self._left_s(call) > 0
+
+    def _another(self, call: Call) -> bool:
+        """Whether the attempt that begins may be followed by one more though it reaches its instance."""
+        retry = self._settings.retry
+        return call.twice and call.attempts < retry.attempts and call.sent + 1 < retry.sent
 
     def _left_s(self, call: Call) -> float:
         return call.until - self._clock.monotonic()
@@ -283,61 +287,68 @@ class ServiceClient:
 
     # -- one attempt
 
-    def _attempt(
-        self, call: Call, upstream: Upstream, instance: Instance, permit: Permit
-    ) -> Response | CallError:
+    def _attempt(self, call: Call, upstream: Upstream, instance: Instance) -> Response | CallError:
         """Try one instance, and record how it went with it."""
-        left_s = self._left_s(call)
-        another = call.twice and call.attempts < self._settings.retry.attempts
-        timeout_s = min(self._settings.attempt_timeout_s, left_s / 2 if another else left_s)
-        call.patient = timeout_s >= self._settings.patience_s
+        left_s, another = self._left_s(call), self._another(call)
+        timeout_s = call.patience.attempt_s(left_s, another=another)
+        patient = call.patience.enough(timeout_s, another=another)
         began = self._clock.monotonic()
         upstream.balancer.began(instance)
+        response = None
         try:
             response = self._transport.send(
                 call.outgoing,
                 instance,
                 added=b"%b: %d\r\n" % (DEADLINE_HEADER.encode(), max(1, int(left_s * 1000))),
                 timeout_s=timeout_s,
-                read_timeout_s=self._settings.stream_idle_s if call.stream else timeout_s,
+                read_timeout_s=self._read_timeout_s(call, timeout_s),
                 max_bytes=call.max_body_bytes,
-                finish=partial(self._stream_ended, call, upstream, instance, permit) if call.stream else None,
+                finish=partial(self._stream_ended, call, upstream, instance) if call.stream else None,
             )
-            if not call.stream:
-                response.read_whole(call.until)
+            self._read(call, response)
         except CallError as error:
-            upstream.balancer.ended(instance)
-            self._failed(call, upstream, instance, error)
+            self._failed(call, upstream, instance, error, patient=patient)
             self._told(call, instance, type(error).__name__, began)
             return error
-        except BaseException:
-            upstream.balancer.ended(instance)
-            raise
-        if not call.stream:
-            upstream.balancer.ended(instance)
+        finally:
+            if response is None or not call.stream:
+                upstream.balancer.ended(instance)
         if response.status in FAILED_STATUSES:
-            self._failed(call, upstream, instance, None)
+            self._failed(call, upstream, instance, response.status, patient=patient)
         else:
             upstream.outliers.succeeded(instance)
             upstream.latencies.add(self._clock.monotonic() - began)
         self._told(call, instance, f"{response.status // 100}xx", began)
         return response
 
-    def _stream_ended(
-        self, call: Call, upstream: Upstream, instance: Instance, permit: Permit, error: CallError | None
-    ) -> None:
-        """A streamed answer has been read, left or lost."""
-        upstream.balancer.ended(instance)
-        if isinstance(error, ResponseLost) and call.returned:
-            self._failed(call, upstream, instance, error)
-            permit.failed(str(error))
-        elif call.returned:
-            permit.succeeded()
+    def _read_timeout_s(self, call: Call, timeout_s: float) -> float:
+        if call.relay is not None:
+            return call.relay.idle_s
+        return self._settings.stream_idle_s if call.stream else timeout_s
 
-    def _failed(self, call: Call, upstream: Upstream, instance: Instance, error: CallError | None) -> None:
-        if isinstance(error, AnswerTooLarge) or (isinstance(error, ResponseTimeout) and not call.patient):
+    def _read(self, call: Call, response: Response) -> None:
+        """As much of the body as belongs to the attempt: all, or of a streamed one what is short enough."""
+        if not call.stream:
+            response.read_whole(call.until)
+        elif call.relay is not None:
+            until = min(call.until, self._clock.monotonic() + GATHER_S)
+            response.gather(call.relay.whole_bytes, until)
+
+    def _stream_ended(
+        self, call: Call, upstream: Upstream, instance: Instance, error: CallError | None
+    ) -> None:
+        """A streamed answer has been read, left or lost. Its head was a success; one that only falls silent may have nothing to say."""
+        upstream.balancer.ended(instance)
+        if call.returned and isinstance(error, ResponseLost) and not isinstance(error, ResponseTimeout):
+            self._failed(call, upstream, instance, error, patient=True)
+            upstream.breaker.lost(str(error), call.key or "")
+
+    def _failed(
+        self, call: Call, upstream: Upstream, instance: Instance, outcome: CallError | int, *, patient: bool
+    ) -> None:
+        if isinstance(outcome, AnswerTooLarge) or (not patient and is_late(outcome)):
             return
-        out_s = upstream.outliers.failed(instance, refused=isinstance(error, ConnectFailed))
+        out_s = upstream.outliers.failed(instance, refused=isinstance(outcome, ConnectFailed))
         if out_s:
             log.info("instance ejected", service=call.service, instance_id=instance.id, duration_s=out_s)
             self._observer.on_ejected(call.service, instance.id, out_s)

@@ -59,7 +59,12 @@ class ConsulMalformed(ConsulError):
 
 
 class CallError(DiscoveryError):
-    """A call got no answer. `service` is the upstream, `attempts` how many tries were made, `instance_id` the last one tried."""
+    """A call got no answer. `service` is the upstream, `attempts` how many tries were made, `instance_id` the last one tried.
+
+    `neutral`: it says nothing about the upstream, for its caller would not wait, or asked for what cannot be had.
+    """
+
+    neutral = False
 
     def __init__(
         self, service: str, detail: str = "", *, attempts: int = 0, instance_id: str | None = None

@@ -125,6 +125,10 @@ class Connection:
             self._receive(until)
         return answer.take()
 
+    def more(self, until: float) -> None:
+        """Take in what comes next."""
+        self._receive(until)
+
     def close(self) -> None:
         """From any thread: one that waits for the answer is woken."""
         self.answer.release()

@@ -114,6 +114,31 @@ class Response:
         finally:
             self.close()
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of the body is here already."""
+        return self._data is not None or self._answer.done
+
+    def gather(self, most_bytes: int, until: float) -> None:
+        """Wait for the rest of a body that says it has at most so many bytes, but only until then: what has come by that time is
+        read as ever. Raises ResponseLost."""
+        answer = self._answer
+        if answer.length is None or answer.length > most_bytes:
+            return
+        try:
+            while self._open and not answer.done:
+                self._connection.more(until)
+            self._end(None)
+        except TimeoutError:
+            return
+        except LOST as error:
+            lost = translate(error, self._service, self.instance)
+            self._end(lost)
+            raise lost from error
+        except BaseException:
+            self.close()
+            raise
+
     def read_whole(self, until: float) -> None:
         """Read the body into memory by a point in time, and undo its content encoding; the headers then name none.
 

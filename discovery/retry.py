@@ -9,16 +9,18 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import ConnectFailed, ResponseLost
 from discovery.window import Window
 
-# RFC 9110, section 9.2.2.
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
-RETRIED_STATUSES = frozenset({502, 503, 504})
+# As at the edge. A PUT or DELETE may run twice by RFC 9110, but programs are not always as it says: those want a key.
+REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS"})
+# No 503: a service that sheds would get twice the load. No 504: it has been waited for already.
+RETRIED_STATUSES = frozenset({502})
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
-    """`attempts` includes the first. Retries of a service may be `ratio` of its calls over `window_s`, or `floor`."""
+    """`attempts` includes the first; `sent` of them may have reached an instance. Retries of a service may be `ratio` of its calls over `window_s`, or `floor`."""
 
     attempts: int = 3
+    sent: int = 2
     backoff_base_s: float = 0.02
     backoff_max_s: float = 0.25
     ratio: float = 0.2
@@ -28,7 +30,7 @@ class RetrySettings:
 
 def may_run_twice(method: str, header_names: Collection[str]) -> bool:
     """Whether running the request a second time is harmless: by its method, or because it carries an Idempotency-Key."""
-    return method.upper() in IDEMPOTENT or any(name.lower() == "idempotency-key" for name in header_names)
+    return method.upper() in REPEATABLE or any(name.lower() == "idempotency-key" for name in header_names)
 
 
 def may_retry(outcome: Exception | int, *, twice: bool, replayable: bool) -> bool:

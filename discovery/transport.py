@@ -29,7 +29,8 @@ STALE_S = 0.5
 class Outgoing:
     """What is sent, but for what differs by attempt.
 
-    `start` is the request line and `fields` the header lines, both checked and ending in CRLF; Host is added. `body` is bytes,
+    `start` is the request line and `fields` the header lines, both checked and ending in CRLF; Host is added: `host_line`, or
+    where empty the instance's address. `body` is bytes,
     None, or read once: then `length` says how long it is, and None that it goes out by chunks. `twice`: may run twice.
     """
 
@@ -40,6 +41,7 @@ class Outgoing:
     body: bytes | OnceBody | None
     length: int | None = None
     twice: bool = False
+    host_line: bytes = b""
 
     @property
     def replayable(self) -> bool:
@@ -81,7 +83,8 @@ class Transport:
         raises: ConnectFailed, ResponseLost, ResponseTimeout; ValueError for a request that cannot be sent to anyone.
         """
         pool = self._pool((instance.address, instance.port))
-        head = b"".join((outgoing.start, pool.host_line, outgoing.fields, added, b"\r\n"))
+        host = outgoing.host_line or pool.host_line
+        head = b"".join((outgoing.start, host, outgoing.fields, added, b"\r\n"))
         until = self._clock.monotonic() + max(MIN_TIMEOUT_S, timeout_s)
         connection = pool.take(fresh=not outgoing.twice)
         if connection is None or not self._exchange(connection, outgoing, instance, head, until):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import discovery
+from discovery.call import Relay
 from discovery.client import FAILED_STATUSES
 from discovery.model import Domain
 from discovery.outlier import Identity
@@ -36,7 +37,9 @@ class Calls:
         headers: Mapping[str, str],
         body: bytes | Iterable[bytes] | None = None,
         deadline_s: float,
+        usual_s: float | None = None,
         stream: bool = False,
+        relay: Relay | None = None,
         source_key: str | None = None,
         max_body_bytes: int | None = None,
         avoid: Collection[Identity] = (),
@@ -58,14 +61,17 @@ class Calls:
                 headers=headers,
                 body=body,
                 deadline_s=deadline_s,
+                usual_s=usual_s,
                 stream=stream,
+                relay=relay,
                 source_key=source_key,
                 max_body_bytes=max_body_bytes,
                 avoid=avoid,
                 tried=tried,
             )
-        except BaseException:
-            ticket.leave(False)
+        except BaseException as error:
+            gone = not isinstance(error, Exception)
+            ticket.leave(None if gone or getattr(error, "neutral", False) else False)
             raise
         _note(ticket, response, stream)
         return response

@@ -108,13 +108,15 @@ class AdaptiveLimit:
         self.in_flight += 1
         return True
 
-    def leave(self, began: float, probe: int, now: float, *, ok: bool) -> None:
-        """One that entered at `began`, when `self.probe` was `probe`, is over.
+    def leave(self, began: float, probe: int, now: float, *, ok: bool | None) -> None:
+        """One that entered at `began`, when `self.probe` was `probe`, is over; `ok` None: given up by its caller.
 
         What failed at once says nothing about latency; what failed after long cuts the limit, and never raises the base.
         """
         in_flight = self.in_flight
         self.in_flight = in_flight - 1
+        if ok is None:
+            return
         took_s = now - began
         if not ok and (self._base_s is None or took_s < self._bearable_s(self._base_s)):
             return

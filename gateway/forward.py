@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import discovery
+from discovery.call import Relay
 from discovery.model import Route
 from gateway.calls import Calls
 from gateway.departures import Departures
@@ -17,7 +18,7 @@ from gateway.routes import holds, is_gateway
 # What services keep to themselves, whoever asks.
 INNER = ("/internal", "/metrics", "/health")
 NOTHING: Mapping[str, str] = MappingProxyType({})
-# An answer of at most this length is read at once.
+# An answer of at most this length is waited for before anything of it is passed on: so it may be asked for again.
 SMALL_BYTES = 64 * 1024
 # RFC 9110, section 7.6.1, and what this server says for itself: its own date and ids.
 DROPPED = frozenset(
@@ -69,47 +70,47 @@ class Forward:
         left_s = incoming.deadline - time.monotonic()
         if left_s <= 0:
             raise Refused(504, "The time for this request is over.", service=incoming.service)
+        prefix, path = _split(incoming, route)
+        if prefix:
+            extra = {**extra, "x-forwarded-prefix": prefix}
         response = self._calls.send(
             incoming,
             incoming.method,
             incoming.service,
-            _target(incoming, route),
+            f"{path}?{incoming.query}" if incoming.query else path,
             headers=_with(incoming.headers, extra) if extra else incoming.headers,
             body=incoming.body,
             deadline_s=left_s,
             stream=True,
+            relay=Relay(incoming.timeout_s, float(route.idle_s), SMALL_BYTES, incoming.host),
             source_key=incoming.path if route.balance == "uri" else incoming.client,
         )
-        return answer_of(response, incoming.method)
+        return answer_of(response)
 
 
 def _with(headers: Mapping[str, str], extra: Mapping[str, str]) -> Mapping[str, str]:
     return {name: value for name, value in {**headers, **extra}.items() if value or name not in extra}
 
 
-def _target(incoming: Incoming, route: Route) -> str:
-    """What the instance is asked for: without the prefix where the route strips it. Raises RouteUnknown."""
-    path = incoming.path
+def _split(incoming: Incoming, route: Route) -> tuple[str, str]:
+    """The prefix that the route strips (empty: none), and the path that the instance is asked for. Raises RouteUnknown."""
+    prefix, path = "", incoming.path
     if route.strip:
         prefix = max((each for each in route.paths if holds(each, path)), key=len, default="")
         path = path[len(prefix) :] or "/"
     if any(holds(each, path) for each in INNER):
         raise RouteUnknown(incoming.service, "Nobody outside may ask for this.")
-    return f"{path}?{incoming.query}" if incoming.query else path
+    return prefix, path
 
 
-def answer_of(response: discovery.Response, method: str) -> Answer:
-    """An instance's answer as ours. Short bodies are read, long ones and those of unknown length are passed on."""
-    headers, length = _headers(response.headers)
-    body: bytes | Iterable[bytes]
-    if method == "HEAD" or response.status in (204, 304) or (length is not None and length <= SMALL_BYTES):
-        body = response.data
-    else:
-        body = Relay(response)
+def answer_of(response: discovery.Response) -> Answer:
+    """An instance's answer as ours. A body that is here is taken whole, another is passed on."""
+    headers = _headers(response.headers)
+    body: bytes | Iterable[bytes] = response.data if response.complete else Passing(response)
     return Answer(response.status, headers, body, source=response.instance.id, attempts=response.attempts)
 
 
-class Relay:
+class Passing:
     """The body of an instance's answer as it comes. Closed before its end, it closes the connection to the instance."""
 
     __slots__ = ("_chunks", "_response")
@@ -118,7 +119,7 @@ class Relay:
         self._response = response
         self._chunks = response.iter_bytes()
 
-    def __iter__(self) -> Relay:
+    def __iter__(self) -> Passing:
         return self
 
     def __next__(self) -> bytes:
@@ -128,19 +129,16 @@ class Relay:
         self._response.close()
 
 
-def _headers(given: discovery.Headers) -> tuple[Headers, int | None]:
-    """What is passed back, and the declared length. Repeated headers stay apart."""
+def _headers(given: discovery.Headers) -> Headers:
+    """What is passed back. Repeated headers stay apart."""
     kept: Headers = []
     named: frozenset[str] = frozenset()
-    length = None
     for name, value in given.items():
         lower = name.lower()
         if lower == "connection":
             named = frozenset(each.strip().lower() for each in value.split(","))
         elif lower not in DROPPED:
             kept.append((name, value))
-            if lower == "content-length" and value.isascii() and value.isdigit():
-                length = int(value)
     if named - {"close", "keep-alive", ""}:
         kept = [pair for pair in kept if pair[0].lower() not in named]
-    return kept, length
+    return kept

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import gevent
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from discovery.model import Route
-from discovery.retry import IDEMPOTENT
+from discovery.retry import may_run_twice
 from gateway.errors import Refused, RouteUnknown
 from gateway.model import Incoming
 from gateway.routes import Routes, is_gateway
@@ -24,6 +24,8 @@ from services.kit.kit import Kit
 
 # Each comes within a time limit: small enough for a slow line.
 CHUNK_BYTES = 16 * 1024
+# What a second try has beyond the route's own time.
+AGAIN_S = 1.0
 TOO_LARGE = "The body is larger than the gateway passes on."
 NOT_WHOLE = "The body is not whole."
 # They are about the way itself, as at the edge.
@@ -37,7 +39,7 @@ VIA_KEY = "HTTP_X_EDGE_VIA"
 _TRICK = re.compile(
     r"//|/\.\.?(?:/|$)|[\\;#]|[^!-~]|%(?:00|0a|0d|2e|2f|5c|25|(?![0-9a-f]{2}))", re.IGNORECASE
 )
-# RFC 9110, section 7.6.1; and what is ours to say: the length and coding of what we send, and to whom.
+# RFC 9110, section 7.6.1; and what is ours to say: the length and coding of what we send, and to whom. Host goes its own way.
 _DROPPED = frozenset(
     {
         "HTTP_CONNECTION",
@@ -52,6 +54,7 @@ _DROPPED = frozenset(
         "HTTP_TRANSFER_ENCODING",
         "HTTP_UPGRADE",
         "HTTP_X_DEADLINE_MS",
+        "HTTP_X_FORWARDED_PREFIX",
     }
 )
 # Header names are looked up more often than spelled; a stranger's inventions must not fill the memory.
@@ -85,7 +88,8 @@ class Reader:
             raise Refused(504, "The time for this request is over.", service=route.service if route else "")
         headers = _headers(environ, caller, self._kit.name)
         timeout_s = float(route.timeout_s) if route is not None else self._settings.own_deadline_s
-        deadline = min(caller.deadline, now + timeout_s * _tries(route, method, headers))
+        again_s = AGAIN_S if route is not None and may_run_twice(method, headers) else 0.0
+        deadline = min(caller.deadline, now + timeout_s + again_s)
         asker = Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION"))
         return Incoming(
             method=method,
@@ -104,6 +108,7 @@ class Reader:
             unchecked=lambda: asker.keys_away,
             route=route,
             connection=environ.get("gunicorn.socket"),
+            host=environ.get("HTTP_HOST", ""),
         )
 
     def _route(self, path: str, named: str | None) -> Route | None:
@@ -214,11 +219,6 @@ class Asker:
                 return None
             self._caller.subject, self._caller.scopes = self._identity.subject, self._identity.scopes
         return self._identity
-
-
-def _tries(route: Route | None, method: str, headers: Mapping[str, str]) -> int:
-    """How many times the route's patience is waited: where a second try may follow, the first must not have half of it only."""
-    return 2 if route is not None and (method in IDEMPOTENT or "idempotency-key" in headers) else 1
 
 
 def _after_authority(uri: str) -> str:

@@ -22,7 +22,8 @@ class Incoming:
     clock, `timeout_s` how long the route waits for the head of an answer. `body` is whole (bytes) or can be read once; None when there is none.
     `identify` verifies the bearer token at first use and remembers what it says: None without a token that proves something,
     also where `unchecked` tells that there is no key to verify it with.
-    `route` is None for what the gateway answers by itself (compositions). `connection` is the sender's, to see him leave.
+    `route` is None for what the gateway answers by itself (compositions). `connection` is the sender's, to see him leave;
+    `host` the Host that was asked for.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Incoming:
     unchecked: Callable[[], bool] = lambda: False
     route: Route | None = None
     connection: socket | None = None
+    host: str = ""
 
     @property
     def target(self) -> str:

@@ -109,8 +109,8 @@ class Ticket:
         """The head is there, its body is a stream."""
         self._shed._head(self, ok)
 
-    def leave(self, ok: bool = True) -> None:
-        """It is over: answered, failed, or left by its caller."""
+    def leave(self, ok: bool | None = True) -> None:
+        """It is over: answered, failed, or (None) given up by its caller, which says nothing about the upstream."""
         if self._stage != 2:
             self._shed._leave(self, ok)
 
@@ -188,7 +188,7 @@ class Shed:
             self._calls.add(ticket._priority, -1)
             self._streams.add(ticket._priority, 1)
 
-    def _leave(self, ticket: Ticket, ok: bool) -> None:
+    def _leave(self, ticket: Ticket, ok: bool | None) -> None:
         now = self._clock.monotonic()
         with self._lock:
             stage, ticket._stage = ticket._stage, 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import gevent
@@ -96,7 +97,8 @@ class Composition:
         greenlets = []
         try:
             for name, part in self.route.parts.items():
-                work = partial(self._fetcher.fetch, name, part, incoming, values, timeout_s * part.share)
+                usual = replace(incoming, timeout_s=self.route.timeout_s * part.share)
+                work = partial(self._fetcher.fetch, name, part, usual, values, timeout_s * part.share)
                 greenlets.append(gevent.spawn(board.run, part, work))
             board.decided.wait(max(0.0, timeout_s))
         finally:

@@ -71,7 +71,7 @@ class OwnToken:
         self._token = ""
         self._renew_at = 0.0
 
-    def __call__(self) -> str:
+    def __call__(self, within_s: float = 0.0) -> str:
         with self._lock:
             now = self._minter.clock.monotonic()
             if now >= self._renew_at:

@@ -20,7 +20,8 @@ RETRY_S = 1.0
 
 
 class TokenSource:
-    """Callable: a valid token, or None when auth gives none (asked again after `RETRY_S`). Safe for threads.
+    """Callable: a valid token, or None when auth gives none in the time that its caller has (asked again after `RETRY_S`).
+    Safe for threads. A renewal is everybody's: it has a thread and a deadline of its own.
 
     `call` posts a JSON body to a path of auth and returns `(status, parsed answer)`; it may raise.
     """
@@ -42,30 +43,39 @@ class TokenSource:
         self._call = call
         self._monotonic = monotonic
         self._lock = threading.Lock()
+        self._renewal: threading.Thread | None = None
         self._token: str | None = None
         self._renew_at = 0.0
         self._expires_at = 0.0
         self._retry_at = 0.0
 
-    def __call__(self) -> str | None:
+    def __call__(self, within_s: float = DEADLINE_S) -> str | None:
         if not self._usable:
             return None
-        now = self._monotonic()
-        token, expires_at = self._token, self._expires_at
-        if token is not None and now < expires_at:
-            if now >= self._renew_at and now >= self._retry_at and not self._lock.locked():
-                threading.Thread(target=self._renew, name="token-renewal", daemon=True).start()
+        token, now = self._token, self._monotonic()
+        if token is not None and now < self._expires_at:
+            if now >= self._renew_at:
+                self._start()
             return token
-        self._renew(wait=True)
+        renewal = self._start()
+        if renewal is not None:
+            renewal.join(max(0.0, within_s))
         return self._token if self._monotonic() < self._expires_at else None
 
-    def _renew(self, wait: bool = False) -> None:
-        if not self._lock.acquire(blocking=wait, timeout=DEADLINE_S * 2 if wait else -1):
-            return
+    def _start(self) -> threading.Thread | None:
+        """The renewal that is under way, or that begins now; None while it is too early for another."""
+        with self._lock:
+            if self._renewal is not None and self._renewal.is_alive():
+                return self._renewal
+            if self._monotonic() < max(self._retry_at, self._renew_at):
+                return None
+            self._renewal = threading.Thread(target=self._renew, name="token-renewal", daemon=True)
+            self._renewal.start()
+            return self._renewal
+
+    def _renew(self) -> None:
         try:
             now = self._monotonic()
-            if now < self._retry_at or (self._token is not None and now < self._renew_at):
-                return
             self._retry_at = now + RETRY_S
             status, answer = self._call(TOKEN_PATH, self._body)
             if status != 200:
@@ -78,5 +88,3 @@ class TokenSource:
             log.debug("service token renewed", life_s=life_s)
         except Exception as error:
             log.warning("service token not renewed", error=type(error).__name__, reason=str(error)[:200])
-        finally:
-            self._lock.release()

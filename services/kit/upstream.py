@@ -6,6 +6,7 @@ The client and its connections are made at first use, in the process that uses t
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ VIEW_WAIT_S = 2.0
 JWKS_PATH = "/api/auth/.well-known/jwks.json"
 REVOCATIONS_PATH = "/internal/auth/revocations"
 DOCUMENT_DEADLINE_S = 3.0
+# Of a call that names none.
+DEADLINE_S = discovery.ClientSettings().deadline_s
 BREAKER_LEVELS = {"closed": 0, "half-open": 1, "open": 2}
 
 
@@ -74,7 +77,7 @@ class Upstreams:
         self,
         view: Callable[[], discovery.View],
         metrics: Metrics,
-        token_source: Callable[[], str | None] | None = None,
+        token_source: Callable[[float], str | None] | None = None,
     ) -> None:
         self._view = view
         self._metrics = metrics
@@ -88,16 +91,18 @@ class Upstreams:
 
     def request(self, method: str, service: str, path: str, **options: Any) -> discovery.Response:
         """Call a service. Options as in `discovery.ServiceClient.request`; `deadline_s` is cut to what is left."""
+        began = time.monotonic()
+        usual_s = given_s = options.get("deadline_s") or DEADLINE_S
         caller = context.peek()
         if caller is not None:
-            left = caller.remaining_s()
-            given = options.get("deadline_s")
-            options["deadline_s"] = left if given is None else min(given, left)
+            given_s = min(given_s, caller.remaining_s())
             options.setdefault("request_id", caller.request_id)
             options.setdefault("traceparent", caller.traceparent)
-        return self._started().request(method, service, path, **options)
+        client = self._started(given_s)
+        options["deadline_s"] = given_s - (time.monotonic() - began)
+        return client.request(method, service, path, usual_s=usual_s, **options)
 
-    def _started(self) -> discovery.ServiceClient:
+    def _started(self, within_s: float = 0.0) -> discovery.ServiceClient:
         view = self._view()
         if self._client is None:
             with self._lock:
@@ -106,7 +111,7 @@ class Upstreams:
                         view, token_source=self._token_source, observer=CallObserver(self._metrics)
                     )
         if not view.ready(0):
-            view.ready(VIEW_WAIT_S)
+            view.ready(min(VIEW_WAIT_S, within_s))
         return self._client
 
 

@@ -138,6 +138,44 @@ def test_one_who_has_found_a_request_that_fails_does_not_close_it_to_others(rig:
         assert tripped(rig, pears)["local"] == 0
 
 
+@pytest.mark.parametrize("addresses", [1, 3, 10])
+def test_impatient_callers_leave_it_closed_and_keep_none_open(rig: Rig, addresses: int) -> None:
+    """Those who give 30 ms where 30 s are usual, as a service may that has no more time itself."""
+    slow = threading.Event()
+
+    def behave(handler: Handler) -> None:
+        time.sleep(0.15 if slow.is_set() else 0)
+        handler.answer(200 if slow.is_set() else 503)
+
+    def impatient(number: int) -> int:
+        hurried = {"X-Deadline-Ms": "30"}
+        client = f"10.66.66.{number % addresses}"
+        return rig.ask("GET", pears.path, service=pears, client=client, headers=hurried).status
+
+    def attacked(number: int) -> int:
+        times = 0
+        while not ended.wait(0.01):
+            times += impatient(number) > 0
+        return times
+
+    ended = threading.Event()
+    with rig.service(behave) as pears, ThreadPoolExecutor(10) as pool:
+        slow.set()
+        assert set(pool.map(impatient, range(2 * MIN_CALLS))) == {504}
+        assert (state(rig, pears), call(rig, pears)) == ("closed", 200)
+        slow.clear()
+        while state(rig, pears) != "open":
+            call(rig, pears)
+        slow.set()
+        attack = [pool.submit(attacked, number) for number in range(10)]
+        try:
+            eventually(lambda: [call(rig, pears) for _ in range(2)] == [200, 200], OPEN_S + 2)
+        finally:
+            ended.set()
+        assert min(each.result(10) for each in attack) > 0
+        assert tripped(rig, pears)["local"] == 1
+
+
 # -- what it lets through, and whom it leaves alone
 
 

@@ -82,15 +82,18 @@ def test_one_dead_of_three_costs_none_of_fifty_concurrent_gets(rig: Rig) -> None
         assert paths == sorted(f"{pears.path}/{n}" for n in range(CALLERS))
 
 
-def test_post_that_was_received_and_then_timed_out_is_sent_once(rig: Rig) -> None:
-    with rig.service(hang, hang, hang) as pears:
-        sent = {"X-Deadline-Ms": "800"}
-        answer = rig.ask("POST", pears.path, service=pears, headers=sent, body=b"{}")
+def test_a_late_answer_costs_a_post_one_try_and_a_get_two_and_a_second_more_than_its_route_waits(
+    rig: Rig,
+) -> None:
+    with rig.service(hang, timeout="1") as pears:
+        answer = rig.ask("POST", pears.path, service=pears, body=b"{}")
         assert answer.status == 504
         assert [seen.body for seen in pears.requests] == [b"{}"], "received more than once, or never"
-        # The same fault is retried where that is allowed: it is the method that forbids it.
-        rig.ask("GET", pears.path, service=pears, headers=sent)
-        assert sum(seen.method == "GET" for seen in pears.requests) >= 2
+        # The same fault is tried again where that is allowed: it is the method that forbids it.
+        began = time.monotonic()
+        assert rig.ask("GET", pears.path, service=pears).status == 504
+        assert 1.9 <= time.monotonic() - began < 2.0 + 0.5 * time_scale()
+        assert sum(seen.method == "GET" for seen in pears.requests) == 2
 
 
 @pytest.mark.parametrize("broken", [hang_up, busy])
@@ -120,11 +123,8 @@ def test_post_whose_connection_is_refused_goes_to_another_with_its_whole_body(
         assert [seen.body == BODY for seen in pears.requests] == [True] * int(sent)
 
 
-@pytest.mark.parametrize("broken", [hang_up, busy])
-def test_post_with_an_idempotency_key_is_retried_on_another_instance(
-    rig: Rig, broken: Callable[[Handler], None]
-) -> None:
-    with rig.service(broken, ok) as pears:
+def test_post_with_an_idempotency_key_is_retried_on_another_instance(rig: Rig) -> None:
+    with rig.service(hang_up, ok) as pears:
 
         def post() -> None:
             sent = {"Idempotency-Key": f"key-{len(pears.requests)}"}
@@ -165,7 +165,7 @@ def test_second_try_gets_no_more_than_the_first_has_left(rig: Rig) -> None:
     assert took_s <= deadline_s + 0.3 * time_scale()
 
 
-@pytest.mark.parametrize("broken", [busy, hang_up, dead])
+@pytest.mark.parametrize("broken", [hang_up, dead])
 def test_full_outage_costs_a_fifth_more_attempts_at_most(rig: Rig, broken: Callable[[Handler], None]) -> None:
     with rig.service(broken, broken, broken) as pears:
         answers = together(CALLERS, lambda n: rig.ask("GET", f"{pears.path}/{n}", service=pears))

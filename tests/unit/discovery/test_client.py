@@ -28,7 +28,7 @@ def test_connections_are_used_again(good: Upstream) -> None:
 
 
 def test_request_id_trace_token_and_deadline_are_passed_on(good: Upstream) -> None:
-    calls = ServiceClient(StaticView([good.instance()]), token_source=lambda: "secret")
+    calls = ServiceClient(StaticView([good.instance()]), token_source=lambda within_s: "secret")
     calls.request(
         "POST",
         "users",
@@ -50,7 +50,7 @@ def test_request_id_trace_token_and_deadline_are_passed_on(good: Upstream) -> No
 
 
 def test_callers_own_authorization_is_kept(good: Upstream) -> None:
-    calls = ServiceClient(StaticView([good.instance()]), token_source=lambda: "secret")
+    calls = ServiceClient(StaticView([good.instance()]), token_source=lambda within_s: "secret")
     calls.request("GET", "users", "/", headers={"authorization": "Bearer mine"})
     assert good.requests[0].headers["authorization"] == "Bearer mine"
 

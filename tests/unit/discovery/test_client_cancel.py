@@ -32,7 +32,7 @@ def hang(begin=b""):
 
 def refuse(peer):
     peer.request()
-    peer.say(b"HTTP/1.1 503 No\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
+    peer.say(b"HTTP/1.1 502 No\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
 
 def slow_body():
     yield b"x"
@@ -175,7 +175,7 @@ def test_killed_call_leaves_nothing_behind(phases: dict[str, dict[str, Any]], ph
     told = phases[phase]
     assert told["closed"], "its connection is closed"
     assert told["outstanding"] == 0
-    # A 503 that came before the pause did happen.
+    # A 502 that came before the pause did happen.
     assert (told["failures"], told["blamed"]) == (0, 1 if phase.startswith("pause") else 0)
     assert told["state"] == "closed"
     assert told["next"] == 200

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 
 import pytest
 
-from discovery import BreakerSettings, ResponseLost, ResponseTimeout
+from discovery import BreakerSettings, OutlierSettings, ResponseLost, ResponseTimeout
+from discovery.call import Relay
+from tests.support.eventually import time_scale
 from tests.support.scripted import Handler, Upstream, upstream
 from tests.unit.discovery.calling import client
 
@@ -73,3 +76,108 @@ def test_stream_that_pauses_too_long_times_out(good: Upstream) -> None:
     response = client(good, stream_idle_s=0.2).request("GET", "users", "/", stream=True)
     with pytest.raises(ResponseTimeout):
         list(response.iter_bytes())
+
+
+def test_open_streams_stand_for_good_calls_and_few_quick_failures_open_nothing(good: Upstream) -> None:
+    """Counted at their end, sixty of them would not be there while twenty failures were all that was seen."""
+
+    def behave(handler: Handler) -> None:
+        if handler.path == "/bad":
+            return handler.answer(503)
+        handler.begin_chunks()
+        handler.chunk(b"data: 1\n\n")
+        return hold.wait(20) and None
+
+    hold = threading.Event()
+    good.behave = behave
+    calls = client(good, outlier=OutlierSettings(failures=1000))
+    try:
+        streams = [calls.request("GET", "users", "/", stream=True) for _ in range(60)]
+        for _ in range(20):
+            calls.request("GET", "users", "/bad")
+        assert (calls.breakers()["users"].calls, calls.breakers()["users"].failures) == (80, 20)
+        assert calls.breakers()["users"].state == "closed"
+    finally:
+        hold.set()
+    for each in streams:
+        each.close()
+
+
+def test_stream_closes_a_half_open_breaker_when_its_head_has_come(good: Upstream) -> None:
+    calls = client(good, breaker=BreakerSettings(min_calls=1, open_s=0.1, successes=1))
+    good.behave = lambda handler: handler.answer(503)
+    calls.request("GET", "users", "/")
+    assert calls.breakers()["users"].state == "open"
+    hold = threading.Event()
+
+    def talk(handler: Handler) -> None:
+        handler.begin_chunks()
+        hold.wait(20)
+
+    good.behave = talk
+    time.sleep(0.15)
+    try:
+        response = calls.request("GET", "users", "/", stream=True)
+        assert calls.breakers()["users"].state == "closed"
+        response.close()
+    finally:
+        hold.set()
+
+
+def test_short_answer_that_breaks_off_is_asked_for_again_before_anything_is_passed_on(good: Upstream) -> None:
+    def cut(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "10")
+        handler.end_headers()
+        handler.wfile.write(b"half")
+        handler.hang_up()
+
+    relay = Relay(5.0, 5.0, whole_bytes=100)
+    with upstream(cut) as bad:
+        first = bad.instance(id="users-0")
+        calls = client(first, good)
+        response = calls.request("GET", "users", "/", balance="first", stream=True, relay=relay)
+        assert (response.attempts, response.complete, response.data) == (2, True, b"{}")
+        with pytest.raises(ResponseLost):
+            client(first, good).request("POST", "users", "/", balance="first", stream=True, relay=relay)
+    assert all(calls._upstreams["users"].balancer.outstanding(each) == 0 for each in (first, good.instance()))
+
+
+def test_short_answer_that_pauses_is_passed_on_as_far_as_it_has_come(
+    good: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "8")
+        handler.end_headers()
+        handler.wfile.write(b"half")
+        go_on.wait(20)
+        handler.wfile.write(b"half")
+
+    go_on = threading.Event()
+    good.behave = pause
+    monkeypatch.setattr("discovery.client.GATHER_S", 0.2)
+    relay = Relay(5.0, 5.0, whole_bytes=100)
+    with client(good).request("GET", "users", "/", stream=True, relay=relay) as response:
+        assert not response.complete
+        pieces = response.iter_bytes()
+        assert next(pieces) == b"half"
+        go_on.set()
+        assert b"".join(pieces) == b"half"
+
+
+def test_head_is_waited_for_as_long_as_its_route_says_and_the_host_is_the_clients(good: Upstream) -> None:
+    def slow(handler: Handler) -> None:
+        time.sleep(0.6)
+        handler.answer()
+
+    good.behave = slow
+    with client(good).request(
+        "GET", "users", "/", deadline_s=2.0, stream=True, relay=Relay(1.9, 5.0, host="shop.example:81")
+    ) as response:
+        assert (response.status, response.attempts) == (200, 1)
+    assert good.requests[0].headers["host"] == "shop.example:81"
+    began = time.monotonic()
+    with pytest.raises(ResponseTimeout):
+        client(good).request("POST", "users", "/", deadline_s=5.0, stream=True, relay=Relay(0.5, 5.0))
+    assert time.monotonic() - began < 0.6 * time_scale()

@@ -132,7 +132,9 @@ def test_targets_that_say_more_than_they_should_are_refused(server: RawServer, p
 
 
 def test_tokens_that_say_more_than_they_should_are_refused(server: RawServer) -> None:
-    calls = ServiceClient(StaticView([server.instance()]), token_source=lambda: "a\r\nX-Auth-Subject: root")
+    calls = ServiceClient(
+        StaticView([server.instance()]), token_source=lambda within_s: "a\r\nX-Auth-Subject: root"
+    )
     with pytest.raises(ValueError):
         calls.request("GET", "users", "/")
     assert not server.peers

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from discovery.call import Relay
 from discovery.errors import NoInstance, ResponseLost
 from discovery.model import Balance, Domain, Instance, Protocol, Route
 from gateway.calls import Calls
@@ -48,6 +49,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     chunks: tuple[bytes, ...] = (b"{}",)
     attempts: int = 1
+    complete: bool = True
     read: int = 0
     closed: bool = False
     instance: Instance = field(default_factory=lambda: Instance("pears", "pears-1", "n", "127.0.0.1", 1))
@@ -148,28 +150,27 @@ def test_a_header_that_the_cache_takes_away_is_not_sent() -> None:
     assert sent["headers"] == {"accept": "*/*"}
 
 
-@pytest.mark.parametrize(
-    ("method", "reply", "at_once"),
-    [
-        ("GET", Reply(headers={"Content-Length": "2"}), True),
-        ("GET", Reply(headers={"Content-Length": str(SMALL_BYTES)}), True),
-        ("GET", Reply(headers={"Content-Length": str(SMALL_BYTES + 1)}), False),
-        ("GET", Reply(headers={}), False),
-        ("GET", Reply(204, chunks=()), True),
-        ("GET", Reply(304, headers={"Content-Length": "9999999"}, chunks=()), True),
-        ("HEAD", Reply(headers={"Content-Length": "9999999"}, chunks=()), True),
-    ],
-)
-def test_short_answers_are_read_and_others_passed_on_as_they_come(
-    method: str, reply: Reply, at_once: bool
-) -> None:
-    given = answer_of(cast(Any, reply), method)
-    assert isinstance(given.body, bytes) == at_once
-    if not at_once:
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_answer_that_is_here_is_taken_whole_and_another_passed_on_as_it_comes(complete: bool) -> None:
+    reply = Reply(headers={"Content-Length": "2"}, complete=complete)
+    given = answer_of(cast(Any, reply))
+    assert isinstance(given.body, bytes) == complete
+    if not complete:
         assert reply.read == 0
         given.close()
         assert reply.closed
     assert (given.source, given.attempts) == ("pears-1", 1)
+
+
+def test_what_a_route_says_of_time_and_what_the_client_said_of_the_host_go_with_the_call() -> None:
+    sent = forward(incoming(route=replace(PEARS, idle_s=7), timeout_s=3.0, host="shop.example:8080"))
+    assert sent["relay"] == Relay(3.0, 7.0, SMALL_BYTES, "shop.example:8080")
+
+
+def test_a_stripped_prefix_is_told() -> None:
+    sent = forward(incoming(path="/api/pears/ripe/1", route=replace(PEARS, strip=True)))
+    assert sent["headers"]["x-forwarded-prefix"] == "/api/pears/ripe"
+    assert "x-forwarded-prefix" not in forward(incoming())["headers"]
 
 
 # -- fallbacks
