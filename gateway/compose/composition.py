@@ -40,6 +40,9 @@ class Composition:
         self._metrics = metrics
         self._clock = clock
         self._vary = sorted({header for part in route.parts.values() for header in part.headers})
+        # What is kept for one subject is in no answer for others, whatever its service says of it.
+        own = any(part.cache is not None and part.cache.scope == "subject" for part in route.parts.values())
+        self._personal = route.auth == "token" or own
 
     def match(self, path: str) -> dict[str, str] | None:
         """The placeholders' values in a path of this route; None for another's."""
@@ -55,6 +58,7 @@ class Composition:
         values = found
         if route.auth == "token":
             values = {**found, SUBJECT: proven(incoming).subject}
+        if self._personal:
             return _sent(incoming, self._made(incoming, values).answer)
         return _sent(incoming, self._kept_or_made(incoming, values))
 
@@ -80,7 +84,7 @@ class Composition:
         if needed:
             # What is to be done first, where several are missing: say who you are, then ask for what you may have.
             raise problem(min(needed, key=lambda each: each.answer_status), results)
-        answer = whole(incoming, results, personal=route.auth == "token", vary=self._vary)
+        answer = whole(incoming, results, personal=self._personal, vary=self._vary)
         fresh_s = shared_s(answer, self._vary)
         if not fresh_s:
             return Made(answer)

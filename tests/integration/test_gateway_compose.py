@@ -60,7 +60,7 @@ def test_a_user_and_a_product_are_one_answer(stage: Stage) -> None:
     assert list(said) == ["user", "product", "_complete", "_parts"]
     assert (said["user"], said["product"], said["_complete"]) == ({"id": U, "n": 1.5}, {"price": 999}, True)
     assert b'"n":1.50' in answer.body
-    assert said["_parts"]["user"] == {"status": "ok", "source": "users-0", "age": 0, "attempts": 1}
+    assert said["_parts"]["user"] == {"status": "ok", "source": "live", "age": 0, "attempts": 1}
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "private, no-cache"
     (asked,) = stage.seen("users")

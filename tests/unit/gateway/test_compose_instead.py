@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,21 @@ def test_a_whole_with_a_part_that_is_not_for_all_is_made_each_time(tmp_path: Pat
     made = compositions(tmp_path, PAIR, upstreams)
     assert [ask(made).header("x-cache") for _ in range(2)] == [None, None]
     assert len(upstreams.sent) == 4
+
+
+def test_a_whole_with_a_part_that_is_kept_for_its_subject_is_nobody_elses(tmp_path: Path) -> None:
+    """Though the part's service calls its answer public."""
+
+    def named(asked: dict[str, Any]) -> Reply:
+        body = json.dumps({"data": {"of": asked["headers"]["authorization"]}}).encode()
+        return Reply(body, headers={"cache-control": "public, max-age=60"})
+
+    upstreams = Upstreams({"lefts": named, "rights": answers(b"1", **PUBLIC)})
+    made = compositions(tmp_path, kept_as("subject"), upstreams, cache=Store())
+    for who in ("ann", "bob", "ann"):
+        answer = ask(made, incoming(authorization=who, subject=who))
+        assert said(answer)["left"] == {"of": who}
+        assert answer.header("cache-control") == "private, max-age=60"
 
 
 def test_a_whole_that_needs_a_token_is_nobody_elses(tmp_path: Path) -> None:
