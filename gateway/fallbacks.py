@@ -1,7 +1,8 @@
 """What is answered when the service cannot be: by a policy that belongs to the domain.
 
-identity: the last good answer, to its own subject only. business: the last good public answer, else a degraded 503 that says what
-is known. ai: OpenAI's error object. A write is never answered as if it had happened.
+identity and business: the last good answer that the caller may have, one for everybody or his own; else business adds to its 503
+what is known. ai: OpenAI's error object. A write is never answered as if it had happened. Overload is refused at once: a look
+into Redis for each refusal would cost as much as the refusal.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from discovery.errors import DeadlineExceeded, ResponseLost
+from gateway.errors import Overloaded
 from gateway.model import Answer, Incoming
 from gateway.problems import Problems
 
@@ -25,7 +27,8 @@ class Fallbacks:
 
     def of_error(self, incoming: Incoming, error: Exception) -> Answer:
         """The answer to a request whose call failed."""
-        return self._stale(incoming) or self._problems.of(incoming, error, _degraded(incoming, error))
+        stale = None if isinstance(error, Overloaded) else self._stale(incoming)
+        return stale or self._problems.of(incoming, error, _degraded(incoming, error))
 
     def of_answer(self, incoming: Incoming, answer: Answer) -> Answer:
         """The answer to a request that the service answered with a failure of its own: something better, or that."""

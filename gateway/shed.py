@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 RETRY_SPREAD_S = 3
 # Services come and go; what is remembered of those that are idle is dropped beyond this.
 MAX_UPSTREAMS = 1000
-# A refused service is logged once in this time.
+# Refusals of a service are logged as they begin, once in this time while they last, and when there were none for as long.
 QUIET_S = 10.0
 
 GROUP = "group"
@@ -46,16 +46,44 @@ class ShedSettings:
     upstream: ConcurrencySettings = field(default_factory=ConcurrencySettings)
 
 
+class _Refusals:
+    """Those of one service, from the first until there were none for `QUIET_S`. Answers the fields of a log line that is due."""
+
+    __slots__ = ("_began", "_last", "_number", "_said")
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._began = self._last = self._said = 0.0
+
+    def add(self, now: float) -> dict[str, float] | None:
+        first = not self._number
+        self._number += 1
+        self._last = now
+        if first:
+            self._began = now
+        elif now - self._said < QUIET_S:
+            return None
+        self._said = now
+        return {"refused": self._number, "for_s": round(now - self._began, 1)}
+
+    def end(self, now: float) -> dict[str, float] | None:
+        """Once they are over, for the first call after that."""
+        if not self._number or now - self._last < QUIET_S:
+            return None
+        number, self._number = self._number, 0
+        return {"refused": number, "for_s": round(self._last - self._began, 1)}
+
+
 class _Upstream:
     """What is under way to one service."""
 
-    __slots__ = ("limit", "quiet_until", "service", "streams")
+    __slots__ = ("limit", "refusals", "service", "streams")
 
     def __init__(self, service: str, limit: AdaptiveLimit) -> None:
         self.service = service
         self.limit = limit
         self.streams = 0
-        self.quiet_until = 0.0
+        self.refusals = _Refusals()
 
 
 class _Room:
@@ -146,25 +174,35 @@ class Shed:
         now = self._clock.monotonic()
         with self._lock:
             upstream = self._upstreams.get(service) or self._add(service)
-            if self._calls.full(priority):
-                scope = GROUP
-            elif self._streams.full(priority):
-                scope = "group_streams"
-            elif upstream.streams >= self._settings.upstream_streams:
-                scope = "upstream_streams"
-            elif not upstream.limit.enter(now):
-                scope = UPSTREAM
-            else:
+            over = upstream.refusals.end(now)
+            scope = self._full(upstream, priority, now)
+            if scope is None:
                 self._calls.add(priority, 1)
-                return Ticket(self, upstream, priority, now)
-            self._refused[service, scope] += 1
-            told = now < upstream.quiet_until
-            upstream.quiet_until = now + QUIET_S
-            limit, in_flight = upstream.limit.limit, self._calls.taken
-        if not told:
-            log.warning("shedding", service=service, scope=scope, limit=limit, in_flight=in_flight)
+                ticket = Ticket(self, upstream, priority, now)
+            else:
+                self._refused[service, scope] += 1
+                going_on = upstream.refusals.add(now)
+                limit, in_flight = upstream.limit.limit, self._calls.taken
+        if over is not None:
+            log.info("shedding over", service=service, **over)
+        if scope is None:
+            return ticket
+        if going_on is not None:
+            log.warning(
+                "shedding", service=service, scope=scope, limit=limit, in_flight=in_flight, **going_on
+            )
         after_s = 1 + int(self._clock.random() * RETRY_SPREAD_S)
         raise Overloaded(service, GROUP if scope.startswith(GROUP) else UPSTREAM, retry_after_s=after_s)
+
+    def _full(self, upstream: _Upstream, priority: bool, now: float) -> str | None:
+        """Where there is no room for one more call; None where it has been counted."""
+        if self._calls.full(priority):
+            return GROUP
+        if self._streams.full(priority):
+            return "group_streams"
+        if upstream.streams >= self._settings.upstream_streams:
+            return "upstream_streams"
+        return None if upstream.limit.enter(now) else UPSTREAM
 
     def _add(self, service: str) -> _Upstream:
         if len(self._upstreams) >= MAX_UPSTREAMS:

@@ -15,7 +15,7 @@ from discovery.errors import NoInstance, ResponseLost
 from discovery.model import Balance, Domain, Instance, Protocol, Route
 from gateway.calls import Calls
 from gateway.departures import Departures
-from gateway.errors import Refused, RouteUnknown
+from gateway.errors import Overloaded, Refused, RouteUnknown
 from gateway.fallbacks import Fallbacks
 from gateway.forward import SMALL_BYTES, Forward, answer_of
 from gateway.model import Answer, Incoming
@@ -231,6 +231,15 @@ def test_ai_answers_with_an_openai_error_and_nothing_stored() -> None:
     assert given.status == 503
     assert set(json.loads(cast(bytes, given.body))) == {"error"}
     assert not looked
+
+
+def test_overload_is_refused_without_looking_for_something_better() -> None:
+    def last_good(_: Incoming) -> Answer | None:
+        raise AssertionError("Redis was asked")
+
+    given = Fallbacks(PROBLEMS, last_good).of_error(incoming("GET"), Overloaded("pears", "upstream"))
+    assert given.status == 503
+    assert given.header("retry-after")
 
 
 @pytest.mark.parametrize(("sent", "known"), [(True, "unknown"), (False, False)])

@@ -7,11 +7,12 @@ import threading
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.concurrency import ConcurrencySettings
 from gateway.errors import Overloaded
 from gateway.settings import GatewaySettings
-from gateway.shed import Shed, ShedSettings, Ticket
+from gateway.shed import QUIET_S, Shed, ShedSettings, Ticket
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
 
@@ -215,6 +216,32 @@ def test_states_and_refusals_tell_what_happened() -> None:
     assert one.refused() == {("slow", "upstream"): 2}
     preferred = fill(one, "users", priority=True)
     assert one.in_flight() == (len(preferred), len(held)) == (8, 8)
+
+
+def test_overload_is_logged_when_it_begins_now_and_then_while_it_lasts_and_when_it_is_over() -> None:
+    clock = ManualClock()
+    one = shed(clock)
+    with capture_logs() as logs:
+        held = fill(one, "slow")
+        for _ in range(100):  # 25 s, and four refusals a second
+            refusal(one, "slow")
+            clock.sleep(0.25)
+        for ticket in held:
+            ticket.leave()
+        one.enter("slow", priority=False).leave()  # it may be back at once
+        clock.sleep(QUIET_S)
+        for _ in range(3):
+            one.enter("slow", priority=False).leave()
+        fill(one, "slow")
+    told = [(each["event"], each["refused"], each["for_s"]) for each in logs]
+    assert told == [
+        ("shedding", 1, 0.0),
+        ("shedding", 42, 10.0),
+        ("shedding", 82, 20.0),
+        ("shedding over", 101, 24.8),
+        ("shedding", 1, 0.0),
+    ]
+    assert {(each["service"], each.get("scope", "upstream")) for each in logs} == {("slow", "upstream")}
 
 
 def test_idle_services_are_forgotten_when_there_are_too_many() -> None:
