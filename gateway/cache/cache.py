@@ -15,9 +15,9 @@ from discovery.errors import CallError, NotSent
 from gateway.cache.circuit import Away, Circuit
 from gateway.cache.engine import Engine, Load, Want
 from gateway.cache.freshness import Verdict, part_verdict, verdict, wish
-from gateway.cache.keys import GUESS, Names, Spec, audience, audience_of, base_of, base_of_part
+from gateway.cache.keys import GUESS, Names, Spec, audience, base_of, base_of_part
 from gateway.cache.lastgood import LastGood
-from gateway.cache.leases import Leases
+from gateway.cache.leases import LOAD_S, Leases
 from gateway.cache.link import Link
 from gateway.cache.memory import MAX_BYTES, Memory
 from gateway.cache.passing import Passing
@@ -38,6 +38,8 @@ STALE_IF_ERROR_S = 300.0
 MAX_TARGET_CHARS = 2048
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 BYPASS = ("X-Cache", "BYPASS")
+# The share of the time that a load may take which a caller must have left for others to wait for what it asks for.
+PATIENT = 0.8
 # Whoever asks for a part has a timeout of his own.
 PART_PATIENCE_S = 30.0
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -94,20 +96,26 @@ class AnswerCache:
         short = len(incoming.path) + len(incoming.query) <= MAX_TARGET_CHARS
         asked = wish(headers) if short and incoming.body is None else None
         base = base_of(incoming)
-        if asked is None or self._passing.passes(base, headers):
+        if asked is None:
             return _bypassed(load({}))
+        looks = incoming.method == "GET" and not asked.only_stored
+        if self._passing.passes(base, headers, looks=looks):
+            return _bypassed(load({}))
+        now = self._clock.monotonic()
         want = Want(
             incoming.method,
             base,
             headers,
-            lambda: audience_of(headers, incoming.identify()),
+            lambda: audience(incoming.identify()),
             lambda answer: self._verdict(incoming, answer),
             GUESS,
-            self._clock.monotonic(),
+            now,
             incoming.deadline,
             asked,
-            lambda: _detach(incoming),
-            lambda: self._passing.mark(base, headers),
+            patient=incoming.deadline - now >= PATIENT * min(LOAD_S, incoming.timeout_s),
+            detach=lambda: self._detach(incoming),
+            pass_by=lambda: self._passing.mark(base, headers),
+            look_up=lambda: self._passing.clear(base, headers),
         )
         return self._engine.obtain(want, load)
 
@@ -129,9 +137,9 @@ class AnswerCache:
         now = self._clock.monotonic()
         want = Want(
             "GET",
-            base_of_part(service, target),
+            base_of_part(service, target, policy.scope),
             NOTHING,
-            lambda: audience(identity) if identity is not None else None,
+            lambda: audience(identity),
             lambda each: part_verdict(policy, each.status, each.headers, subject=identity is not None),
             Spec((), own),
             now,
@@ -227,9 +235,12 @@ class AnswerCache:
 
     def _verdict(self, incoming: Incoming, answer: Answer) -> Verdict | None:
         proved = "authorization" in incoming.headers and incoming.identify() is not None
-        return verdict(
-            incoming.headers, answer.status, answer.headers, subject=proved, sie_s=self._stale_if_error_s
-        )
+        return verdict(answer.status, answer.headers, subject=proved, sie_s=self._stale_if_error_s)
+
+    def _detach(self, incoming: Incoming) -> None:
+        # What goes on in the background ends neither with the client's connection, nor with its time.
+        incoming.connection = None
+        incoming.deadline = self._clock.monotonic() + incoming.timeout_s
 
 
 def _uncounted(_: str) -> None:
@@ -239,11 +250,6 @@ def _uncounted(_: str) -> None:
 def _bypassed(answer: Answer) -> Answer:
     answer.headers.append(BYPASS)
     return answer
-
-
-def _detach(incoming: Incoming) -> None:
-    # What goes on in the background does not end with the client's connection.
-    incoming.connection = None
 
 
 def _path_here(location: str | None) -> str | None:

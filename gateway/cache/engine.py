@@ -2,6 +2,9 @@
 
 held here and fresh ─▶ HIT          stale, but may be given meanwhile ─▶ STALE, and one asks in the background
 else one of this process leads: Redis ─▶ HIT; its lease ─▶ asks the service; another's lease ─▶ waits for what he stores
+
+Nobody waits for an answer that may be for another alone: a request with a token asks for itself until an answer of that path
+has been seen. So does one whose caller would leave before the others do.
 """
 
 from __future__ import annotations
@@ -45,8 +48,9 @@ Count = Callable[[str], None]
 class Want:
     """One request for an answer. `audience` tells for whom it is, if it is for its asker alone (None: cannot be told).
 
-    `began` and `deadline` are points on the monotonic clock. `detach`: the asker has his answer, what goes on is not his. `pass_by`:
-    what comes is never stored, so that waiting for each other is of no use.
+    `began` and `deadline` are points on the monotonic clock. `patient`: its load may be waited for by others. `detach`: the asker
+    has his answer, what goes on is not his. `pass_by`: what comes is never stored, so that waiting for each other is of no use;
+    `look_up`: it is.
     """
 
     method: str
@@ -58,11 +62,17 @@ class Want:
     began: float
     deadline: float
     wish: Wish = NO_WISH
+    patient: bool = True
     detach: Callable[[], None] = field(default=lambda: None)
     pass_by: Callable[[], None] = field(default=lambda: None)
+    look_up: Callable[[], None] = field(default=lambda: None)
 
     def variant(self, spec: Spec) -> Variant | None:
         return variant_of(self.base, spec, self.headers, self.audience() if spec.own else None)
+
+    def left_s(self, now: float) -> float:
+        """How long it waits for others, all in all."""
+        return min(self.deadline, self.began + LOAD_S) - now
 
 
 class Engine:
@@ -81,7 +91,8 @@ class Engine:
     def obtain(self, want: Want, load: Load) -> Answer:
         """The answer, with X-Cache. What `load` raises passes through, unless a stored answer may stand in."""
         for _ in range(TRIES):
-            spec = self._memory.spec(want.base) or want.guess
+            known = self._memory.spec(want.base)
+            spec = known or want.guess
             variant = want.variant(spec)
             if variant is None:
                 break
@@ -93,12 +104,17 @@ class Engine:
                 if answer is not None:
                     return answer
                 break
+            if not want.patient or (known is None and "authorization" in want.headers):
+                answer = self._lead(want, variant, spec, load, Flight(), alone=True)
+                if answer is not None:
+                    return answer
+                continue
             flight, leads = self._flights.enter(variant)
             if leads:
                 answer = self._leading(want, variant, spec, load, flight)
                 if answer is not None:
                     return answer
-            elif not flight.wait(min(want.deadline - self._clock.monotonic(), LOAD_S)) or flight.alone:
+            elif not flight.wait(want.left_s(self._clock.monotonic())) or flight.alone:
                 break
             elif flight.error is not None:
                 raise again(flight.error)
@@ -160,7 +176,7 @@ class Engine:
     def _leading(self, want: Want, variant: Variant, spec: Spec, load: Load, flight: Flight) -> Answer | None:
         """None when the way has to be gone again, with what has been learnt."""
         try:
-            return self._lead(want, variant, spec, load, flight, background=False)
+            return self._lead(want, variant, spec, load, flight)
         except BaseException as error:
             flight.failed(error)
             raise
@@ -168,8 +184,17 @@ class Engine:
             self._flights.leave(variant, flight)
 
     def _lead(
-        self, want: Want, variant: Variant, spec: Spec, load: Load, flight: Flight, *, background: bool
+        self,
+        want: Want,
+        variant: Variant,
+        spec: Spec,
+        load: Load,
+        flight: Flight,
+        *,
+        background: bool = False,
+        alone: bool = False,
     ) -> Answer | None:
+        """`alone`: for nobody else, and without a word to other processes."""
         run = Loading(
             want, variant, variant.text(), spec, token(), self._memory.now(), self._clock.monotonic()
         )
@@ -178,9 +203,9 @@ class Engine:
         until = min(want.deadline, self._clock.monotonic() + LOAD_S)
         try:
             while True:
-                fetched = self._look(run)
+                fetched = self._look(run, lease=not alone)
                 if fetched.spec is not None:
-                    self._memory.learn(want.base, fetched.spec, want.guess)
+                    self._memory.learn(want.base, fetched.spec)
                     return None
                 if run.held is not None and run.held.checked >= run.began:
                     answer = self._give(want, run.held, self._clock.monotonic(), refresh)
@@ -188,7 +213,7 @@ class Engine:
                         if fetched.leased:
                             self._store.release(run.text, run.token)
                         return answer
-                if fetched.leased is not False or self._leased(run, fetched):
+                if alone or fetched.leased is not False or self._leased(run, fetched):
                     break
                 if background:
                     return None
@@ -199,10 +224,10 @@ class Engine:
             run.version = ""
         return self._loader.load(run, load, flight, self._count)
 
-    def _look(self, run: Loading) -> Fetched:
+    def _look(self, run: Loading, *, lease: bool) -> Fetched:
         """Ask Redis for the variant; `run` holds what is valid of it afterwards. Raises Away."""
         checked = self._clock.monotonic()
-        fetched = self._store.fetch(run.variant, run.text, run.spec, run.token, lease=True)
+        fetched = self._store.fetch(run.variant, run.text, run.spec, run.token, lease=lease)
         run.version = fetched.version
         if fetched.data is None:
             # Redis may have lost what is held here: its version tells whether it still holds.
@@ -216,6 +241,7 @@ class Engine:
             run.outdated()
             return fetched
         run.held = self.hold(run.variant, entry, checked, run.since)
+        self._memory.learn(run.want.base, run.spec)
         return fetched
 
     def hold(self, variant: Variant, entry: Entry, checked: float, since: int) -> Held:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable
 
-from discovery.errors import CallError, DeadlineExceeded
+from discovery.errors import BreakerOpen, BudgetExhausted, NoInstance
 from gateway.cache.keys import Variant
 from gateway.cache.memory import Held
 from gateway.errors import Overloaded
+
+# What would be said to everybody else at this moment. A call that was lost or late may have been so by its leader's impatience.
+EVERYBODYS = (Overloaded, NoInstance, BreakerOpen, BudgetExhausted)
 
 
 class Flight:
@@ -31,8 +34,7 @@ class Flight:
         self._done.set()
 
     def failed(self, error: BaseException) -> None:
-        """Not the leader's own deadline, nor that he was given up."""
-        if isinstance(error, CallError | Overloaded) and not isinstance(error, DeadlineExceeded):
+        if isinstance(error, EVERYBODYS):
             self.error = error
 
 

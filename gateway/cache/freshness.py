@@ -1,7 +1,7 @@
 """What RFC 9111 allows: which answers may be stored, for whom, and for how long. Pure functions; no I/O, no clock.
 
-Stricter than the RFC in four things: an answer is stored only with an explicit lifetime; `no-cache` is not stored at all; a cookie
-or an API key in the request makes it the sender's own; so does a token, unless the answer says `public` or `s-maxage`.
+Stricter than the RFC in four things: an answer is stored only with an explicit lifetime; `no-cache` is not stored at all; a request
+with a cookie or an API key is passed by; and what says neither `public` nor `s-maxage` is for the subject of a token, or not stored.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _DIRECTIVE = re.compile(
 )
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,60}", re.ASCII)
 
-# A request with one of these is not for a stored answer: parts of one, or conditions that its owner must judge.
-_NOT_OURS = ("range", "if-match", "if-unmodified-since", "if-range", "upgrade")
-CREDENTIALS = ("authorization", "cookie", "x-api-key")
+# A request with one of these is not for a stored answer: parts of one, or conditions that its owner must judge; or credentials
+# that prove nobody here, though the answer may be made from them, whatever it says of itself.
+_NOT_OURS = ("range", "if-match", "if-unmodified-since", "if-range", "upgrade", "cookie", "x-api-key")
 # What the cache says of its own, or what belongs to one exchange or one instance.
 NOT_STORED = frozenset(
     {
@@ -141,10 +141,8 @@ def wish(headers: Mapping[str, str]) -> Wish | None:
     )
 
 
-def verdict(
-    asked: Mapping[str, str], status: int, headers: Headers, *, subject: bool, sie_s: float = 0.0
-) -> Verdict | None:
-    """Whether and how the answer to a GET with the headers `asked` may be stored; None: not at all.
+def verdict(status: int, headers: Headers, *, subject: bool, sie_s: float = 0.0) -> Verdict | None:
+    """Whether and how the answer to a GET may be stored; None: not at all.
 
     `subject` tells that the request's token proved somebody. `sie_s` is what an answer that says nothing of
     stale-if-error gets.
@@ -158,21 +156,16 @@ def verdict(
     if varied is None:
         return None
     vary, by_token = varied
-    shared = _shared(asked, given, by_token)
-    if not shared and (_others(asked) or ("authorization" in asked or "private" in given) and not subject):
+    shared = _shared(given, by_token)
+    if not shared and not subject:
         return None
     lifetime = _lifetime(given, shared=shared, sie_s=sie_s)
     return Verdict(lifetime, shared, vary) if lifetime is not None else None
 
 
-def _shared(asked: Mapping[str, str], given: Directives, by_token: bool) -> bool:
+def _shared(given: Directives, by_token: bool) -> bool:
     """Whether everybody may have it. Ref: RFC 9111, sections 3.5 and 5.2.2.7."""
     return not by_token and "private" not in given and ("public" in given or "s-maxage" in given)
-
-
-def _others(asked: Mapping[str, str]) -> bool:
-    """Whether somebody is meant whom no token names."""
-    return "cookie" in asked or "x-api-key" in asked
 
 
 def _vary(headers: Headers) -> tuple[tuple[str, ...], bool] | None:

@@ -83,28 +83,67 @@ class Rest:
             close()
 
 
+class Beside:
+    """A body that is passed on as it comes, and given to `keep` when it has come whole, while `go_on` says so."""
+
+    __slots__ = ("_body", "_chunks", "_go_on", "_keep", "_most", "_pieces")
+
+    def __init__(
+        self,
+        body: bytes | Iterable[bytes],
+        most_bytes: int,
+        go_on: Callable[[], bool],
+        keep: Callable[[bytes], object],
+    ) -> None:
+        self._body = body
+        self._chunks = iter([body] if isinstance(body, bytes) else body)
+        self._most = most_bytes
+        self._go_on = go_on
+        self._keep = keep
+        self._pieces: list[bytes] | None = []
+
+    def __iter__(self) -> Beside:
+        return self
+
+    def __next__(self) -> bytes:
+        pieces = self._pieces
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            self._pieces = None
+            if pieces is not None:
+                self._keep(b"".join(pieces))
+            raise
+        if pieces is not None:
+            pieces.append(chunk)
+            self._most -= len(chunk)
+            if self._most < 0 or not self._go_on():
+                self._pieces = None
+        return chunk
+
+    def close(self) -> None:
+        close = getattr(self._body, "close", None)
+        if close is not None:
+            close()
+
+
 def read_whole(answer: Answer, most_bytes: int, go_on: Callable[[], bool]) -> bytes | None:
-    """The body of an answer, which holds it afterwards; None when it is longer, or `go_on` says no before its end: then the answer
-    passes it on as it comes.
+    """The body of an answer that tells its length, which holds it afterwards; None when it is longer, or `go_on` says no before
+    its end: then the answer passes it on as it comes.
 
     Raises what reading raises.
     """
     if isinstance(answer.body, bytes):
         return answer.body if len(answer.body) <= most_bytes else None
     told = answer.header("content-length")
-    if told is not None and (not told.isdigit() or int(told) > most_bytes):
+    if told is None or not told.isdigit() or int(told) > most_bytes:
         return None
     pieces: list[bytes] = []
-    size = 0
     chunks = iter(answer.body)
     for chunk in chunks:
         pieces.append(chunk)
-        size += len(chunk)
-        if size > most_bytes or not go_on():
+        if not go_on():
             answer.body = Rest(pieces, answer.body, chunks)
             return None
-    whole = b"".join(pieces)
-    answer.body = whole
-    if told is None:
-        answer.headers = [*answer.headers, ("Content-Length", str(size))]
-    return whole
+    answer.body = b"".join(pieces)
+    return answer.body

@@ -38,7 +38,7 @@ class Spec(NamedTuple):
         return ",".join((*self.vary, "+own" if self.own else "+all"))
 
 
-# What is assumed of an answer that has not been seen yet: that all who ask at once are content with the same.
+# Where an answer that has not been seen yet is looked for. Those without credentials also wait for one load of it.
 GUESS = Spec((), False)
 MAX_SPEC_CHARS = 400
 
@@ -65,7 +65,7 @@ class Variant(NamedTuple):
     def size(self) -> int:
         """Bytes of memory, roughly."""
         base = len(self.base.path) + len(self.base.query) + sum(map(len, self.base.rest))
-        return 2 * (base + sum(map(len, self.values)) + len(self.audience)) + 500
+        return 2 * (base + sum(map(len, self.values)) + len(self.audience)) + 1000
 
     def text(self) -> str:
         """All of it in one text, sealed with the answer."""
@@ -79,9 +79,9 @@ def base_of(incoming: Incoming) -> Base:
     return Base(incoming.service, incoming.path, incoming.query, host)
 
 
-def base_of_part(service: str, target: str) -> Base:
+def base_of_part(service: str, target: str, scope: str) -> Base:
     path, _, query = target.partition("?")
-    return Base(service, path, query, ("part",))
+    return Base(service, path, query, ("part", scope))
 
 
 def variant_of(base: Base, spec: Spec, headers: Mapping[str, str], audience: str | None) -> Variant | None:
@@ -97,21 +97,10 @@ def variant_of(base: Base, spec: Spec, headers: Mapping[str, str], audience: str
     return Variant(base, spec.vary, values, audience)
 
 
-def audience_of(headers: Mapping[str, str], identity: Identity | None) -> str | None:
-    """Whom an own answer is for: the subject of the verified token with its scopes; nobody in particular without credentials.
-
-    None for credentials that prove nobody, or somebody whom the token does not name.
-    """
-    if "cookie" in headers or "x-api-key" in headers:
-        return None
-    if "authorization" not in headers:
-        return "anyone"
+def audience(identity: Identity | None) -> str | None:
+    """Whom an own answer is for: the subject of the verified token, with its scopes. None where no token proves one."""
     if identity is None:
         return None
-    return audience(identity)
-
-
-def audience(identity: Identity) -> str:
     return json.dumps([identity.subject, identity.by_key, *sorted(identity.scopes)])
 
 

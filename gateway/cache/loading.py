@@ -12,7 +12,7 @@ from discovery.errors import CallError
 from gateway.cache.entry import Entry, pack
 from gateway.cache.flights import Flight
 from gateway.cache.freshness import Lifetime, Verdict, initial_age_s, refreshed, stored_headers
-from gateway.cache.giving import give, passed_on, read_whole
+from gateway.cache.giving import Beside, give, passed_on, read_whole
 from gateway.cache.keys import Spec, Variant
 from gateway.cache.memory import Held, Memory
 from gateway.cache.store import Store
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.cache.engine import Want
 
 MAX_BODY_BYTES = 1024 * 1024
-# A body that takes longer is passed on as it comes: nobody is to wait for its end.
+# A body that takes longer is passed on as it comes, and not stored.
 READING_S = 2.0
 # Lifetimes are shortened by up to this share, so that what was stored together does not end together.
 JITTER = 0.1
@@ -76,11 +76,14 @@ class Loader:
             if run.held is not None and answer.status == 304:
                 answer = self._validated(run.held.entry, answer)
             verdict = want.verdict(answer)
-            body = self._read(answer) if verdict is not None else None
-            if verdict is None or body is None:
-                return self._not_stored(run, answer, flight, count)
-            entry = self._entry(answer, body, verdict, born, run.version)
-            stored = self._keep(run, entry, verdict, checked, flight)
+            if verdict is not None and _comes_bit_by_bit(answer):
+                self._keep_beside(run, answer, verdict, born, checked, flight)
+            else:
+                body = self._read(answer) if verdict is not None else None
+                if verdict is None or body is None:
+                    return self._not_stored(run, answer, flight, count)
+                entry = self._entry(answer, body, verdict, born, run.version)
+                stored = self._keep(run, entry, verdict, checked, flight)
             count("miss")
             return passed_on(want.headers, answer, "HIT" if answer.source == "cache" else "MISS")
         except (CallError, Overloaded):
@@ -92,8 +95,23 @@ class Loader:
                 self._store.release(run.text, run.token)
 
     def _read(self, answer: Answer) -> bytes | None:
+        return read_whole(answer, MAX_BODY_BYTES, self._in_time())
+
+    def _in_time(self) -> Callable[[], bool]:
         until = self._clock.monotonic() + READING_S
-        return read_whole(answer, MAX_BODY_BYTES, lambda: self._clock.monotonic() < until)
+        return lambda: self._clock.monotonic() < until
+
+    def _keep_beside(
+        self, run: Loading, answer: Answer, verdict: Verdict, born: float, checked: float, flight: Flight
+    ) -> None:
+        """Have it stored when its client has got all of it. Nobody else waits: that is at the client's pace."""
+        flight.alone = True
+
+        def keep(body: bytes) -> None:
+            entry = self._entry(answer, body, verdict, born, run.version)
+            self._keep(run, entry, verdict, checked, flight)
+
+        answer.body = Beside(answer.body, MAX_BODY_BYTES, self._in_time(), keep)
 
     def _conditions(self, run: Loading) -> dict[str, str]:
         """Our own conditions in place of the client's."""
@@ -139,7 +157,8 @@ class Loader:
     def _keep(self, run: Loading, entry: Entry, verdict: Verdict, checked: float, flight: Flight) -> bool:
         """Keep it here, and in Redis. Whether the lease is given back with it."""
         want, spec = run.want, Spec(verdict.vary, not verdict.shared)
-        self._memory.learn(want.base, spec, want.guess)
+        self._memory.learn(want.base, spec)
+        want.look_up()
         variant = want.variant(spec)
         if variant is None:
             return False
@@ -169,3 +188,8 @@ class Loader:
         return give(
             run.want.headers, run.want.method, held.entry, "STALE", age_s, age_s - held.entry.lifetime.fresh_s
         )
+
+
+def _comes_bit_by_bit(answer: Answer) -> bool:
+    """Whether the body is made while it is sent, so that its end may be far."""
+    return not isinstance(answer.body, bytes) and answer.header("content-length") is None

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.cache.entry import Entry
 from gateway.cache.keys import Base, Spec, Variant
-from services.kit.answers import Change, plain_path
+from services.kit.answers import Change, plain_path, prefixes, short_prefix
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_SPECS = 8192
 # So many changes are looked through before an answer is kept that was asked for before them.
 REMEMBERED = 4096
 REST_S = 1.0
+
+# Service and plain path.
+Path = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -40,8 +43,11 @@ class Memory:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._held: OrderedDict[Variant, Held] = OrderedDict()
-        self._by_path: dict[tuple[str, str], set[Variant]] = {}
-        self._specs: OrderedDict[Base, Spec] = OrderedDict()
+        self._by_path: dict[Path, set[Variant]] = {}
+        # The paths that are held below each prefix, by its hash: of two prefixes with one hash both are forgotten.
+        self._below: dict[int, set[Path]] = {}
+        # By the base's hash, for bases are as long as clients like. A wrong one leads to a variant that is not there.
+        self._specs: OrderedDict[int, Spec] = OrderedDict()
         self._bytes = 0
         self._sequence = 0
         self._changes: deque[tuple[int, str, Change]] = deque(maxlen=REMEMBERED)
@@ -72,7 +78,7 @@ class Memory:
                 return False
             self._drop(variant)
             self._held[variant] = held
-            self._by_path.setdefault(path, set()).add(variant)
+            self._list(path, variant)
             self._bytes += size
             while self._bytes > self._max_bytes:
                 self._drop(next(iter(self._held)))
@@ -87,12 +93,10 @@ class Memory:
         with self._lock:
             self._sequence += 1
             self._changes.append((self._sequence, service, change))
-            if not change.prefix:
-                found = list(self._by_path.get((service, change.path), ()))
-            else:
-                paths = [each for each in self._by_path if each[0] == service and change.covers(each[1])]
-                found = [variant for each in paths for variant in self._by_path[each]]
-            for variant in found:
+            paths: Iterable[Path] = [(service, change.path)]
+            if change.prefix:
+                paths = self._below.get(hash((service, short_prefix(change.path))), ())
+            for variant in [variant for each in paths for variant in self._by_path.get(each, ())]:
                 self._drop(variant)
 
     def unchanged(self, places: Sequence[tuple[str, str]], since: int) -> bool:
@@ -103,16 +107,14 @@ class Memory:
             return not any(self._changed(service, path, since) for service, path in places)
 
     def spec(self, base: Base) -> Spec | None:
-        return self._specs.get(base)
+        """On what the answer depends; None while it has not been seen."""
+        return self._specs.get(hash(base))
 
-    def learn(self, base: Base, spec: Spec, guess: Spec) -> None:
-        """Remember on what the answer depends, where it is not what is guessed anyway."""
+    def learn(self, base: Base, spec: Spec) -> None:
+        place = hash(base)
         with self._lock:
-            if spec == guess:
-                self._specs.pop(base, None)
-                return
-            self._specs[base] = spec
-            self._specs.move_to_end(base)
+            self._specs[place] = spec
+            self._specs.move_to_end(place)
             while len(self._specs) > MAX_SPECS:
                 self._specs.popitem(last=False)
 
@@ -132,8 +134,23 @@ class Memory:
             return
         self._bytes -= held.size
         path = (variant.base.service, plain_path(variant.base.path))
-        others = self._by_path.get(path)
-        if others is not None:
-            others.discard(variant)
-            if not others:
-                del self._by_path[path]
+        others = self._by_path[path]
+        others.discard(variant)
+        if not others:
+            del self._by_path[path]
+            for place in _places(path):
+                self._below[place].discard(path)
+                if not self._below[place]:
+                    del self._below[place]
+
+    def _list(self, path: Path, variant: Variant) -> None:
+        """Have it found by its path, and by all above it."""
+        if path not in self._by_path:
+            self._by_path[path] = set()
+            for place in _places(path):
+                self._below.setdefault(place, set()).add(path)
+        self._by_path[path].add(variant)
+
+
+def _places(path: Path) -> set[int]:
+    return {hash((path[0], prefix)) for prefix in prefixes(path[1])}

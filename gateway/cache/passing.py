@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-from gateway.cache.freshness import CREDENTIALS
 from gateway.cache.keys import Base
 
 # After it one request looks again.
@@ -13,23 +14,46 @@ MAX_MARKS = 4096
 
 
 class Passing:
-    """Marks for a while; one for each kind of sender: what one sort of credentials gets says nothing of what another gets."""
+    """Marks for a while, apart for requests with a token and without: what the ones get says nothing of what the others get.
+
+    Kept by a hash, for names are as long as clients like: two of one hash are passed by together. Thread-safe.
+    """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._marks: dict[tuple[Base, tuple[bool, ...]], float] = {}
+        self._lock = threading.Lock()
+        self._marks: OrderedDict[int, float] = OrderedDict()
 
     def mark(self, base: Base, headers: Mapping[str, str]) -> None:
-        if len(self._marks) >= MAX_MARKS:
-            self._marks = {}
-        self._marks[_key(base, headers)] = self._monotonic() + PASS_S
+        place = _place(base, headers)
+        with self._lock:
+            self._marks[place] = self._monotonic() + PASS_S
+            self._marks.move_to_end(place)
+            while len(self._marks) > MAX_MARKS:
+                self._marks.popitem(last=False)
 
-    def passes(self, base: Base, headers: Mapping[str, str]) -> bool:
+    def clear(self, base: Base, headers: Mapping[str, str]) -> None:
+        """There is something to be stored after all."""
+        if self._marks:
+            with self._lock:
+                self._marks.pop(_place(base, headers), None)
+
+    def passes(self, base: Base, headers: Mapping[str, str], *, looks: bool) -> bool:
+        """Whether the request is to be passed by. Once the time of a mark is over, one that is not, and would store what it
+        gets (`looks`), finds out for all others; they do not wait for it."""
         if not self._marks:
             return False
-        until = self._marks.get(_key(base, headers))
-        return until is not None and self._monotonic() < until
+        place = _place(base, headers)
+        with self._lock:
+            until = self._marks.get(place)
+            if until is None:
+                return False
+            now = self._monotonic()
+            if now < until or not looks:
+                return True
+            self._marks[place] = now + PASS_S
+            return False
 
 
-def _key(base: Base, headers: Mapping[str, str]) -> tuple[Base, tuple[bool, ...]]:
-    return base, tuple(name in headers for name in CREDENTIALS)
+def _place(base: Base, headers: Mapping[str, str]) -> int:
+    return hash((base, "authorization" in headers))

@@ -129,6 +129,7 @@ class Instance:
         memory = self.cache._memory
         memory._held.clear()
         memory._by_path.clear()
+        memory._below.clear()
         memory._specs.clear()
         memory._bytes = 0
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 
-from discovery.errors import NoInstance, ResponseLost
+from discovery.errors import NoInstance, ResponseLost, ResponseTimeout
 from gateway.cache.leases import LEASE_MS, LOAD_S, Leases
+from gateway.cache.passing import PASS_S
 from gateway.errors import Refused
 from gateway.model import Answer
 from tests.support.cache_rig import (
     ANN,
     BOB,
     PATH,
+    PUBLIC,
     Instance,
     Origin,
     at_once,
@@ -178,8 +181,86 @@ def test_many_clients_of_two_instances_on_an_expired_hot_key_cost_one_call(
 
 def test_many_who_want_what_nobody_has_seen_cost_one_call(pair: Pair, origin: Origin) -> None:
     origin.takes_s = 0.2
+    given = at_once(60, lambda number: pair[number % 2].get())
+    assert {answer.body for answer in given} == {b"one"}
+    assert len(origin.calls) == 1
+    # Now it is known to be for everybody, also for those who say who they are.
+    pair[0].cache.purge("pears", PATH)
+    eventually(lambda: not pair[1].cache._memory._held, 3)
     given = at_once(60, lambda number: pair[number % 2].get(who=(ANN, BOB, None)[number % 3]))
     assert {answer.body for answer in given} == {b"one"}
+    assert len(origin.calls) == 2
+
+
+def test_request_with_a_token_waits_for_nobody_where_nothing_has_been_seen(pair: Pair) -> None:
+    """Neither for another's private answer nor for another's failure, in this process or another."""
+    one, other = pair
+    asked = threading.Event()
+    over = threading.Event()
+
+    def slow(_: object) -> Answer:
+        asked.set()
+        over.wait(10)
+        raise NoInstance("pears", "anns")
+
+    ann = threading.Thread(
+        target=lambda: pytest.raises(NoInstance, one.cache.serve, incoming(who=ANN), slow), daemon=True
+    )
+    ann.start()
+    assert asked.wait(5)
+    private = [("Cache-Control", "private, max-age=60")]
+    began = time.perf_counter()
+    for each in pair:
+        bob = each.cache.serve(incoming(who=BOB), lambda _: Answer(200, private, b"bobs"))
+        assert bob.body == b"bobs"
+        assert each.cache.serve(incoming(), lambda _: Answer(200, private, b"all")).body == b"all"
+    assert time.perf_counter() - began < 1 * time_scale()
+    over.set()
+    ann.join(5)
+
+
+def test_failure_of_one_with_little_time_is_nobody_elses(pair: Pair, origin: Origin) -> None:
+    one, other = pair
+    asked, over = threading.Event(), threading.Event()
+
+    def late(_: object) -> Answer:
+        asked.set()
+        over.wait(10)
+        raise ResponseTimeout("pears")
+
+    hasty = threading.Thread(
+        target=lambda: pytest.raises(ResponseTimeout, one.cache.serve, incoming(within_s=3.0), late)
+    )
+    hasty.start()
+    assert asked.wait(5)
+    began = time.perf_counter()
+    assert [one.state(), other.state()] == ["MISS", "HIT"]
+    assert time.perf_counter() - began < 1 * time_scale()
+    over.set()
+    hasty.join(5)
+    assert len(origin.calls) == 1
+
+
+def test_load_that_came_too_late_for_its_leader_is_tried_by_the_others(pair: Pair, origin: Origin) -> None:
+    one, _ = pair
+    origin.takes_s = 0.1
+    first = threading.Event()
+
+    def get(_: int) -> Answer:
+        wanted = incoming()
+
+        def load(extra: dict[str, str]) -> Answer:
+            if not first.is_set():
+                first.set()
+                time.sleep(0.1)
+                raise ResponseTimeout("pears")
+            return origin.load(wanted)(extra)
+
+        return one.cache.serve(wanted, load)
+
+    given = at_once(10, get)
+    assert sum(isinstance(each, ResponseTimeout) for each in given) == 1
+    assert sum(isinstance(each, Answer) and each.body == b"one" for each in given) == 9
     assert len(origin.calls) == 1
 
 
@@ -216,6 +297,14 @@ def test_nobody_waits_for_what_is_not_to_be_stored(pair: Pair, origin: Origin) -
     at_once(20, lambda _: one.get())
     assert time.perf_counter() - began < 0.55 * time_scale()
     assert len(origin.calls) == 40
+    # Once the mark is over one looks again, and nobody waits for it.
+    later(PASS_S + 0.1)
+    began = time.perf_counter()
+    at_once(20, lambda _: one.get())
+    assert time.perf_counter() - began < 0.55 * time_scale()
+    later(PASS_S + 0.1)
+    origin.headers = dict(PUBLIC)
+    assert [one.state(), one.state()] == ["MISS", "HIT"]
 
 
 def test_failure_of_the_one_who_asked_is_everybodys(pair: Pair, origin: Origin) -> None:
@@ -315,6 +404,31 @@ def test_large_answers_are_passed_on_and_not_stored(pair: Pair, redis: Redis, or
     assert one.state("/api/pears/2") == "HIT"
 
 
+def test_answer_that_pauses_is_passed_on_at_once_and_stored_at_its_end(pair: Pair) -> None:
+    one, other = pair
+    more = threading.Event()
+
+    def load(_: object) -> Answer:
+        return Answer(200, list(PUBLIC.items()), pieces(), source="pears-1")
+
+    def pieces() -> Iterator[bytes]:
+        yield b"one "
+        assert more.wait(5)
+        yield b"two"
+
+    answer = one.cache.serve(incoming(), load)
+    assert (answer.header("x-cache"), answer.header("content-length")) == ("MISS", None)
+    chunks = iter(answer.body)
+    assert next(chunks) == b"one "  # type: ignore[comparison-overlap]
+    # Nobody waits for the pace of that client.
+    assert other.cache.serve(incoming(), lambda _: Answer(503, [], b"mine")).body == b"mine"
+    more.set()
+    assert list(chunks) == [b"two"]
+    for each in pair:
+        stored = each.get()
+        assert (stored.body, stored.header("content-length")) == (b"one two", "7")
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -322,13 +436,16 @@ def test_large_answers_are_passed_on_and_not_stored(pair: Pair, redis: Redis, or
         {"accept": "text/event-stream"},
         {"cache_control": "no-store"},
         {"if_match": '"1"'},
+        {"cookie": "session=1"},
+        {"x_api_key": "k"},
     ],
 )
 def test_request_that_is_not_for_a_cache_goes_by(pair: Pair, headers: dict[str, str], origin: Origin) -> None:
     one, _ = pair
-    one.get()
-    assert one.state(**headers) == "BYPASS"
-    assert len(origin.calls) == 2
+    assert one.state("/api/pears/2", **headers) == "BYPASS"
+    assert one.state("/api/pears/2") == "MISS"
+    assert one.state("/api/pears/2", **headers) == "BYPASS"
+    assert len(origin.calls) == 3
 
 
 def test_get_with_a_body_goes_by(pair: Pair, origin: Origin) -> None:

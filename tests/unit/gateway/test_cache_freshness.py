@@ -23,18 +23,12 @@ from gateway.cache.freshness import (
 )
 from gateway.model import Headers
 
-ANYONE: dict[str, str] = {}
-TOKEN = {"authorization": "Bearer a.b.c"}
-COOKIE = {"cookie": "session=1"}
 
-
-def judged(
-    control: str | None, asked: dict[str, str] = ANYONE, status: int = 200, subject: bool = True, **more: str
-) -> Verdict | None:
+def judged(control: str | None, status: int = 200, subject: bool = False, **more: str) -> Verdict | None:
     headers: Headers = [(name.replace("_", "-"), value) for name, value in more.items()]
     if control is not None:
         headers.append(("Cache-Control", control))
-    return verdict(asked, status, headers, subject=subject and "authorization" in asked, sie_s=300)
+    return verdict(status, headers, subject=subject, sie_s=300)
 
 
 def everybody(fresh_s: float, swr_s: float = 0, sie_s: float = 300) -> Verdict:
@@ -58,7 +52,7 @@ def own(fresh_s: float, sie_s: float = 300) -> Verdict:
         ("public, max-age=0, stale-while-revalidate=7", everybody(0, 7)),
         ("public, max-age=60, must-revalidate, stale-while-revalidate=7", everybody(60, 0, 0)),
         ("public, max-age=60, proxy-revalidate", everybody(60, 0, 0)),
-        ("max-age=60", own(60)),
+        ("max-age=60", None),
         ("private, max-age=60, s-maxage=5", None),
         ("public, max-age=60, max-age=5", everybody(60)),
         ("public, max-age=99999999999", everybody(MAX_S)),
@@ -98,17 +92,9 @@ def test_answer_to_nobody_in_particular(control: str | None, expected: Verdict |
 def test_answer_to_a_token_is_its_subjects_unless_it_says_otherwise(
     control: str, expected: Verdict | None
 ) -> None:
-    assert judged(control, TOKEN) == expected
+    assert judged(control, subject=True) == expected
     # A token that proves nobody has no place of its own.
-    unproved = judged(control, TOKEN, subject=False)
-    assert unproved == (expected if expected is not None and expected.shared else None)
-
-
-@pytest.mark.parametrize("asked", [COOKIE, {"x-api-key": "k"}, {**TOKEN, **COOKIE}])
-def test_answer_to_other_credentials_is_stored_for_everybody_or_not_at_all(asked: dict[str, str]) -> None:
-    assert judged("max-age=60", asked) is None
-    assert judged("private, max-age=60", asked) is None
-    assert judged("public, max-age=60", asked) == everybody(60)
+    assert judged(control) == (expected if expected is not None and expected.shared else None)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +145,8 @@ def test_vary_names_what_the_answer_depends_on(more: dict[str, str], vary: tuple
 
 
 def test_what_varies_by_token_is_nobody_elses_though_it_says_public() -> None:
-    assert judged("public, max-age=60", TOKEN, Vary="Authorization") == own(60)
-    assert judged("public, max-age=60", TOKEN, subject=False, Vary="Authorization") is None
+    assert judged("public, max-age=60", subject=True, Vary="Authorization") == own(60)
+    assert judged("public, max-age=60", Vary="Authorization") is None
 
 
 @pytest.mark.parametrize(
@@ -177,6 +163,8 @@ def test_what_varies_by_token_is_nobody_elses_though_it_says_public() -> None:
         ({"if-none-match": '"1"'}, Wish()),
         ({"accept": "text/event-stream"}, None),
         ({"upgrade": "websocket"}, None),
+        ({"cookie": "session=1"}, None),
+        ({"x-api-key": "k"}, None),
     ],
 )
 def test_request_says_what_it_wants_of_a_cache(headers: dict[str, str], expected: Wish | None) -> None:
@@ -244,7 +232,7 @@ def test_no_text_breaks_the_parser(values: list[str]) -> None:
     )
 )
 def test_no_store_and_private_hold_wherever_they_stand(parts: list[str]) -> None:
-    found = judged(", ".join(parts), TOKEN)
+    found = judged(", ".join(parts), subject=True)
     if "no-store" in parts:
         assert found is None
     if "private" in parts:

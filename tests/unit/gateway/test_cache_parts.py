@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from redis import Redis
@@ -11,19 +12,20 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from discovery.errors import BreakerOpen, DeadlineExceeded, ResponseLost
+from discovery.errors import BreakerOpen, CallError, ConnectFailed, DeadlineExceeded, ResponseTimeout
 from gateway.cache.circuit import OPEN_S, Away, Circuit
 from gateway.cache.entry import Entry, pack, unpack
 from gateway.cache.flights import Flights, again
 from gateway.cache.freshness import Lifetime
-from gateway.cache.giving import give, passed_on, read_whole
-from gateway.cache.keys import GUESS, Base, Spec, Variant, audience_of, base_of, read_spec, variant_of
-from gateway.cache.memory import REMEMBERED, Held, Memory
-from gateway.cache.passing import PASS_S, Passing
+from gateway.cache.giving import Beside, give, passed_on, read_whole
+from gateway.cache.keys import GUESS, Base, Spec, Variant, audience, base_of, read_spec, variant_of
+from gateway.cache.memory import MAX_SPECS, REMEMBERED, Held, Memory
+from gateway.cache.passing import MAX_MARKS, PASS_S, Passing
 from gateway.model import Answer, Incoming
 from services.kit.answers import Change
 from services.kit.auth import Identity
 from tests.support.clock import ManualClock
+from tests.support.eventually import time_scale
 
 NOW = 1_800_000_000.0
 ANN = Identity("ann", frozenset({"user"}), NOW)
@@ -58,9 +60,8 @@ def test_host_that_the_client_named_is_in_the_key() -> None:
 
 
 def test_own_answer_has_its_subjects_name_and_scopes_in_the_key() -> None:
-    token = {"authorization": "Bearer x"}
     names = {
-        audience_of(token, identity)
+        audience(identity)
         for identity in (
             ANN,
             Identity("bob", ANN.scopes, NOW),
@@ -68,15 +69,11 @@ def test_own_answer_has_its_subjects_name_and_scopes_in_the_key() -> None:
             Identity("ann", ANN.scopes, NOW, by_key=True),
             Identity('ann",false,"user', frozenset(), NOW),
         )
-    } | {audience_of({}, None)}
-    assert len(names) == 6
-    assert audience_of(token, None) is None
-    assert audience_of({**token, "cookie": "a"}, ANN) is None
-    assert audience_of({"x-api-key": "a"}, None) is None
+    }
+    assert len(names) == 5
+    assert audience(None) is None
     # The same person with another token is the same.
-    assert audience_of(token, ANN) == audience_of(
-        {"authorization": "Bearer y"}, Identity("ann", ANN.scopes, 0)
-    )
+    assert audience(ANN) == audience(Identity("ann", ANN.scopes, 0))
 
 
 def test_variant_follows_the_headers_that_the_answer_named() -> None:
@@ -183,26 +180,51 @@ def test_what_was_begun_before_a_change_is_not_kept_after_it() -> None:
 def test_marks_are_for_one_kind_of_sender_and_for_a_while() -> None:
     clock = ManualClock()
     passing = Passing(clock.monotonic)
-    passing.mark(BASE, {"cookie": "a"})
-    assert passing.passes(BASE, {"cookie": "b"})
-    assert not passing.passes(BASE, {})
-    assert not passing.passes(BASE, {"cookie": "b", "authorization": "x"})
+    token = {"authorization": "x"}
+    passing.mark(BASE, token)
+    assert passing.passes(BASE, {"authorization": "y"}, looks=True)
+    assert not passing.passes(BASE, {}, looks=True)
     clock.sleep(PASS_S)
-    assert not passing.passes(BASE, {"cookie": "b"})
+    assert passing.passes(BASE, token, looks=False)
+    # One finds out, the others go on as before.
+    assert [passing.passes(BASE, token, looks=True) for _ in range(3)] == [False, True, True]
+    passing.clear(BASE, token)
+    assert not passing.passes(BASE, token, looks=True)
+    for number in range(2 * MAX_MARKS):
+        passing.mark(variant(f"/{number}").base, token)
+    assert len(passing._marks) == MAX_MARKS
 
 
-def test_long_names_count_and_guesses_are_not_remembered() -> None:
+def test_long_names_count_or_are_not_kept() -> None:
     memory = Memory(max_bytes=100_000)
     for number in range(200):
         memory.put(variant(query=f"{number}" + "x" * 2000), held(), memory.now())
     assert len(memory._held) < 25
-    for number in range(5):
-        memory.learn(variant(f"/{number}").base, GUESS, GUESS)
-    assert len(memory._specs) == 0
-    memory.learn(BASE, Spec((), True), GUESS)
-    assert memory.spec(BASE) == Spec((), True)
-    memory.learn(BASE, GUESS, GUESS)
     assert memory.spec(BASE) is None
+    for spec in (Spec((), True), GUESS):
+        memory.learn(BASE, spec)
+        assert memory.spec(BASE) == spec
+    for number in range(2 * MAX_SPECS):
+        memory.learn(variant(f"/{number}" + "x" * 100).base, GUESS)
+    assert len(memory._specs) == MAX_SPECS
+    assert all(isinstance(place, int) for place in memory._specs)
+
+
+def test_change_of_a_prefix_costs_what_it_ends_and_not_what_is_held() -> None:
+    memory = Memory()
+    for number in range(10_000):
+        memory.put(variant(f"/api/pears/{number}/seeds"), held(), memory.now())
+
+    def cost_s(path: str) -> float:
+        began = time.perf_counter()
+        memory.change("pears", Change(path, prefix=True))
+        return time.perf_counter() - began
+
+    assert min(cost_s(f"/api/pears/{number}") for number in range(100)) < 100e-6 * time_scale()
+    assert memory.get(variant("/api/pears/99/seeds")) is None
+    assert memory.get(variant("/api/pears/100/seeds")) is not None
+    memory.change("pears", Change("/", prefix=True))
+    assert (memory.bytes, memory._below, memory._by_path) == (0, {}, {})
 
 
 # -- an entry's form
@@ -270,6 +292,7 @@ def test_client_who_has_it_gets_304_from_store_and_service_alike(asked: dict[str
 
 def test_long_body_passes_on_unread_or_with_its_beginning() -> None:
     read: list[int] = []
+    whole = b"".join(bytes([n]) * 10 for n in range(10))
 
     def chunks() -> object:
         for number in range(10):
@@ -279,18 +302,41 @@ def test_long_body_passes_on_unread_or_with_its_beginning() -> None:
     told = Answer(200, [("Content-Length", "100")], chunks())  # type: ignore[arg-type]
     assert read_whole(told, 99, lambda: True) is None
     assert read == []
-    untold = Answer(200, [], chunks())  # type: ignore[arg-type]
-    assert read_whole(untold, 35, lambda: True) is None
-    assert read == [0, 1, 2, 3]
-    assert b"".join(untold.body) == b"".join(bytes([n]) * 10 for n in range(10))  # type: ignore[arg-type]
-    short = Answer(200, [], chunks())  # type: ignore[arg-type]
-    assert read_whole(short, 100, lambda: True) == short.body
-    assert short.header("content-length") == "100"
+    short = Answer(200, [("Content-Length", "100")], chunks())  # type: ignore[arg-type]
+    assert read_whole(short, 100, lambda: True) == short.body == whole
     read.clear()
     slow = Answer(200, [("Content-Length", "100")], chunks())  # type: ignore[arg-type]
     assert read_whole(slow, 100, lambda: len(read) < 3) is None
     assert read == [0, 1, 2]
-    assert len(b"".join(slow.body)) == 100  # type: ignore[arg-type]
+    assert b"".join(slow.body) == whole  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("most", "steps", "kept"), [(9, 9, True), (8, 9, False), (9, 2, False)])
+def test_body_of_untold_length_is_kept_once_it_has_come_whole_and_in_time(
+    most: int, steps: int, kept: bool
+) -> None:
+    found: list[bytes] = []
+    left = iter(range(steps))
+    body = Beside(iter([b"one", b"two", b"six"]), most, lambda: next(left, None) is not None, found.append)
+    assert next(body) == b"one"
+    assert found == []
+    assert b"".join(body) == b"twosix"
+    assert found == ([b"onetwosix"] if kept else [])
+
+
+def test_body_that_breaks_off_is_not_kept() -> None:
+    found: list[bytes] = []
+
+    def broken() -> Iterator[bytes]:
+        yield b"one"
+        raise ResponseTimeout("pears")
+
+    body = Beside(broken(), 100, lambda: True, found.append)
+    assert next(body) == b"one"
+    with pytest.raises(ResponseTimeout):
+        next(body)
+    body.close()
+    assert found == []
 
 
 # -- what says that Redis is not well
@@ -341,12 +387,15 @@ def test_one_leads_and_the_others_wait_until_he_leaves() -> None:
     assert flights.enter("key")[1]
 
 
-def test_failure_is_shared_unless_it_is_the_leaders_own() -> None:
-    flights = Flights()
-    flight, _ = flights.enter("key")
-    flight.failed(DeadlineExceeded("pears", sent=True))
+@pytest.mark.parametrize(
+    "error",
+    [DeadlineExceeded("pears", sent=True), ResponseTimeout("pears"), ConnectFailed("pears")],
+)
+def test_failure_is_shared_unless_it_may_be_the_leaders_own(error: CallError) -> None:
+    flight, _ = Flights().enter("key")
+    flight.failed(error)
     assert flight.error is None
-    flight.failed(ResponseLost("pears", "gone", attempts=2))
+    flight.failed(BreakerOpen("pears", retry_after_s=1))
     assert flight.error is not None
 
 
