@@ -11,12 +11,14 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
 from consul.std import HTTPClient
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 
 from discovery.consul_json import (
     CheckState,
@@ -30,8 +32,8 @@ from discovery.consul_json import (
     registration_body,
 )
 from discovery.contract import registration_meta
-from discovery.errors import ConsulError, ConsulRefused, ConsulUnreachable
-from discovery.http_pipeline import Pipeline, PipelineError
+from discovery.errors import ConsulError, ConsulMalformed, ConsulRefused, ConsulUnreachable
+from discovery.http_pipeline import Answer, Pipeline, PipelineError
 from discovery.model import EMPTY, Instance, Registration, Status
 
 # A blocking query may take up to a sixteenth longer than asked for, so that clients do not return all at once.
@@ -193,14 +195,8 @@ class ConsulApi:
         if not self._pipeline_lock.acquire(timeout=60.0):
             raise ConsulUnreachable("the reads before this one do not end")
         try:
-            for name, answer in zip(names, self._pipeline.get_all(paths), strict=True):
-                try:
-                    _raise_for_status(answer.status, answer.body)
-                    data = read_json(answer.body)
-                    index = read_index(answer.headers.get(b"x-consul-index"))
-                    yield ServiceRead(name, index, parse_instances(name, data) if with_instances else None)
-                except ConsulError as error:
-                    yield error
+            for answer, name in zip(self._pipeline.get_all(paths), names, strict=True):
+                yield _service_read(name, answer, with_instances)
         except PipelineError as error:
             raise ConsulUnreachable(str(error)) from error
         finally:
@@ -218,7 +214,7 @@ class ConsulApi:
             found, data = self._blocking(f"/v1/kv/{quote(key)}", index, wait_s, {"consistent": ""})
         except _NotFound as error:
             return error.index, None
-        return found, kv_value(as_list(data)[0])
+        return found, kv_value(next(iter(as_list(data)), None))
 
     def kv_list(self, prefix: str) -> dict[str, bytes]:
         """All keys under a prefix, with their values."""
@@ -271,7 +267,7 @@ class ConsulApi:
     ) -> tuple[int, Mapping[str, str], bytes]:
         try:
             return send()
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as error:
             raise ConsulUnreachable(f"{type(error).__name__}: {error}") from error
 
 
@@ -281,6 +277,18 @@ class _NotFound(ConsulRefused):
     def __init__(self, text: str, index: int) -> None:
         self.index = index
         super().__init__(404, text)
+
+
+def _service_read(name: str, answer: Answer, with_instances: bool) -> ServiceRead | ConsulError:
+    try:
+        _raise_for_status(answer.status, answer.body)
+        data = read_json(answer.body)
+        index = read_index(answer.headers.get(b"x-consul-index"))
+        return ServiceRead(name, index, parse_instances(name, data) if with_instances else None)
+    except ConsulError as error:
+        return error
+    except Exception as error:  # what nobody thought of concerns this service alone, too
+        return ConsulMalformed(f"{name}: {error!r}")
 
 
 def _split_address(address: str) -> tuple[str, int]:

@@ -71,7 +71,8 @@ def _instance(service: str, entry: dict[str, Any]) -> Instance:
     except (KeyError, TypeError, AttributeError) as error:
         raise ConsulMalformed(f"{service}: an instance without {error}") from error
     texts = (instance.id, instance.node, instance.address)
-    if not all(isinstance(text, str) and text for text in texts) or type(instance.port) is not int:
+    numbers = (instance.port, instance.create_index)
+    if not all(isinstance(text, str) and text for text in texts) or any(type(n) is not int for n in numbers):
         raise ConsulMalformed(f"{service}: an instance with fields of the wrong type")
     return instance
 
@@ -107,7 +108,7 @@ def _shared_meta(meta: Mapping[str, str]) -> Mapping[str, str]:
 def check_state(item: object) -> CheckState:
     check = as_dict(item)
     try:
-        return CheckState(
+        found = CheckState(
             node=check["Node"],
             check_id=check["CheckID"],
             service=check["ServiceName"],
@@ -116,6 +117,10 @@ def check_state(item: object) -> CheckState:
         )
     except KeyError as error:
         raise ConsulMalformed(f"a check without {error}") from error
+    texts = (found.node, found.check_id, found.service, found.status)
+    if not all(isinstance(text, str) for text in texts):
+        raise ConsulMalformed("a check with fields of the wrong type")
+    return found
 
 
 def _check(registration: Registration, check: HttpCheck, status: Status) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def read_index(value: str | bytes | None) -> int:
 def read_json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConsulMalformed(f"no JSON: {body[:80]!r}") from error
 
 
@@ -159,5 +164,5 @@ def as_list(data: object) -> list[Any]:
 def kv_value(item: object) -> bytes:
     try:
         return base64.b64decode(as_dict(item).get("Value") or "")
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConsulMalformed("a value that is not base64") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -10,6 +9,7 @@ import structlog
 
 from discovery.contract import registration_meta
 from discovery.errors import ConsulError
+from discovery.loop import Loop
 from discovery.model import Registration, Status
 
 log = structlog.get_logger(__name__)
@@ -45,21 +45,18 @@ class Keeper:
         self.registration = registration
         self._interval_s = interval_s
         self._on_event = on_event
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = Loop("keeper", self.step)
         self._last: Event | None = None
 
     def start(self) -> None:
         """Register on a thread of its own, and keep at it. Raises ContractError at once for a bad registration."""
         registration_meta(self.registration)
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def stop(self, deregister: bool = True) -> bool:
         """End the keeping and, by default, leave Consul. Tells whether it is known to have left (or was not to)."""
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join(timeout=10.0)  # a register under way must not land after the deregistration
+        self._loop.stop()
+        self._loop.join(10.0)  # a register under way must not land after the deregistration
         if not deregister:
             return True
         try:
@@ -70,15 +67,10 @@ class Keeper:
         self._tell("deregistered")
         return True
 
-    def _run(self) -> None:
-        pause_s = self.step(first=True)
-        while not self._stopped.wait(pause_s):
-            pause_s = self.step()
-
-    def step(self, first: bool = False) -> float:
+    def step(self) -> float:
         """Look, and register if need be; answers how long to pause (seconds)."""
         try:
-            if not first and self._api.holds(self.registration):
+            if self._last is not None and self._api.holds(self.registration):
                 if self._last != "registered":
                     self._tell("registered")
                 return self._interval_s

@@ -17,9 +17,10 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.consul_api import ConsulApi, ServiceRead
 from discovery.consul_json import CheckState
 from discovery.errors import ConsulError, ConsulMalformed
+from discovery.loop import Loop, backoff_s
 from discovery.model import Change, Snapshot
 from discovery.records import Records
-from discovery.watch import WAIT_S, TokenBucket, Turn, Watch, backoff_s
+from discovery.watch import WAIT_S, TokenBucket, Turn, Watch
 
 log = structlog.get_logger(__name__)
 
@@ -58,8 +59,7 @@ class View:
         self._grace_s = grace_s
         self._listeners: list[Listener] = []
         self._ready = threading.Event()
-        self._stopped = threading.Event()
-        self._awake = threading.Event()  # ends the pause after failed reads before its time
+        self._loop = Loop("view", self._turn, clock=clock)
         self._wake = threading.Condition()
         # What follows is guarded by _wake, and written by the watches.
         self._names: frozenset[str] | None = None
@@ -71,7 +71,7 @@ class View:
         self._answered_at: dict[str, float] = {}
         self._failing: set[str] = set()
         self._sure = False  # whether what Consul tells is no past of its own
-        # What follows belongs to the thread of _run alone.
+        # What follows belongs to the thread of _loop alone.
         self._records = Records()
         self._failures = 0
         self._retry: set[str] = set()
@@ -128,7 +128,7 @@ class View:
     @property
     def healthy(self) -> bool:
         """Whether there is a snapshot and the last question to Consul of every kind was answered."""
-        return self._ready.is_set() and not self._failing
+        return self._ready.is_set() and not self._failing and not self._loop.failing
 
     def on_change(self, callback: Listener) -> None:
         """Call `callback(changes, snapshot)` after every change from now on."""
@@ -139,12 +139,11 @@ class View:
     def start(self) -> None:
         for watch in self._watches:
             watch.start()
-        threading.Thread(target=self._run, name="view", daemon=True).start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Stop following, at once; `snapshot` keeps answering. No callback begins after this."""
-        self._stopped.set()
-        self._awake.set()
+        self._loop.stop()
         for watch in self._watches:
             watch.stop()
         with self._wake:
@@ -219,7 +218,7 @@ class View:
         Only after failures that went on for a while: who hurries the others for each answer asks Consul hundreds of times a
         second when it stumbles over every other question.
         """
-        self._awake.set()
+        self._loop.hurry()
         for watch in self._watches:
             if watch.name in self._failing:
                 watch.hurry()
@@ -231,18 +230,13 @@ class View:
 
     # -- the thread that reads what changed
 
-    def _run(self) -> None:
-        pause_s = 0.0
-        while not self._stopped.is_set():
-            if pause_s > 0:
-                self._awake.wait(pause_s)
-            self._awake.clear()
-            self._wait()
-            pause_s = 0.0 if self._stopped.is_set() else self._work()
+    def _turn(self) -> float:
+        self._wait()
+        return 0.0 if self._loop.stopped else self._work()
 
     def _wait(self) -> None:
         with self._wake:
-            while not self._stopped.is_set() and (self._names is None or not self._work_due()):
+            while not self._loop.stopped and (self._names is None or not self._work_due()):
                 self._wake.wait(self._idle_s())
 
     def _work_due(self) -> bool:
@@ -273,7 +267,7 @@ class View:
             self._ready.set()
             retry |= self._look_first()
             retry |= self._sweep()
-        except ConsulError as error:
+        except Exception as error:  # whatever it is: the next turn begins where this one ended
             return self._failed(error)
         self._put_off(retry)
         if self._failures:
@@ -314,9 +308,10 @@ class View:
             dirty, self._dirty = self._dirty, set()
             return dirty
 
-    def _failed(self, error: ConsulError) -> float:
+    def _failed(self, error: Exception) -> float:
         if not self._failures:
-            log.warning("catalog reads failed", error=str(error))
+            bug = None if isinstance(error, ConsulError) else error
+            log.warning("catalog reads failed", error=repr(error)[:300], exc_info=bug)
         self._failures += 1
         self._failing.add("reads")
         self._sure = False
@@ -363,7 +358,7 @@ class View:
             for start in range(0, len(names), SWEEP_CHUNK):
                 retry |= self._look(names[start : start + SWEEP_CHUNK])
                 retry |= self._look_first()
-        except ConsulError:
+        except Exception:
             with self._wake:
                 self._sweep_due = True
                 self._dirty |= retry
@@ -373,7 +368,7 @@ class View:
         return retry
 
     def _read(self, services: set[str]) -> set[str]:
-        """Read services anew; answers those without a usable answer. On ConsulError all of them stay to be read."""
+        """Read services anew; answers those without a usable answer. Where it raises, all of them stay to be read."""
         left = set(services)
         retry: set[str] = set()
         try:
@@ -384,7 +379,7 @@ class View:
                 if not self._records.accept(read, listed=listed, hold=hold):
                     retry.add(read.service)
                 left.discard(read.service)
-        except ConsulError:
+        except Exception:
             with self._wake:
                 self._dirty |= left | retry
             raise
@@ -394,7 +389,8 @@ class View:
         self, services: Sequence[str], ask: Callable[[Sequence[str]], Iterator[ServiceRead | ConsulError]]
     ) -> Iterator[ServiceRead]:
         """The answers to `ask`; a broken one comes as a read of nothing (index -1, no instances)."""
-        for name, answer in zip(services, ask(services), strict=False):
+        # The answers come first: a generator that is not asked for its end holds the connection, and gives it up with itself.
+        for answer, name in zip(ask(services), services, strict=False):
             if isinstance(answer, ConsulError):
                 log.debug("service not read", service=name[:63], error=str(answer))
                 answer = ServiceRead(name, -1, None)
@@ -405,7 +401,7 @@ class View:
         if not changes:
             return
         for callback in self._listeners:
-            if self._stopped.is_set():
+            if self._loop.stopped:
                 return
             try:
                 callback(changes, self._records.snapshot)

@@ -15,6 +15,8 @@ import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import ConsulError
+from discovery.loop import Loop
+from discovery.loop import backoff_s as backoff_s
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -26,8 +28,6 @@ Turn = Literal["same", "moved", "reset", "rejoined"]
 # Short enough that a connection which hangs is noticed soon; long enough to cost nothing.
 WAIT_S = 10.0
 REJOIN_AFTER_S = 1.0
-BACKOFF_FIRST_S = 0.1
-BACKOFF_MAX_S = 5.0
 
 
 class TokenBucket:
@@ -48,11 +48,6 @@ class TokenBucket:
             self._level = min(self._burst, self._level + (now - self._at) * self._rate_per_s) - amount
             self._at = now
             return max(0.0, -self._level / self._rate_per_s)
-
-
-def backoff_s(failures: int, clock: Clock) -> float:
-    """Full jitter over an exponential bound. Ref: AWS, "Exponential Backoff and Jitter"."""
-    return clock.random() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
 
 
 class Watch(Generic[T]):
@@ -82,43 +77,34 @@ class Watch(Generic[T]):
         # A deploy changes much in little time and must not wait; what flaps all day must not spin, and even then a change
         # waits 10 ms at most.
         self._bucket = bucket or TokenBucket(rate_per_s=100.0, burst=500.0, clock=clock)
-        self._stopped = threading.Event()
-        self._awake = threading.Event()  # ends a pause before its time
+        self._loop = Loop(f"watch-{name}", self.step, clock=clock)
         self._index = 0  # what to wait on
         self._seen = 0  # the last index that came
         self._failures = 0
         self._failed_at = 0.0
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name=f"watch-{self.name}", daemon=True).start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Returns at once. The thread ends when the query under way does; nothing is called any more."""
-        self._stopped.set()
-        self._awake.set()
+        self._loop.stop()
 
     def hurry(self) -> None:
         """Ask again now, where the watch is backing off from failures: somebody has just had an answer."""
         if self._failures:
-            self._awake.set()
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            pause_s = self.step()
-            if pause_s > 0:
-                self._awake.wait(pause_s)
-                self._awake.clear()
+            self._loop.hurry()
 
     def step(self) -> float:
         """Ask once and hand on what comes; answers how long to pause before the next time (seconds)."""
         try:
             index, answer = self._fetch(self._index, self._wait_s)
-            if self._stopped.is_set():
+            if self._loop.stopped:
                 return 0.0
             turn = self._turn(index)
             self._on_answer(answer, turn)
         except ConsulError as error:
-            if self._stopped.is_set():
+            if self._loop.stopped:
                 return 0.0
             return self._failed(error)
         except Exception as error:  # a bug in a callback must not end the watch for ever

@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 from gevent.monkey import get_original
 
+from discovery.loop import Loop
 from gateway.errors import ClientGone
 
 # Looked at this often, and not before having waited as long: most answers are there sooner.
@@ -43,7 +44,7 @@ class Departures:
 
     def start(self) -> None:
         """Begin to look. Called in the worker."""
-        gevent.spawn(self._run)
+        gevent.spawn(Loop("departures", self._turn).run)
 
     def begin(self, connection: socket.socket) -> Wait:
         """From here on this greenlet may meet ClientGone. `end` must follow, whatever happens."""
@@ -54,11 +55,10 @@ class Departures:
     def end(self, wait: Wait) -> None:
         self._waits.pop(id(wait), None)
 
-    def _run(self) -> None:
-        while True:
-            gevent.sleep(self._every_s)
-            if self._waits:
-                self._look(time.monotonic() - self._every_s)
+    def _turn(self) -> float:
+        if self._waits:
+            self._look(time.monotonic() - self._every_s)
+        return self._every_s
 
     def _look(self, before: float) -> None:
         by_fd: dict[int, Wait] = {}

@@ -31,13 +31,13 @@ def own_address(advertised: str) -> str | None:
         return advertised
     network = ipaddress.ip_network(advertised)
     family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             # Sends nothing: the kernel picks the address that it would use.
             probe.connect((str(network.network_address + 1), 9))
             found = ipaddress.ip_address(probe.getsockname()[0])
-        except OSError:
-            return None
+    except OSError:  # also where no descriptor is left: it may have one the next time
+        return None
     return str(found) if found in network else None
 
 

@@ -33,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import discovery
 from discovery.contract import registration_meta
 from discovery.errors import ContractError
+from discovery.loop import Loop
 from services.kit import logs
 from services.kit.addresses import NoAddress, default_instance_id
 from services.kit.api import ServiceApp
@@ -86,7 +87,7 @@ class Registrar:
     def __init__(self, kit: Kit, port: int) -> None:
         self._kit = kit
         self._port = port
-        self._stop = threading.Event()
+        self._loop = Loop("registrar", self._turn)
         self._keeper: discovery.Keeper | None = None
         self._task: Any = None
 
@@ -95,9 +96,9 @@ class Registrar:
         if self._kit.settings.worker_class == "gevent":
             import gevent
 
-            self._task = gevent.spawn(self._run)
+            self._task = gevent.spawn(self._loop.run)
         else:
-            self._task = threading.Thread(target=self._run, name="registrar", daemon=True)
+            self._task = threading.Thread(target=self._loop.run, name="registrar", daemon=True)
             self._task.start()
 
     def forget(self) -> None:
@@ -107,9 +108,9 @@ class Registrar:
 
     def leave(self) -> None:
         """Take the instance out of Consul, waiting for that `LEAVE_CONSUL_S` at most."""
-        if self._stop.is_set():
+        if self._loop.stopped:
             return
-        self._stop.set()
+        self._loop.stop()
         leaving = threading.Thread(target=self._leave, name="deregistration", daemon=True)
         leaving.start()
         leaving.join(LEAVE_CONSUL_S)
@@ -121,22 +122,21 @@ class Registrar:
         if self._keeper is not None:
             self._keeper.stop()
 
-    def _run(self) -> None:
-        while not self._ready() or (registration := self._registration()) is None:
-            if self._stop.wait(POLL_S):
-                return
+    def _turn(self) -> float:
+        if self._keeper is not None:
+            # Off its network, what was said last stays.
+            self._keeper.registration = self._registration() or self._keeper.registration
+            return self._keeper.step()
+        registration = self._registration() if self._ready() else None
+        if registration is None:
+            return POLL_S
         settings = self._kit.settings
         api = discovery.ConsulApi(settings.consul_http_addr, secret(settings.consul_http_token))
         log.info("instance ready", address=registration.address, port=self._port)
-        keeper = discovery.Keeper(api, registration)
-        if self._stop.is_set():
-            return
-        self._keeper = keeper
-        pause_s = keeper.step(first=True)
-        while not self._stop.wait(pause_s):
-            # Off its network, what was said last stays.
-            keeper.registration = self._registration() or keeper.registration
-            pause_s = keeper.step()
+        if self._loop.stopped:
+            return 0.0
+        self._keeper = discovery.Keeper(api, registration)
+        return self._keeper.step()
 
     def _registration(self) -> discovery.Registration | None:
         try:

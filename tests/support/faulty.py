@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tests.support.scripted import Handler, upstream
+from tests.support.scripted import Handler, Upstream, upstream
 
 
 @dataclass
@@ -34,6 +34,12 @@ class FaultyProxy:
     before: Callable[[str], None] | None = None
     stumbles: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    server: Upstream | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many have been made so far."""
+        return self.server.connections if self.server is not None else 0
 
     @property
     def address(self) -> str:
@@ -97,5 +103,5 @@ def faulty_proxy(target_port: int) -> Iterator[FaultyProxy]:
     """A proxy on a free loopback port, honest until told otherwise."""
     proxy = FaultyProxy(target_port)
     with upstream(proxy.forward) as server:
-        proxy.port = server.port
+        proxy.port, proxy.server = server.port, server
         yield proxy

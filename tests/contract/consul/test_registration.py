@@ -10,6 +10,7 @@ import pytest
 from discovery import ConsulApi, HttpCheck, Keeper, Registration, Route
 from discovery.contract import parse_route
 from discovery.errors import ConsulRefused, ConsulUnreachable, ContractError
+from discovery.model import Status
 from tests.support.eventually import eventually
 from tests.support.servers import ConsulServer, consul, free_port
 
@@ -68,7 +69,7 @@ def test_deregistering_twice_is_no_error(api: ConsulApi) -> None:
 
 def test_keeper_tells_the_agent_of_an_address_that_has_changed(server: ConsulServer, api: ConsulApi) -> None:
     keeper = Keeper(api, USERS)
-    keeper.step(first=True)
+    keeper.step()
     keeper.registration = replace(USERS, address="127.0.0.2")
     keeper.step()
     found = server.call("GET", "/v1/agent/service/users-1")
@@ -140,6 +141,39 @@ def test_keeper_outlives_an_agent_that_restarts_empty() -> None:
             eventually(lambda: api.holds(USERS), 5)
         finally:
             keeper.stop()
+
+
+class Stumbling(ConsulApi):
+    """Raises what a keeper does not expect, three times of each."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.left = {"register": 3, "holds": 3}
+
+    def _stumble(self, name: str) -> None:
+        self.left[name] -= 1
+        if self.left[name] >= 0:
+            raise RuntimeError("unexpected")
+
+    def register(self, registration: Registration, status: Status = "critical") -> None:
+        self._stumble("register")
+        super().register(registration, status)
+
+    def holds(self, registration: Registration) -> bool:
+        self._stumble("holds")
+        return super().holds(registration)
+
+
+def test_keeper_outlives_what_it_does_not_expect(server: ConsulServer, api: ConsulApi) -> None:
+    stumbling = Stumbling(server.address)
+    keeper = Keeper(stumbling, USERS, interval_s=0.1)
+    keeper.start()
+    try:
+        eventually(lambda: stumbling.left["holds"] < 0 and api.holds(USERS), 10)
+        server.call("PUT", "/v1/agent/service/deregister/users-1")
+        eventually(lambda: api.holds(USERS), 2)
+    finally:
+        assert keeper.stop()
 
 
 def test_bad_registration_is_refused_before_it_is_sent(api: ConsulApi) -> None:

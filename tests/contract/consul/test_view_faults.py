@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import resource
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery import ConsulApi, HttpCheck, Registration, View
+from discovery import ConsulApi, HttpCheck, Keeper, Registration, View
 from discovery.clock import SystemClock
 from discovery.consul_api import ServiceRead
 from discovery.errors import ConsulError, ConsulUnreachable
@@ -102,6 +105,31 @@ def broken_node(answer: Passing) -> Passing:
     return replace(answer, body=json.dumps(entries).encode())
 
 
+def cut_short(answer: Passing) -> Passing:
+    return replace(answer, body=answer.body[: len(answer.body) // 2])
+
+
+def bottomless(answer: Passing) -> Passing:
+    """What Python's parser leaves with an error of its own kind."""
+    return replace(answer, body=b"[" * 100_000)
+
+
+def bottomless_health(answer: Passing) -> Passing:
+    return bottomless(answer) if "/health/service/" in answer.path else answer
+
+
+def odd_types(answer: Passing) -> Passing:
+    """Lists where texts should be, and texts for numbers."""
+    found = json.loads(answer.body)
+    if not isinstance(found, list):
+        return replace(answer, body=json.dumps([found]).encode())
+    for entry in found:
+        if isinstance(entry.get("Service"), dict):
+            entry["Service"]["CreateIndex"] = "many"
+        entry["ServiceName"] = ["stays"]
+    return replace(answer, body=json.dumps(found).encode() if found else b'[{"Node": ["a"]}]')
+
+
 def index_back(answer: Passing) -> Passing:
     return replace(answer, index=1) if answer.index else answer
 
@@ -120,6 +148,10 @@ FAULTS = [
     empty_health,
     empty_catalog,
     broken_node,
+    cut_short,
+    bottomless,
+    bottomless_health,
+    odd_types,
     index_back,
     hang_up,
 ]
@@ -162,6 +194,63 @@ def test_hang_is_noticed_by_age_and_health_and_recovered_from(
         assert len(view.snapshot().instances("stays")) == 2
         assert proxy.stumbles
     eventually(lambda: view.healthy and view.age_s() < 2 * WAIT_S, 12)
+
+
+def test_reads_go_down_one_connection_that_is_kept(view: View, proxy: FaultyProxy, direct: ConsulApi) -> None:
+    before = proxy.connections
+    for _ in range(5):
+        weight = str(next(WEIGHTS))
+        direct.register(Registration("stays", "127.0.0.1", 1, "stays-1", weight=int(weight), check=None))
+        eventually(lambda: view.snapshot().instances("stays")[0].meta["edge-weight"] == weight, 5)  # noqa: B023
+    assert proxy.connections <= before + 1, "one more for a question that is not read down the pipeline"
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nothing in this process can open a file or a socket."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_view_and_keeper_outlive_a_process_without_descriptors_and_an_empty_agent() -> None:
+    with consul() as server:
+        api = ConsulApi(server.address)
+        mine = Registration("mine", "127.0.0.1", 1, "mine-1", check=HttpCheck(interval_s=3600))
+        view, keeper = View(api, wait_s=WAIT_S, grace_s=0.5), Keeper(api, mine, interval_s=0.2)
+        view.start()
+        keeper.start()
+        try:
+            eventually(lambda: view.healthy and view.snapshot().instances("mine"), 10)
+            with no_descriptors():
+                with pytest.raises(OSError, match="Too many open files"):
+                    socket.socket()
+                server.kill()
+                eventually(lambda: not view.healthy, 5)
+                time.sleep(1.0)
+            server.start()
+            eventually(lambda: api.holds(mine), 10)
+            eventually(lambda: view.healthy and view.snapshot().callable("mine"), 15)
+        finally:
+            view.stop()
+            keeper.stop()
+
+
+def test_listener_that_raises_ends_neither_the_view_nor_the_others(view: View, direct: ConsulApi) -> None:
+    heard: list[int] = []
+
+    def bad(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    view.on_change(bad)
+    view.on_change(lambda changes, snapshot: heard.append(snapshot.version))
+    for count in (1, 2):
+        direct.register(Registration("stays", "127.0.0.1", 1, "stays-1", weight=next(WEIGHTS), check=None))
+        eventually(lambda: len(heard) >= count, 5)  # noqa: B023
+    assert view.healthy
 
 
 def test_broken_answer_for_one_service_delays_no_other(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 
 import pytest
@@ -22,6 +23,17 @@ def test_network_gives_this_machines_own_address_in_it() -> None:
 
 def test_network_that_this_machine_is_not_on_gives_none() -> None:
     assert addresses.own_address("198.51.100.0/24") is None
+
+
+def test_network_gives_none_while_no_socket_can_be_opened() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        found = addresses.own_address("127.0.0.0/8")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found is None
+    assert addresses.own_address("127.0.0.0/8") == "127.0.0.1"
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/33", "10.0.0.1/24", "users.local", "10.0.0"])
