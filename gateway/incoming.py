@@ -30,6 +30,7 @@ TOO_LARGE = "The body is larger than the gateway passes on."
 NOT_WHOLE = "The body is not whole."
 # They are about the way itself, as at the edge.
 _REFUSED_METHODS = frozenset({"CONNECT", "TRACE"})
+PASSED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _LONGEST_ADDRESS = 45
 # Goes with all that a gateway asks for, and none takes what bears it: a service may be registered at a gateway's own address.
 # Clients cannot send it, for the edge takes off what begins with X-Edge-.
@@ -74,7 +75,7 @@ class Reader:
         """The request. Raises Refused, RouteUnknown."""
         method = environ["REQUEST_METHOD"]
         if method in _REFUSED_METHODS:
-            raise Refused(405, "This method is not passed on.")
+            raise Refused(405, "This method is not passed on.", headers=[("Allow", PASSED_METHODS)])
         if VIA_KEY in environ:
             raise Refused(508, "This request has been through a gateway.")
         path, _, query = environ["RAW_URI"].partition("?")

@@ -226,6 +226,8 @@ def _page(
     headers = _OWN_HEADERS
     if retry_after_s:
         headers += f" hdr Retry-After {retry_after_s}"
+    if status == 405:
+        headers += " hdr Allow 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS'"
     if status == 401:
         headers += " hdr WWW-Authenticate 'Bearer realm=\"breakwater\"'"
     return {"status": status, "path": settings.errors_dir / file_name, "headers": headers}

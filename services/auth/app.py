@@ -5,8 +5,6 @@ Secrets go in and out here, so no answer may be stored by anybody (`Cache-Contro
 
 from __future__ import annotations
 
-import ipaddress
-
 from flask import Response, request
 
 from discovery.clock import SYSTEM_CLOCK
@@ -40,10 +38,9 @@ def create_app(settings: AuthSettings | None = None) -> ServiceApp:
         models_metadata=Base.metadata,
     )
     auth = build(app.extensions["kit"], settings)
-    proxies = [ipaddress.ip_network(part.strip()) for part in settings.auth_trusted_proxies.split(",")]
 
     def source() -> str:
-        return source_of(request.remote_addr, request.headers.get("X-Forwarded-For"), proxies)
+        return source_of(request.remote_addr)
 
     def on_saturated(error: Saturated) -> Response:
         detail = "Too many logins at this moment. Try again."

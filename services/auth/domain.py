@@ -59,18 +59,12 @@ def narrow(asked: Iterable[str] | None, held: Iterable[str]) -> tuple[str, ...]:
     return tuple(scope for scope in SCOPES if scope in wanted)
 
 
-Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
+def source_of(client: str | None) -> str:
+    """The network that a client's address stands for, as one string: what guesses are counted by.
 
-
-def source_of(peer: str | None, forwarded_for: str | None, proxies: Networks) -> str:
-    """The network a request came from, as one string: what guesses are counted by.
-
-    Only the last entry of X-Forwarded-For counts, and only when a trusted proxy (`proxies`) wrote it: the earlier
-    ones are the client's own. An IPv6 source is its /48, the smallest block that one customer may always have.
+    An IPv6 source is its /48, the smallest block that one customer may always have.
     """
-    address = _parse(peer)
-    if address is not None and forwarded_for and any(address in net for net in proxies):
-        address = _parse(forwarded_for.rsplit(",", 1)[-1].strip()) or address
+    address = _parse(client)
     if address is None:
         return "unknown"
     if isinstance(address, ipaddress.IPv6Address):

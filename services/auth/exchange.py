@@ -122,5 +122,4 @@ def _install_sessions(app: ServiceApp, auth: Auth, source: Callable[[], str]) ->
 
 
 def _cookie() -> dict[str, Any]:
-    secure = request.headers.get("X-Forwarded-Proto", request.scheme) == "https"
-    return {"path": COOKIE_PATH, "httponly": True, "samesite": "Strict", "secure": secure}
+    return {"path": COOKIE_PATH, "httponly": True, "samesite": "Strict", "secure": request.is_secure}

@@ -11,10 +11,7 @@ from services.kit import ServiceSettings
 
 
 class AuthSettings(ServiceSettings):
-    """`auth_key_publish_s` is how long a new signing key is published before it signs; 0, for tests, uses it at once.
-
-    `auth_trusted_proxies` are the networks whose X-Forwarded-For is believed: the edge's.
-    """
+    """`auth_key_publish_s` is how long a new signing key is published before it signs; 0, for tests, uses it at once."""
 
     # Twice what can be held up by hashing (slots, and as many waiting): refresh and key set go on under a login storm.
     worker_threads: int = Field(default=8, ge=1, le=256)
@@ -38,7 +35,6 @@ class AuthSettings(ServiceSettings):
     auth_argon2_slots: int = Field(default=2, ge=1, le=64)
     auth_argon2_wait_s: float = Field(default=0.5, ge=0, le=10)
 
-    auth_trusted_proxies: str = "127.0.0.0/8,::1/128"
     auth_register_claim_s: float = Field(default=15.0, gt=0, le=300)
 
     @property

@@ -22,6 +22,13 @@ def check_advertised(text: str) -> str:
     return text
 
 
+def check_networks(text: str) -> str:
+    """Networks in CIDR notation with commas between them. Raises ValueError."""
+    for part in text.split(","):
+        ipaddress.ip_network(part.strip())
+    return text
+
+
 def own_address(advertised: str) -> str | None:
     """The address to be registered: the one given, or this machine's own in the network given; None when it has none there.
 

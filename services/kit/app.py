@@ -13,9 +13,10 @@ from sqlalchemy import MetaData
 from discovery import contract
 from discovery.model import Auth, Balance, Domain, Lane, Route
 from services.kit import auth as auth_module
-from services.kit import errors, logs, metrics, snapshot
+from services.kit import cors, errors, logs, metrics, snapshot
 from services.kit.api import ServiceApp
 from services.kit.context import current
+from services.kit.forwarded import Forwarded
 from services.kit.kit import Kit
 from services.kit.observe import REFUSED, Front, Observer
 from services.kit.settings import ServiceSettings
@@ -73,8 +74,11 @@ def create_service(
     errors.install(app, name)
     _install_own_routes(app, kit)
     app.before_request(_before)
+    cors.install(app, settings)
     snapshot.install(app, kit)
-    app.wsgi_app = Observer(app.wsgi_app, app, kit)  # type: ignore[method-assign]
+    # A gateway's own way of answering stands before this: it passes the headers on as they came.
+    inside = Forwarded(app.wsgi_app, settings.trusted_proxies)
+    app.wsgi_app = Observer(inside, app, kit)  # type: ignore[method-assign]
     return app
 
 

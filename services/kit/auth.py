@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 # One token, three base64url parts. Two Authorization headers arrive joined by a comma and do not match.
-BEARER = re.compile(r"[Bb]earer ([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)", re.ASCII)
+BEARER = re.compile(r"bearer +([a-z0-9_-]+\.[a-z0-9_-]+\.[a-z0-9_-]+)", re.ASCII | re.IGNORECASE)
 MAX_TOKEN_LENGTH = 8192
 REMEMBERED = 2048
 _MARK = "__kit_scopes__"

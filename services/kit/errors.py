@@ -90,7 +90,7 @@ def render(problem: Problem, service: str) -> Response:
         "title": problem.title,
         "status": problem.status,
         "detail": problem.detail,
-        "instance": request.path,
+        "instance": request.script_root + request.path,
         "request_id": current().request_id,
         "layer": "service",
         "service": service,

@@ -7,11 +7,12 @@ value (for secrets). An empty variable counts as unset. Services add fields by s
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -20,7 +21,18 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from services.kit.addresses import check_advertised
+from services.kit.addresses import check_advertised, check_networks
+
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.ASCII)
+
+
+def check_origins(text: str) -> str:
+    """`*`, or origins as browsers spell them, with commas between them. Raises ValueError naming the first that is none."""
+    origins = [part.strip() for part in text.split(",") if part.strip()]
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is no origin, as in https://shop.example.com")
+    return ",".join(origins)
 
 
 class FileSource(PydanticBaseSettingsSource):
@@ -77,6 +89,12 @@ class ServiceSettings(BaseSettings):
     redis_cache_timeout_s: float = Field(default=0.05, gt=0, le=5)
     redis_state_timeout_s: float = Field(default=0.5, gt=0, le=10)
 
+    # Whose X-Forwarded-* are believed: the edge's, and the gateways', which pass them on.
+    trusted_proxies: Annotated[str, AfterValidator(check_networks)] = "127.0.0.0/8,::1/128"
+    # `*`, or the origins whose pages may read the answers, with commas between them. Credentials are cookies: tokens need none.
+    cors_origins: Annotated[str, AfterValidator(check_origins)] = ""
+    cors_credentials: bool = False
+
     auth_issuer: str = "breakwater"
     auth_audience: str = "breakwater-api"
     auth_jwks_url: str | None = None
@@ -99,6 +117,14 @@ class ServiceSettings(BaseSettings):
     max_json_depth: int = Field(default=32, ge=1, le=150)
     deadline_s: float = Field(default=30.0, gt=0, le=3600)
 
+    @model_validator(mode="after")
+    def _credentials_for_named_origins(self) -> Self:
+        if self.cors_credentials and "*" in self.cors_origins:
+            raise ValueError(
+                "CORS_CREDENTIALS needs CORS_ORIGINS to name its origins: * is never given credentials"
+            )
+        return self
+
     def threads_to_wait(self) -> int | None:
         """How many requests at once may wait for one thing: for bodies, or for the database. None: any number of greenlets.
 
@@ -112,7 +138,10 @@ class ServiceSettings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            wrong = (f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_url=False))
+            wrong = (
+                ": ".join([*(str(part).upper() for part in e["loc"][:1]), e["msg"]])
+                for e in error.errors(include_url=False)
+            )
             sys.exit("cannot start, the environment is wrong:\n  " + "\n  ".join(wrong))
         except SettingsError as error:
             sys.exit(f"cannot start, the environment is wrong:\n  {error.__cause__ or error}")

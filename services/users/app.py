@@ -29,6 +29,8 @@ from services.users.domain import (
 from services.users.models import Base
 from services.users.removals import Removals
 
+# Not any text: `/me` takes less than an account does.
+USER = "<string(length=32):user_id>"
 CACHED_S = 60.0
 # How old the answer may be that a gateway gives while no instance is left.
 LAST_GOOD_S = 3600.0
@@ -153,7 +155,7 @@ def get_me() -> Response:
     return answer(load(own_id()))
 
 
-@app.get("/api/users/<user_id>")
+@app.get(f"/api/users/{USER}")
 @require_scope("user", "admin", "service")
 @snapshot(stale_s=LAST_GOOD_S, scope="subject")
 def get_user(path: UserPath) -> Response:
@@ -191,7 +193,7 @@ def change_me(body: Change) -> Response:
     return change(own_id(), body)
 
 
-@app.patch("/api/users/<user_id>")
+@app.patch(f"/api/users/{USER}")
 @require_scope("user", "admin")
 def change_user(path: UserPath, body: Change) -> Response:
     """Change names or username. With `If-Match`, only the state that was read."""
@@ -218,7 +220,7 @@ def change(user_id: str, body: Change) -> Response:
     return answer(user)
 
 
-@app.delete("/api/users/<user_id>")
+@app.delete(f"/api/users/{USER}")
 @require_scope("user", "admin")
 def delete_user(path: UserPath) -> tuple[str, int]:
     """Delete an account with its profile; its credentials go with it, in a moment at the latest."""

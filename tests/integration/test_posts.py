@@ -57,6 +57,16 @@ def listed(blog: RunningInstance, path: str = "/api/posts", **params: Any) -> li
     return answer.json()["data"]
 
 
+def test_tags_are_no_post_and_take_none_of_its_methods(blog: RunningInstance, around: World) -> None:
+    named = blog.call("OPTIONS", "/api/posts/tags").headers["Allow"]
+    assert set(named.split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    refused = blog.call("DELETE", "/api/posts/tags", token=around.user("ada"))
+    assert (refused.status_code, set(refused.headers["Allow"].split(", "))) == (
+        405,
+        {"GET", "HEAD", "OPTIONS"},
+    )
+
+
 @pytest.mark.parametrize("name", ["/api/posts", "/api/articles"])
 def test_published_post_is_read_at_the_other_instance_under_both_names(
     two: list[RunningInstance], around: World, mark: str, name: str

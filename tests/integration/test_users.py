@@ -46,6 +46,11 @@ def test_a_user_reads_himself_in_the_shape_that_others_rely_on(world: Identity) 
         assert "private" in answer.headers["Cache-Control"]
 
 
+def test_oneself_takes_no_method_of_any_account(world: Identity) -> None:
+    named = world.users[0].call("OPTIONS", "/api/users/me").headers["Allow"]
+    assert set(named.split(", ")) == {"GET", "HEAD", "OPTIONS", "PATCH"}
+
+
 def test_a_user_learns_nothing_about_others_not_even_whether_they_exist(world: Identity) -> None:
     person, other = world.person(), world.person()
     for method, body in (("GET", None), ("PATCH", {"firstName": "X"}), ("DELETE", None)):

@@ -97,7 +97,9 @@ def test_statuses_as_they_really_come_about(running: Edge) -> None:
     is_problem(running.get("/api/users//x"), 400, "edge", "/api/users//x")
     is_problem(running.get("/api/locked/x?token=secret"), 401, "locked", "/api/locked/x")
     is_problem(running.get('/none/"x'), 404, "edge", '/none/"x')
-    is_problem(running.get("/api/users", "TRACE"), 405, "edge", "/api/users")
+    refused = running.get("/api/users", "TRACE")
+    is_problem(refused, 405, "edge", "/api/users")
+    assert "GET" in refused.headers["allow"]
     is_problem(running.get("/api/users/crash", "POST"), 502, "users", "/api/users/crash")
     is_problem(running.get("/api/nobody"), 503, "nobody", "/api/nobody")
     is_problem(running.get("/api/users/slow", "POST"), 504, "users", "/api/users/slow")

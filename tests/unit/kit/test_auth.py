@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from services.kit.auth import InvalidToken, TokenVerifier
+from services.kit.auth import BEARER, InvalidToken, TokenVerifier
 from services.kit.jwks import KeySet, KeysUnavailable
 from services.kit.revocations import Revocations
 from tests.support.eventually import eventually
@@ -122,6 +122,14 @@ def test_token_is_refused(name: str) -> None:
     for _ in range(2):
         with pytest.raises(InvalidToken):
             subject.verify(REFUSED[name])
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "Bearer  "])
+def test_scheme_may_be_spelled_and_spaced_as_the_standard_allows(scheme: str) -> None:
+    text = token()
+    match = BEARER.fullmatch(scheme + text)
+    assert match is not None
+    assert match[1] == text
 
 
 def test_good_token_gives_subject_and_scopes() -> None:
