@@ -4,7 +4,7 @@
     SIGTERM or SIGINT → out of Consul → ready answers 503, all else is served for DRAIN_DELAY_S → stop accepting
     → open requests end within DRAIN_TIMEOUT_S → exit 0
 
-All of it is driven by the master process; the worker only serves, and is started again when it dies.
+All of it is driven by the master process, which has no thread beside; the worker only serves, and is started again when it dies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +49,9 @@ BACKLOG = 1024
 GARBAGE = 20_000
 # Longer than HAProxy keeps an idle connection to a server, so that it never writes into one that we are closing.
 KEEPALIVE_S = 75
-LEAVE_CONSUL_S = 3.0
+# What the agent on the same machine may take; while a master waits for it, it starts no worker and begins no drain.
+CONNECT_S = 1.0
+ANSWER_S = 2.0
 POLL_S = 0.05
 # gunicorn's warnings repeat the header field that it refuses.
 MAX_LOGGED = 200
@@ -82,47 +83,44 @@ class GunicornLogger(Logger):
 
 
 class Registrar:
-    """Registers the instance once it answers and keeps it registered, in the master; takes it out when told."""
+    """Registers the instance once it answers, keeps it registered, and takes it out when it is to leave: in turns between the
+    master's waits for signals, each of which takes seconds at most.
+
+    A thread would do it without holding the master up. But the master forks again whenever a worker has died, and a fork
+    copies the locks that a thread holds without the thread (Python 3.12 warns of it; gRPC does not survive it).
+    """
 
     def __init__(self, kit: Kit, port: int) -> None:
         self._kit = kit
         self._port = port
-        self._loop = Loop("registrar", self._turn)
+        self._loop = Loop("registrar", self._step)
+        self._due = 0.0
         self._keeper: discovery.Keeper | None = None
-        self._task: Any = None
+        self._left = False
 
-    def start(self) -> None:
-        """Begin to wait for readiness."""
+    def turn(self) -> float:
+        """Do what is due; answers the seconds until there is more. Raises nothing."""
+        left_s = self._due - time.monotonic()
+        if left_s > 0:
+            return left_s
+        pause_s = self._loop.turn()
         if self._kit.settings.worker_class == "gevent":
             import gevent
 
-            self._task = gevent.spawn(self._loop.run)
-        else:
-            self._task = threading.Thread(target=self._loop.run, name="registrar", daemon=True)
-            self._task.start()
-
-    def forget(self) -> None:
-        """Called in the worker. A fork leaves threads behind, but under gevent it takes a copy of our task along."""
-        if self._kit.settings.worker_class == "gevent" and self._task is not None:
-            self._task.kill(block=False)
+            # It looks names up, be they addresses, in threads of its own; they end here, and come again with the next.
+            gevent.get_hub().threadpool.size = 0
+        self._due = time.monotonic() + pause_s
+        return pause_s
 
     def leave(self) -> None:
-        """Take the instance out of Consul, waiting for that `LEAVE_CONSUL_S` at most."""
-        if self._loop.stopped:
+        """Take the instance out of Consul, which may take `CONNECT_S` and `ANSWER_S`. It has no turn after that."""
+        if self._left:
             return
-        self._loop.stop()
-        leaving = threading.Thread(target=self._leave, name="deregistration", daemon=True)
-        leaving.start()
-        leaving.join(LEAVE_CONSUL_S)
-        log.info("left consul" if not leaving.is_alive() else "consul did not answer in time")
+        self._left = True
+        gone = self._keeper is None or self._keeper.stop()
+        log.info("left consul" if gone else "consul did not answer in time")
 
-    def _leave(self) -> None:
-        if self._task is not None:
-            self._task.join()  # a registration under way must not land after the deregistration
-        if self._keeper is not None:
-            self._keeper.stop()
-
-    def _turn(self) -> float:
+    def _step(self) -> float:
         if self._keeper is not None:
             # Off its network, what was said last stays.
             self._keeper.registration = self._registration() or self._keeper.registration
@@ -131,10 +129,13 @@ class Registrar:
         if registration is None:
             return POLL_S
         settings = self._kit.settings
-        api = discovery.ConsulApi(settings.consul_http_addr, secret(settings.consul_http_token))
         log.info("instance ready", address=registration.address, port=self._port)
-        if self._loop.stopped:
-            return 0.0
+        api = discovery.ConsulApi(
+            settings.consul_http_addr,
+            secret(settings.consul_http_token),
+            connect_timeout_s=CONNECT_S,
+            read_timeout_s=ANSWER_S,
+        )
         self._keeper = discovery.Keeper(api, registration)
         return self._keeper.step()
 
@@ -163,6 +164,9 @@ class ServiceArbiter(Arbiter):
         self._kit = kit
         self.registrar = registrar
         super().__init__(app)
+
+    def wait_for_signals(self, timeout: float = 1.0) -> Any:
+        return super().wait_for_signals(min(timeout, self.registrar.turn()))
 
     def handle_term(self) -> None:
         """Drain, then stop. A further SIGTERM or SIGINT changes nothing; SIGQUIT ends it at once."""
@@ -229,17 +233,11 @@ class Server(BaseApplication):
             "limit_request_fields": 100,
             # Cookies of 32 KiB pass.
             "limit_request_field_size": 36 * 1024,
-            "post_fork": lambda arbiter, _: self._forked(arbiter),
+            "post_fork": lambda arbiter, _: bind_to_master(arbiter.pid),
             "post_worker_init": lambda _: self._started(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
-
-    def _forked(self, arbiter: Arbiter) -> None:
-        bind_to_master(arbiter.pid)
-        registrar = getattr(arbiter, "registrar", None)
-        if registrar is not None:
-            registrar.forget()
 
     def _started(self) -> None:
         if needs_tokens(self._app):
@@ -311,5 +309,4 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
     server = Server(app, kit, listener)
     listener.close()
     arbiter = ServiceArbiter(server, kit, registrar)
-    registrar.start()
     arbiter.run()

@@ -163,6 +163,9 @@ def test_killed_worker_is_replaced_and_the_instance_stays_registered(
         after = eventually(lambda: instance.get("/api/hello").json()["pid"], 10)
         assert after != before
         assert name in registered(agent)
+        # It forks again whenever a worker dies: a thread would leave its locks behind in the new one.
+        tasks = Path(f"/proc/{instance.process.pid}/task")
+        eventually(lambda: len(list(tasks.iterdir())) == 1, 2)
         assert instance.process.pid not in (before, after)
 
 
