@@ -38,9 +38,10 @@ _ANSWERERS = ("svc_gateway-business", "svc_gateway-identity", "svc_gateway-ai")
 # Servers for which one check a second each costs nothing that matters (about 20 µs a check).
 _SERVERS_PER_PACE = 2000
 # What an idempotent request is tried again after. A 5xx of a service may be one instance's fault; that of
-# a gateway is an answer it has thought about.
-_LOST = "conn-failure empty-response junk-response response-timeout"
-_FAILED = "500 502 503 504"
+# a gateway is an answer it has thought about. Not after what says that there is too much to do, or that time is over (503, 504,
+# a timeout): a second try would double the load, and come too late. Requests on an instance that hangs end with its checks.
+_LOST = "conn-failure empty-response junk-response"
+_FAILED = "500 502"
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).resolve().parents[1]),
@@ -148,6 +149,7 @@ class _Route:
     backend: str
     gateway: str
     always_gateway: bool
+    cache: bool
 
     @property
     def target(self) -> str:
@@ -155,7 +157,7 @@ class _Route:
 
     def map_lines(self) -> list[str]:
         public, readable = self.auth == "public", self.auth in ("public", "read-public")
-        entry = f"{self.service}:{self.target}:{self.gateway}:{public:d}:{readable:d}"
+        entry = f"{self.service}:{self.target}:{self.gateway}:{public:d}:{readable:d}:{self.cache:d}"
         return [f"{prefix}/ {entry}\n" for prefix in self.prefixes]
 
 
@@ -176,6 +178,7 @@ def _route(backend: Backend, names: set[str]) -> _Route:
         backend=backend.name,
         gateway=gateway if gateway in names and not _is_gateway(route) else "nobody",
         always_gateway=route.lane == "gateway" and not _is_gateway(route),
+        cache=route.cache,
     )
 
 
@@ -211,7 +214,7 @@ def _answerers(state: EdgeState) -> list[str]:
 def _map_text(state: EdgeState) -> str:
     lines = [line for route in _routes(state) for line in route.map_lines()]
     first, second, third = (*_answerers(state), "nobody", "nobody", "nobody")[:3]
-    own = [f"{BREAKERS}/ edge:{first}:{second}:0:0:{third}\n", "/health/ edge:edge_itself:nobody:1:1\n"]
+    own = [f"{BREAKERS}/ edge:{first}:{second}:0:0:0:{third}\n", "/health/ edge:edge_itself:nobody:1:1:0\n"]
     return "".join(sorted([*lines, *own]))
 
 
@@ -235,7 +238,9 @@ def _page(
 
 def _backend(backend: Backend, slower: int) -> dict[str, object]:
     route = backend.route
-    prefixes = "|".join(re.escape(prefix) for prefix in route.paths)
+    # The longest last: the last that fits is the one that is said, as in the map. In the expression, the first.
+    stripped = sorted(route.paths, key=len) if route.strip else []
+    prefixes = "|".join(re.escape(prefix) for prefix in reversed(stripped))
     return {
         "name": backend.name,
         "service": route.service,
@@ -245,7 +250,8 @@ def _backend(backend: Backend, slower: int) -> dict[str, object]:
         "retry_on": _LOST if _is_gateway(route) else f"{_LOST} {_FAILED}",
         "check": route.check,
         "identity": route.check_identity,
-        "strip_regex": f"'^(?:{prefixes})/?(.*)$'" if route.strip else None,
+        "stripped": stripped,
+        "strip_regex": f"'^(?:{prefixes})(?:/(.*))?$'" if stripped else None,
         "lane": "gateway" if _is_gateway(route) else "direct",
         "servers": [
             {"name": s.name, "address": address_of(s), "params": server_params(route, s, slower)}

@@ -40,7 +40,7 @@ def routes(port: int) -> tuple[Backend, ...]:
     return (
         backend("locked", port, auth="jwt", check_identity=False),
         backend("open", port, check_identity=False),
-        backend("plain", port, check_identity=False, strip=True),
+        backend("plain", port, check_identity=False, strip=True, paths=("/api/plain", "/api/plain/inner")),
     )
 
 

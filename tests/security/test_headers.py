@@ -21,6 +21,7 @@ FORGED = [
     "X-Forwarded-Port: 1",
     "X-Forwarded-Prefix: /evil",
     "X-Forwarded: for=1.2.3.4",
+    "X-Deadline-Ms: 1",
 ]
 
 
@@ -31,7 +32,14 @@ def test_forged_headers_never_reach_an_instance(shared: Target) -> None:
     assert request.header("x-forwarded-proto") == "http"
     assert request.header("x-forwarded-host") == "edge.test"
     assert request.header("x-edge-route") == "open"
-    for name in ("x-auth-subject", "x-auth-scope", "x-auth-anything", "x-edge-future", "forwarded"):
+    for name in (
+        "x-auth-subject",
+        "x-auth-scope",
+        "x-auth-anything",
+        "x-edge-future",
+        "forwarded",
+        "x-deadline-ms",
+    ):
         assert request.all(name) == []
     for name in ("x-forwarded-port", "x-forwarded-prefix", "x-forwarded"):
         assert request.all(name) == []
@@ -46,6 +54,7 @@ def test_forged_headers_never_reach_an_instance(shared: Target) -> None:
         ("http-request del-header x-edge- -m beg", "X-Edge-Future: 1"),
         ("http-request del-header x-forwarded -m beg", "X-Forwarded-Port: 1"),
         ("http-request del-header forwarded", "Forwarded: for=1.2.3.4"),
+        ("http-request del-header x-deadline-ms", "X-Deadline-Ms: 2"),
         ("http-request del-header upgrade", "Upgrade: other"),
         ("http-request del-header connection", "Connection: x-request-id"),
     ],

@@ -96,6 +96,23 @@ def test_stripped_path_reaches_the_instance(shared: Target) -> None:
     assert shared.targets == ["/"]
 
 
+@pytest.mark.parametrize(
+    ("path", "seen", "prefix"),
+    [
+        ("/api/plain", "/", "/api/plain"),
+        ("/api/plain/innermost", "/innermost", "/api/plain"),
+        ("/api/plain/inner", "/", "/api/plain/inner"),
+        ("/api/plain/inner/x?y", "/x?y", "/api/plain/inner"),
+    ],
+)
+def test_instance_learns_the_prefix_that_was_taken_off(
+    shared: Target, path: str, seen: str, prefix: str
+) -> None:
+    assert shared.request(path, "X-Forwarded-Prefix: /evil") == 200
+    assert shared.targets == [seen]
+    assert shared.upstream.requests[0].all("x-forwarded-prefix") == [prefix]
+
+
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT"])
 def test_method_that_is_no_business_of_an_instance(shared: Target, method: str) -> None:
     path = "edge.test:80" if method == "CONNECT" else "/api/open/x"

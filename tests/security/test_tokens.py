@@ -115,6 +115,7 @@ PASSES: dict[str, Make] = {
     "a token of the second key": lambda d: "Bearer " + d.two.good(),
     "the scheme in lower case": lambda d: "bearer " + d.one.good(),
     "the scheme in upper case": lambda d: "BEARER " + d.one.good(),
+    "several spaces after the scheme": lambda d: "Bearer   " + d.one.good(),
     "an audience list that begins with ours": lambda d: "Bearer " + d.one.good(aud=["breakwater-api", "x"]),
     "begun in the past": lambda d: "Bearer " + d.one.good(nbf=int(time.time()) - 60),
     "exp with a fraction": lambda d: "Bearer " + d.one.good(exp=time.time() + 60.5),
@@ -231,6 +232,28 @@ def test_read_public_is_open_to_reading_only(door: Door, method: str, status: in
     assert door.ask(None, "/api/read/x", method) == status
     if status == 401:
         assert door.ask("Bearer " + door.one.good(), "/api/read/x", method) == 200
+
+
+PREFLIGHT = {"Origin": "http://app.test", "Access_Control_Request_Method": "POST"}
+
+
+@pytest.mark.parametrize("path", ["/api/locked/x", "/api/read/x", "/api/open/x"])
+def test_preflight_reaches_the_service_whatever_its_lock(door: Door, path: str) -> None:
+    door.upstream.requests.clear()
+    assert door.edge.get(path, "OPTIONS", **PREFLIGHT).status == 200
+    (request,) = door.upstream.requests
+    assert request.header("x-auth-subject") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [("POST", PREFLIGHT), ("OPTIONS", {"Origin": "http://app.test"})]
+    + [("OPTIONS", PREFLIGHT | {name: "x"}) for name in ("Cookie", "Authorization", "X_Api_Key")],
+)
+def test_what_is_no_preflight_meets_the_lock(door: Door, method: str, headers: dict[str, str]) -> None:
+    door.upstream.requests.clear()
+    assert door.edge.get("/api/locked/x", method, **headers).status == 401
+    assert door.upstream.requests == []
 
 
 def test_without_keys_nothing_passes(tmp_path: Path) -> None:

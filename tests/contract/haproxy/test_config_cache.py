@@ -54,8 +54,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with Upstream("products", handler=handler) as upstream:
         routes = (
             backend("locked", upstream.port, auth="jwt", check_identity=False),
-            backend("posts", upstream.port, auth="read-public", check_identity=False),
-            backend("products", upstream.port),
+            backend("orders", upstream.port, lane="gateway", cache=True, check_identity=False),
+            backend("posts", upstream.port, auth="read-public", check_identity=False, cache=True),
+            backend("private", upstream.port, check_identity=False),
+            backend("products", upstream.port, cache=True),
+            backend("gateway-business", upstream.port, check_identity=False),
         )
         with edge(EdgeState(routes, (issuer.verify_key,))) as running:
             yield Shop(running, upstream, issuer, headers)
@@ -63,7 +66,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 CACHED = [
     {"Cache-Control": "public, max-age=60"},
-    {"Cache-Control": "max-age=60"},
+    {"Cache-Control": "Max-Age=60,Public"},
+    {"Cache-Control": "s-maxage=60"},
     {"Cache-Control": "public, s-maxage=60, max-age=1"},
     {"Cache-Control": "public, max-age=60", "ETag": '"x"'},
     {"Cache-Control": "public, max-age=60", "Vary": "Accept-Encoding"},
@@ -77,6 +81,8 @@ NOT_CACHED = [
     {"Cache-Control": "no-cache, max-age=60"},
     {"Cache-Control": "public, max-age=0"},
     {"Cache-Control": "public"},
+    {"Cache-Control": "max-age=60"},
+    {"Cache-Control": "max-age=60, x-public"},
     {"Cache-Control": "public, max-age=60", "Set-Cookie": "session=1"},
     {"Cache-Control": "public, max-age=60", "Vary": "Cookie"},
     {"Cache-Control": "public, max-age=60", "Vary": "*"},
@@ -85,7 +91,7 @@ NOT_CACHED = [
 
 
 @pytest.mark.parametrize("headers", CACHED, ids=str)
-@pytest.mark.parametrize("path", ["/api/products", "/api/posts"])
+@pytest.mark.parametrize("path", ["/api/products", "/api/posts", "/api/orders"])
 def test_fresh_public_answer_comes_from_the_cache(shop: Shop, headers: dict[str, str], path: str) -> None:
     assert shop.twice(headers, path) == ("MISS", "HIT")
 
@@ -116,6 +122,22 @@ def test_token_goes_around_the_cache_both_ways(shop: Shop) -> None:
     assert [shop.ask(url), shop.ask(url, **token), shop.ask(url)] == ["MISS", "BYPASS", "HIT"]
     url = shop.fresh()
     assert [shop.ask(url, **token), shop.ask(url)] == ["BYPASS", "MISS"]
+
+
+@pytest.mark.parametrize(
+    "sent", [{"Cookie": "u=1"}, {"X_Api_Key": "k"}, {"Authorization": "Basic eA=="}], ids=str
+)
+@pytest.mark.parametrize("path", ["/api/products", "/api/orders"])
+def test_request_that_says_who_asks_is_neither_answered_from_the_cache_nor_kept(
+    shop: Shop, path: str, sent: dict[str, str]
+) -> None:
+    assert shop.twice(PUBLIC, path, **sent) == ("BYPASS", "BYPASS")
+    url = shop.fresh().replace("/api/products", path)
+    assert [shop.ask(url), shop.ask(url, **sent), shop.ask(url)] == ["MISS", "BYPASS", "HIT"]
+
+
+def test_route_that_did_not_ask_for_the_cache_is_never_kept(shop: Shop) -> None:
+    assert shop.twice(PUBLIC, "/api/private") == ("-", "-")
 
 
 def test_query_host_and_method_are_told_apart(shop: Shop) -> None:
