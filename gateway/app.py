@@ -57,6 +57,8 @@ def create(settings: GatewaySettings | None = None) -> ServiceApp:
         auth="public",
         domain=domain,
         timeout_s=settings.edge_timeout_s,
+        # How long an answer may be silent the gateway knows for each route; this is the most of them.
+        idle_s=3600,
         edge_cache=True,
         settings=settings,
     )

@@ -9,7 +9,9 @@ import jinja2
 
 OPENAI_PREFIXES = ("/v1", "/chat")
 OPENAI_MAP = "openai.map"
-_TEMPLATE = Path(__file__).resolve().parents[1] / "errors" / "problem.json.j2"
+LATE = "late.lua"
+_ERRORS = Path(__file__).resolve().parents[1] / "errors"
+_TEMPLATE = _ERRORS / "problem.json.j2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,13 @@ _PAGES = (
         "bad_request",
     ),
     Page(401, "Unauthorized", "A valid access token is needed.", "invalid_token", "authentication_error"),
-    Page(403, "Forbidden", "The edge does not allow this request.", "forbidden", "permission_error"),
+    Page(
+        403,
+        "Forbidden",
+        "The name of a header holds something other than letters, digits and hyphens, such as an underscore.",
+        "forbidden",
+        "permission_error",
+    ),
     Page(404, "Not Found", "No service owns this path.", "not_found"),
     Page(405, "Method Not Allowed", "The edge does not pass this method on.", "method_not_allowed"),
     Page(407, "Proxy Authentication Required", "The edge is no open proxy.", "proxy_authentication_required"),
@@ -91,23 +99,33 @@ def pages() -> tuple[Page, ...]:
 
 
 def write_pages(directory: Path) -> None:
-    """Write the bodies, one log-format file a status, and the map of the paths that get an OpenAI error object.
+    """Write the bodies, one log-format file a status, the map of the paths that get an OpenAI error object, and `late.lua`.
 
     HAProxy reads them when it reads its configuration.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / OPENAI_MAP, "".join(f"{prefix}/ 1\n" for prefix in OPENAI_PREFIXES))
-    template = jinja2.Template(_TEMPLATE.read_text(), undefined=jinja2.StrictUndefined)
+    _write(directory / LATE, (_ERRORS / LATE).read_text())
     for page in _PAGES:
-        body = template.render(
-            status=page.status,
-            title=page.title,
-            detail=page.detail,
-            code=page.code,
-            openai_type=page.openai_type,
-            type="about:blank",
-        )
-        _write(directory / page.file_name, body)
+        _write(directory / page.file_name, _body(page))
+
+
+def late_page() -> str:
+    """The body of 504, a log-format."""
+    return next(_body(page) for page in _PAGES if page.status == 504)
+
+
+def _body(page: Page) -> str:
+    template = jinja2.Template(_TEMPLATE.read_text(), undefined=jinja2.StrictUndefined)
+    text: str = template.render(
+        status=page.status,
+        title=page.title,
+        detail=page.detail,
+        code=page.code,
+        openai_type=page.openai_type,
+        type="about:blank",
+    )
+    return text
 
 
 def _write(path: Path, text: str) -> None:

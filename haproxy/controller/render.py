@@ -19,7 +19,7 @@ from discovery.model import Route
 from haproxy.controller.checked import check_settings, check_state
 from haproxy.controller.model import Backend, EdgeState, Located, Server
 from haproxy.controller.owners import NEVER_ROUTED
-from haproxy.controller.pages import OPENAI_MAP, pages, write_pages
+from haproxy.controller.pages import LATE, OPENAI_MAP, late_page, pages, write_pages
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.tls import ensure_tls
 
@@ -35,6 +35,8 @@ DOWNS = "downs"
 # The edge's own paths that a gateway answers, and which gateway: the first one that lives.
 BREAKERS = "/edge/breakers"
 _ANSWERERS = ("svc_gateway-business", "svc_gateway-identity", "svc_gateway-ai")
+# How long a client may be silent where no body is a stream.
+_CLIENT_S = 60
 # Servers for which one check a second each costs nothing that matters (about 20 µs a check).
 _SERVERS_PER_PACE = 2000
 # What an idempotent request is tried again after. A 5xx of a service may be one instance's fault; that of
@@ -94,6 +96,21 @@ def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+def _quoted(text: str) -> str:
+    """As it stands between double quotes of a configuration."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _streams(route: Route) -> bool:
+    return route.stream or route.protocol == "h2c"
+
+
+def _client_s(state: EdgeState) -> int:
+    """How long a client may be silent: HAProxy has one time for all routes, so that of the most patient stream, up to an hour."""
+    most = max((b.route.idle_s for b in state.backends if _streams(b.route)), default=0)
+    return min(max(_CLIENT_S, most), 3600)
+
+
 def render(state: EdgeState, settings: EdgeSettings) -> str:
     """The whole configuration. Raises ContractError for a value that must not be in it; touches no file but the template."""
     check_settings(settings)
@@ -105,6 +122,9 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         cache_mb=settings.edge_cache_mb,
         socket=settings.runtime_socket,
         downs=DOWNS,
+        late=settings.errors_dir / LATE,
+        late_page=_quoted(late_page()),
+        client_s=_client_s(state),
         server_state_file=settings.server_state_file,
         certificate=settings.certificate,
         map_path=_map_path(state, settings),
@@ -150,6 +170,8 @@ class _Route:
     gateway: str
     always_gateway: bool
     cache: bool
+    stream: bool
+    upgrade: bool
 
     @property
     def target(self) -> str:
@@ -157,7 +179,8 @@ class _Route:
 
     def map_lines(self) -> list[str]:
         public, readable = self.auth == "public", self.auth in ("public", "read-public")
-        entry = f"{self.service}:{self.target}:{self.gateway}:{public:d}:{readable:d}:{self.cache:d}"
+        flags = f"{public:d}:{readable:d}:{self.cache:d}:{self.stream:d}:{self.upgrade:d}"
+        entry = f"{self.service}:{self.target}:{self.gateway}:{flags}"
         return [f"{prefix}/ {entry}\n" for prefix in self.prefixes]
 
 
@@ -179,6 +202,8 @@ def _route(backend: Backend, names: set[str]) -> _Route:
         gateway=gateway if gateway in names and not _is_gateway(route) else "nobody",
         always_gateway=route.lane == "gateway" and not _is_gateway(route),
         cache=route.cache,
+        stream=_streams(route),
+        upgrade=route.upgrade == "websocket",
     )
 
 
@@ -214,7 +239,10 @@ def _answerers(state: EdgeState) -> list[str]:
 def _map_text(state: EdgeState) -> str:
     lines = [line for route in _routes(state) for line in route.map_lines()]
     first, second, third = (*_answerers(state), "nobody", "nobody", "nobody")[:3]
-    own = [f"{BREAKERS}/ edge:{first}:{second}:0:0:0:{third}\n", "/health/ edge:edge_itself:nobody:1:1:0\n"]
+    own = [
+        f"{BREAKERS}/ edge:{first}:{second}:0:0:0:0:0:{third}\n",
+        "/health/ edge:edge_itself:nobody:1:1:0:0:0\n",
+    ]
     return "".join(sorted([*lines, *own]))
 
 
@@ -247,6 +275,10 @@ def _backend(backend: Backend, slower: int) -> dict[str, object]:
         "balance": route.balance,
         "consistent": route.balance in ("source", "uri"),
         "timeout_s": route.timeout_s,
+        "idle_s": route.idle_s,
+        "server_s": max(route.timeout_s, route.idle_s) if _streams(route) else route.timeout_s,
+        "patient": route.idle_s > route.timeout_s and not _streams(route),
+        "upgrade": route.upgrade == "websocket",
         "retry_on": _LOST if _is_gateway(route) else f"{_LOST} {_FAILED}",
         "check": route.check,
         "identity": route.check_identity,

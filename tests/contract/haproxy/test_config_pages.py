@@ -232,7 +232,7 @@ def test_slow_header_and_slow_body_reach_nobody_and_block_nobody() -> None:
 def test_slow_body_holds_an_instance_without_its_line() -> None:
     with Upstream("users") as upstream:
         state = EdgeState((backend("users", upstream.port),))
-        with edge(state, alter=("option http-buffer-request", "# ")) as running:
+        with edge(state, alter=("http-request wait-for-body", "# ")) as running:
             running.raw(b"POST /api/users/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx", timeout_s=0.5)
             assert len(upstream.heads) == 1
 
