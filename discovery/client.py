@@ -383,11 +383,11 @@ class ServiceClient:
         if snapshot.version == before.version:
             return
         self._before = snapshot
-        live: set[tuple[str, int]] = set()
+        live: set[tuple[str, str, int]] = set()
         for service, upstream in list(self._upstreams.items()):
             instances = snapshot.instances(service)
-            live |= {(instance.address, instance.port) for instance in instances}
+            live |= {(service, instance.address, instance.port) for instance in instances}
             upstream.outliers.forget_all_but(instances)
             if some_came(before.instances(service), instances):
                 upstream.breaker.reconsider("an instance has come")
-        self._transport.drop([address for address in self._transport.addresses() if address not in live])
+        self._transport.drop([place for place in self._transport.places() if place not in live])

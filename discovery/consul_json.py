@@ -48,9 +48,18 @@ def registration_body(registration: Registration, status: Status) -> dict[str, A
 
 
 def parse_instances(service: str, data: object) -> tuple[Instance, ...]:
-    """The instances in an answer of /v1/health/service, sorted by key. Raises ConsulMalformed if any is broken."""
-    found = [_instance(service, as_dict(entry)) for entry in as_list(data)]
+    """The instances in an answer of /v1/health/service, sorted by key. Raises ConsulMalformed if any is broken.
+
+    Consul asks for names without regard to case: those of `myapp` come along with those of `MyApp`, and are left out.
+    """
+    entries = [as_dict(entry) for entry in as_list(data)]
+    found = [_instance(service, entry) for entry in entries if _name_in(entry) in (None, service)]
     return tuple(sorted(found, key=lambda instance: instance.key))
+
+
+def _name_in(entry: dict[str, Any]) -> object:
+    record = entry.get("Service")
+    return record.get("Service") if isinstance(record, dict) else None
 
 
 def _instance(service: str, entry: dict[str, Any]) -> Instance:

@@ -1,11 +1,12 @@
 """The registration contract: which values may come near a configuration, a command or a connection.
 
 Metadata is hostile input. Every parser here is an allow-list, raises `ContractError` naming the field, and
-returns plain values that need no escaping: names of `[a-z0-9-]`, canonical IP addresses, integers, paths of a strict grammar.
+returns plain values that need no escaping: names of `[A-Za-z0-9_.-]`, canonical IP addresses, integers, paths of a strict grammar.
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -26,8 +27,13 @@ from discovery.model import (
     Upgrade,
 )
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_OWN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_OWN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+MAX_ID_LENGTH = 128
+# An id that can be a name as it is; what ends like a made name is none of those, so that the two never meet.
+_PLAIN_ID = re.compile(r"(?!.*\.[0-9a-f]{16}$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+_INSTANCE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 # Unreserved characters of RFC 3986 only: nothing in a path needs quoting in HAProxy, a shell or JSON.
 _SEGMENT = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}")
 _INTEGER = re.compile(r"[0-9]{1,6}")
@@ -68,15 +74,28 @@ KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Where instances may live: inside `networks`, and on no port of `control_ports` (Consul, Redis, the edge itself …)."""
+    """Where instances may live: inside `networks`, and on no port of `control_ports` (Consul, Redis, the edge itself …).
+
+    An address and port stay with the service that was first there for `hold_s` seconds after it has left.
+    """
 
     networks: Networks = LOOPBACK
     control_ports: frozenset[int] = field(default_factory=frozenset)
+    hold_s: float = 60.0
 
 
 def check_name(value: str, field_name: str = "name") -> str:
-    """A service name: `[a-z0-9][a-z0-9-]{0,62}`, not ending in `-`; what DNS, HAProxy and file names all take."""
-    if not _NAME.fullmatch(value) or value.endswith("-"):
+    """A service name: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`. Names that differ in case only are two names."""
+    if not _NAME.fullmatch(value):
+        raise ContractError(
+            field_name, value, "must be 1-63 of letters, digits, _ . and -, and start with a letter or digit"
+        )
+    return value
+
+
+def check_own_name(value: str, field_name: str = "name") -> str:
+    """The name of a service that runs here: `[a-z0-9-]{1,63}`, what DNS, file names and users of databases all take."""
+    if not _OWN_NAME.fullmatch(value):
         raise ContractError(
             field_name, value, "must be 1-63 of a-z, 0-9 and -, and start and end with a letter or digit"
         )
@@ -84,11 +103,37 @@ def check_name(value: str, field_name: str = "name") -> str:
 
 
 def check_instance_id(value: str) -> str:
-    """An instance id: 1–100 of `[A-Za-z0-9_.-]`, starting with a letter or digit."""
-    if not _INSTANCE_ID.fullmatch(value):
+    """An instance id: 1–128 printable characters of any script."""
+    if not 1 <= len(value) <= MAX_ID_LENGTH or not value.isprintable():
+        raise ContractError("id", value[:200], f"must be 1-{MAX_ID_LENGTH} printable characters")
+    return value
+
+
+def check_own_id(value: str) -> str:
+    """The id of an instance that runs here: 1–100 of `[A-Za-z0-9_.-]`, starting with a letter or digit."""
+    if not _OWN_ID.fullmatch(value):
         raise ContractError(
             "id", value, "must be 1-100 of letters, digits, _ . and -, and start with a letter or digit"
         )
+    return value
+
+
+def instance_name(instance_id: str, node: str | None = None) -> str:
+    """What an instance is called in configurations, commands, headers and logs: 1–80 of `[A-Za-z0-9_.-]`.
+
+    The id where it is plain; else, and where another `node` has a plain one of this id, what can be read of it and a hash.
+    """
+    if node is None and _PLAIN_ID.fullmatch(instance_id):
+        return instance_id
+    digest = hashlib.sha256(f"{node or ''}\0{instance_id}".encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", instance_id).strip("-")[:60]
+    return f"{readable or 'instance'}.{digest}"
+
+
+def check_instance_name(value: str) -> str:
+    """What `instance_name` gives."""
+    if not _INSTANCE_NAME.fullmatch(value):
+        raise ContractError("id", value, "must be 1-80 of letters, digits, _ . and -")
     return value
 
 
@@ -128,6 +173,15 @@ def check_address(value: str, networks: Networks = LOOPBACK) -> str:
     if not any(address in network for network in networks if network.version == address.version):
         raise ContractError("address", value, "outside the allowed networks; see EDGE_ALLOWED_NETWORKS")
     return str(address)
+
+
+def plain_address(value: str) -> str:
+    """An IP address in one spelling, an IPv4-mapped one as IPv4; anything else as it is. For comparing only."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return value
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def check_port(value: int, control_ports: frozenset[int] = frozenset()) -> int:
@@ -211,7 +265,7 @@ def registration_meta(registration: Registration) -> dict[str, str]:
     The address may be any IP address (the edge's operator decides about networks). Raises ContractError.
     """
     check_name(registration.name)
-    check_instance_id(registration.id)
+    check_own_id(registration.id)
     everywhere = parse_networks("0.0.0.0/0,::/0")
     check_address(registration.address, everywhere)
     check_port(registration.port)

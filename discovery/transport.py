@@ -13,7 +13,7 @@ from discovery.clock import Clock
 from discovery.errors import ConnectFailed
 from discovery.http_body import OnceBody
 from discovery.http_connection import Connection, connect
-from discovery.http_pool import Address, Pool
+from discovery.http_pool import Pool
 from discovery.model import Instance
 from discovery.response import LOST, Finish, Response, detail_of, translate
 
@@ -21,8 +21,15 @@ __all__ = ["Outgoing", "Response", "Transport"]
 
 MIN_TIMEOUT_S = 0.001
 SWEEP_S = 5.0
+# An instance that has just said of which service it is need not say so on each of the connections of a burst.
+IDENTITY_S = 1.0
+MAX_IDENTITY_BYTES = 64 * 1024
 # A connection that was closed while it was idle shows so at once; one that ends later had its request, and lost it.
 STALE_S = 0.5
+
+
+# Service, address and port.
+Place = tuple[str, str, int]
 
 
 @dataclass(slots=True)
@@ -50,11 +57,14 @@ class Outgoing:
 
 
 class Transport:
-    """Pools of connections, one for each instance's address. Thread-safe; no proxies, no redirects.
+    """Pools of connections, one for each service at an instance's address. Thread-safe; no proxies, no redirects.
 
     One retry: a kept connection may have been closed by the other side just when it was used. If it ends before anything has
     come, the request goes out once more on a fresh one, provided that it may run twice or that nothing of it was written. Each
     such retry uses up a connection that an answer left behind: there cannot be more of them than answers.
+
+    Where an instance has an `identity_path`, a new connection asks there first of which service it is: what listens at a port can
+    only become another with another connection. The requests after that cost nothing.
     """
 
     def __init__(self, *, connect_timeout_s: float, connections: int, clock: Clock) -> None:
@@ -62,7 +72,7 @@ class Transport:
         self._connections = connections
         self._clock = clock
         self._lock = threading.Lock()
-        self._pools: dict[Address, Pool] = {}
+        self._pools: dict[Place, Pool] = {}
         self._sweep_at = 0.0
 
     def send(
@@ -82,7 +92,7 @@ class Transport:
         `added` are further header lines. `finish(error)` is called once when the answer has been read or left; not when this
         raises: ConnectFailed, ResponseLost, ResponseTimeout; ValueError for a request that cannot be sent to anyone.
         """
-        pool = self._pool((instance.address, instance.port))
+        pool = self._pool((outgoing.service, instance.address, instance.port))
         host = outgoing.host_line or pool.host_line
         head = b"".join((outgoing.start, host, outgoing.fields, added, b"\r\n"))
         until = self._clock.monotonic() + max(MIN_TIMEOUT_S, timeout_s)
@@ -125,6 +135,21 @@ class Transport:
             raise
 
     def _connect(self, pool: Pool, outgoing: Outgoing, instance: Instance, until: float) -> Connection:
+        connection = self._open(pool, outgoing, instance, until)
+        if not instance.identity_path or self._clock.monotonic() - pool.identified_at < IDENTITY_S:
+            return connection
+        try:
+            self._identify(connection, pool, outgoing, instance, until)
+        except BaseException:
+            connection.close()
+            raise
+        pool.identified_at = self._clock.monotonic()
+        if connection.reusable:
+            return connection
+        connection.close()
+        return self._open(pool, outgoing, instance, until)
+
+    def _open(self, pool: Pool, outgoing: Outgoing, instance: Instance, until: float) -> Connection:
         left_s = max(MIN_TIMEOUT_S, until - self._clock.monotonic())
         try:
             sock = connect(*pool.address, min(self._connect_timeout_s, left_s))
@@ -132,28 +157,52 @@ class Transport:
             raise _connect_failed(error, outgoing.service, instance) from error
         return Connection(sock, self._clock)
 
-    def _pool(self, address: Address) -> Pool:
+    def _identify(
+        self, connection: Connection, pool: Pool, outgoing: Outgoing, instance: Instance, until: float
+    ) -> None:
+        """Have the other side say of which service it is. Raises ConnectFailed where it says another or none: no request was
+        sent; and ResponseTimeout where it says nothing, as for a request, for it hangs."""
+        start = f"GET {instance.identity_path} HTTP/1.1\r\n".encode("ascii")
+        head = b"".join(
+            (start, pool.host_line, b"User-Agent: edge-check\r\nAccept-Encoding: identity\r\n\r\n")
+        )
+        said: str | None = None
+        try:
+            connection.ask(head, None, None, head_only=False, until=until)
+            said = connection.answer.headers.get("X-Service")
+            left = MAX_IDENTITY_BYTES
+            while left > 0 and (piece := connection.piece(until)):
+                left -= len(piece)
+        except TimeoutError as error:
+            raise translate(error, outgoing.service, instance) from error
+        except LOST as error:
+            raise _connect_failed(error, outgoing.service, instance) from error
+        if said != outgoing.service:
+            detail = f"{instance.id} at {instance.address}:{instance.port} says that it is of {said!r:.80}"
+            raise ConnectFailed(outgoing.service, detail, instance_id=instance.id)
+
+    def _pool(self, place: Place) -> Pool:
         now = self._clock.monotonic()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             for pool in list(self._pools.values()):
                 pool.sweep()
-        found = self._pools.get(address)
+        found = self._pools.get(place)
         if found is None:
             with self._lock:
                 # Not bounded while in use: a burst opens further connections, which are closed afterwards.
-                found = self._pools.setdefault(address, Pool(address, self._connections, self._clock))
+                found = self._pools.setdefault(place, Pool(place[1:], self._connections, self._clock))
         return found
 
-    def addresses(self) -> Collection[Address]:
+    def places(self) -> Collection[Place]:
         """Where there are pools now."""
         return tuple(self._pools)
 
-    def drop(self, addresses: Iterable[Address]) -> None:
-        """Close the idle connections to addresses that are gone; those in use end with their answers."""
-        for address in addresses:
+    def drop(self, places: Iterable[Place]) -> None:
+        """Close the idle connections to places that are gone; those in use end with their answers."""
+        for place in places:
             with self._lock:
-                pool = self._pools.pop(address, None)
+                pool = self._pools.pop(place, None)
             if pool is not None:
                 pool.close()
 

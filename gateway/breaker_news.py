@@ -28,7 +28,7 @@ MAX_PICTURE_BYTES = 256 * 1024
 MAX_REFS = 8
 
 State = Literal["open", "half-open", "closed"]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:/-]{1,250}$")]
 Text = Annotated[str, StringConstraints(max_length=300)]
 

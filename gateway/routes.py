@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Sequence
+from dataclasses import replace
 
-from discovery.contract import Policy, check_name, parse_placement, parse_route
+from discovery.admission import GATEWAY, Admissions, Admitted
+from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.contract import Policy, check_name
 from discovery.errors import ContractError
 from discovery.model import Domain, Instance, Route, Snapshot
 from discovery.static_view import Reading
 
-GATEWAY = "gateway-"
 # Routes of services that are gone are kept for their fallbacks; the oldest go first.
 MAX_REMEMBERED = 4096
 
@@ -22,35 +22,53 @@ def is_gateway(service: str) -> bool:
 
 
 class Exposed:
-    """The view as the edge would take it: without the instances whose metadata, address or port the contract refuses.
+    """The view as the edge takes it: without the instances that it would not send a request to, and each of the others with
+    its checked address and name, and with the path on which it has to say of which service it is.
 
-    Metadata is hostile input, and what is registered at the address of a control port would be reached through us.
-    Thread-safe. Promises of `Reading`.
+    Metadata is hostile input: what is registered at the address of a control port, or of another service, would be reached
+    through us. Thread-safe. Promises of `Reading`.
     """
 
-    def __init__(self, view: Reading, policy: Policy) -> None:
+    def __init__(self, view: Reading, policy: Policy, clock: Clock = SYSTEM_CLOCK) -> None:
         self._view = view
-        self._policy = policy
+        self._clock = clock
+        self._admissions = Admissions(policy)
         self._lock = threading.Lock()
-        self._seen = Snapshot()
+        self._seen = Snapshot(version=-1)
         self._snapshot = Snapshot(version=-1)
+        self._due = float("inf")
 
     def snapshot(self) -> Snapshot:
         seen = self._view.snapshot()
-        if seen is self._seen:
-            return self._snapshot
-        with self._lock:
-            if seen is not self._seen:
-                before, filtered = self._seen.services, self._snapshot.services
-                services = {
-                    name: filtered[name]
-                    if before.get(name) is instances and name in filtered
-                    else tuple(each for each in instances if self._takes(each))
-                    for name, instances in seen.services.items()
-                }
-                self._snapshot = Snapshot(services, seen.version)
-                self._seen = seen
-            return self._snapshot
+        if seen is not self._seen or self._clock.monotonic() >= self._due:
+            with self._lock:
+                seen, now = self._view.snapshot(), self._clock.monotonic()
+                if seen is not self._seen or now >= self._due:
+                    self._follow(seen, now)
+        return self._snapshot
+
+    def _follow(self, seen: Snapshot, now: float) -> None:
+        before, after = self._seen.services, seen.services
+        changed = {name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)}
+        changed |= self._admissions.release(now)
+        changed |= self._admissions.neighbours({name: after.get(name, ()) for name in changed})
+        self._admissions.update({name: after.get(name, ()) for name in changed}, now)
+        services = {name: self._snapshot.services.get(name, ()) for name in after}
+        services |= {name: self._admitted(name) for name in changed if name in after}
+        # Each has a version of its own: what time alone releases is a change that the view knows nothing of.
+        self._snapshot = Snapshot(services, self._snapshot.version + 1)
+        self._due = self._admissions.due
+        self._seen = seen
+
+    def _admitted(self, service: str) -> tuple[Instance, ...]:
+        admission = self._admissions.by_service.get(service)
+        admitted = admission.admitted if admission is not None else ()
+        return tuple(sorted(map(exposed, admitted), key=lambda instance: instance.key))
+
+    def route(self, service: str) -> Route | None:
+        """What the service asks for as a whole, as of the last `snapshot`."""
+        admission = self._admissions.by_service.get(service)
+        return admission.route if admission is not None else None
 
     def age_s(self) -> float:
         return self._view.age_s()
@@ -59,20 +77,17 @@ class Exposed:
     def healthy(self) -> bool:
         return self._view.healthy
 
-    def _takes(self, instance: Instance) -> bool:
-        try:
-            check_name(instance.service)
-            parse_route(instance.service, instance.meta)
-            parse_placement(instance, self._policy)
-        except ContractError:
-            return False
-        return True
+
+def exposed(admitted: Admitted) -> Instance:
+    """An instance as calls need it: its name is fit for headers and logs, and its address for connections."""
+    address = admitted.placement.address
+    return replace(admitted.instance, id=admitted.name, address=address, identity_path=admitted.identity)
 
 
 class Routes:
-    """Finds the route of a path. Thread-safe; `view` is an `Exposed` one, whose metadata can be parsed."""
+    """Finds the route of a path. Thread-safe;"""
 
-    def __init__(self, view: Reading, domain: Domain) -> None:
+    def __init__(self, view: Exposed, domain: Domain) -> None:
         self._view = view
         self._domain = domain
         self._lock = threading.Lock()
@@ -118,11 +133,9 @@ class Routes:
         with self._lock:
             if snapshot is self._seen:
                 return
-            before = self._seen.services
             routes = {}
             for service, instances in snapshot.services.items():
-                known = before.get(service) is instances
-                route = self._routes.get(service) if known else elect(instances)
+                route = self._view.route(service) if instances else None
                 if route is not None:
                     routes[service] = route
             self._remember(routes, snapshot)
@@ -155,14 +168,6 @@ def _is_name(value: str) -> bool:
     except ContractError:
         return False
     return True
-
-
-def elect(instances: Sequence[Instance]) -> Route | None:
-    """What a service asks for, by the majority of its instances; a tie goes to the newest. As the edge does it."""
-    asked = [(parse_route(each.service, each.meta), each.create_index) for each in instances]
-    votes = Counter(route for route, _ in asked)
-    newest = {route: max(index for other, index in asked if other == route) for route in votes}
-    return max(votes, key=lambda route: (votes[route], newest[route]), default=None)
 
 
 def holds(prefix: str, path: str) -> bool:

@@ -48,6 +48,8 @@ class GatewaySettings(ServiceSettings):
     # Where instances may live, as at the edge.
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"
     edge_control_ports: str = ""
+    # So long an address and port stay with the service that was first there and has left: it may be restarting.
+    edge_hold_s: float = Field(default=60.0, ge=0, le=600)
 
     # Calls at once in one process; a share of them is for services of the identity domain alone.
     gateway_calls: int = Field(default=512, ge=1, le=100_000)
@@ -124,4 +126,4 @@ class GatewaySettings(ServiceSettings):
             if not (part.isascii() and part.isdigit()):
                 raise ContractError("EDGE_CONTROL_PORTS", part, "must be integers from 1 to 65535")
             ports.add(check_port(int(part)))
-        return Policy(parse_networks(self.edge_allowed_networks), frozenset(ports))
+        return Policy(parse_networks(self.edge_allowed_networks), frozenset(ports), self.edge_hold_s)

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 class Which(BaseModel):
     """`path` as in a request; `prefix`: also all below it."""
 
-    service: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    service: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
     path: Annotated[str, Field(pattern=r"^/[!-~]*$", max_length=2048)]
     prefix: bool = False
 

@@ -81,7 +81,7 @@ def _check_route(backend: Backend) -> None:
 
 
 def _check_server(server: Server) -> None:
-    contract.check_instance_id(server.name)
+    contract.check_instance_name(server.name)
     if contract.check_address(server.address, _EVERYWHERE) != server.address:
         raise ContractError("address", server.address, "not in canonical form")
     contract.check_port(server.port)

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from discovery.contract import Policy, check_name, parse_placement, parse_route
-from discovery.errors import ContractError
-from discovery.model import Instance, Placement, Route
+from discovery.admission import Admission, Admissions, Admitted, Rejection
+from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.contract import Policy
+from discovery.model import Instance, Route
 from haproxy.controller.model import Backend, EdgeState, Server, VerifyKey
 from haproxy.controller.owners import Claim, OwnerBook, Refusal
-from haproxy.controller.places import Place, Places, place_of
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """One instance that the edge does not take as it asks. `field` names the metadata key or property at fault.
-
-    `fatal` False: it is served, but something it asks for is not done.
-    """
-
-    instance: str
-    field: str
-    reason: str
-    fatal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,109 +30,31 @@ class Election:
     rejections: tuple[Rejection, ...] = ()
 
 
-# An instance, the route that it asks for, and where it may be reached (None where it asks for no route).
-Asked = tuple[Instance, Route | None, Placement | None]
-
-
-# Which service was first at an address and port.
-Holder = Callable[[Place], str | None]
-
-
-def elect(
-    service: str, instances: Sequence[Instance], policy: Policy, holder: Holder = lambda _: None
-) -> Election:
-    """What a service asks for, by the majority of its instances; a tie goes to the newest (highest create index).
-
-    An instance with a bad value is rejected alone. One that asks validly for another route than the majority is
-    served by the majority's, and told so; one that asks for none is not exposed. Where the edge is not to check who
-    answers, an instance must not live where another service was first (`holder`).
-    """
-    rejections: list[Rejection] = []
-    asked: list[Asked] = []
-    try:
-        check_name(service)
-    except ContractError as error:
-        reasons = tuple(Rejection(i.id, "name", error.reason) for i in instances)
-        return Election(service, valid=False, rejections=reasons)
-    for instance in instances:
-        try:
-            # Whole before it votes: one that cannot serve has no say about the route.
-            route = parse_route(service, instance.meta)
-            asked.append((instance, route, parse_placement(instance, policy) if route else None))
-        except ContractError as error:
-            rejections.append(Rejection(instance.id, error.field, error.reason))
-    route = _majority(asked)
-    placed = []
-    if route is not None:
-        placed = _place(route, asked, rejections, holder)
-    named = _name(placed)
+def elect(admission: Admission) -> Election:
+    """The servers of a service that may serve now: of the instances that are admitted, those that Consul calls fit."""
+    route = admission.route
+    admitted = [each for each in admission.admitted if each.direct] if route is not None else []
+    servers = (_server(each) for each in admitted if _serves(each.instance, route))
     return Election(
-        service=service,
+        service=admission.service,
         route=route,
-        valid=bool(asked) or not instances,
-        order=min((instance.create_index for instance, *_ in asked), default=0),
-        servers=tuple(sorted((s for i, s in named if _serves(i, route)), key=lambda s: s.name)),
-        ordered_out=frozenset(server.name for instance, server in named if instance.maintenance),
-        rejections=tuple(rejections),
+        valid=admission.valid,
+        order=admission.order,
+        servers=tuple(sorted(servers, key=lambda server: server.name)),
+        ordered_out=frozenset(each.name for each in admitted if each.instance.maintenance),
+        rejections=admission.rejections,
     )
 
 
-def _majority(asked: Sequence[Asked]) -> Route | None:
-    if not asked:
-        return None
-    votes = Counter(route for _, route, _ in asked)
-    newest = {route: max(i.create_index for i, other, _ in asked if other == route) for route in votes}
-    return max(votes, key=lambda route: (votes[route], newest[route]))
-
-
-def _place(
-    route: Route,
-    asked: Iterable[Asked],
-    rejections: list[Rejection],
-    holder: Holder,
-) -> list[tuple[Instance, Server]]:
-    placed = []
-    for instance, other, placement in asked:
-        if other is None or placement is None:
-            rejections.append(Rejection(instance.id, "edge-path", "asks for no route, unlike most instances"))
-            continue
-        # With the check, HAProxy sees for itself whose port it is, and no squatter can take an instance out.
-        first = None if route.check_identity else holder(place_of(instance))
-        if first not in (None, route.service):
-            text = f"{instance.address}:{instance.port} is held by {first}, which had it first"
-            rejections.append(Rejection(instance.id, "address", text))
-            continue
-        if other != route:
-            text = "asks for another route than most instances of the service, which decides"
-            rejections.append(Rejection(instance.id, "edge-path", text, fatal=False))
-        server = Server(instance.id, placement.address, placement.port, placement.weight, placement.backup)
-        placed.append((instance, server))
-    return placed
+def _server(admitted: Admitted) -> Server:
+    at = admitted.placement
+    return Server(admitted.name, at.address, at.port, at.weight, at.backup)
 
 
 def _serves(instance: Instance, route: Route | None) -> bool:
     if route is None or instance.maintenance or instance.status == "critical":
         return False
     return instance.status == "passing" or route.warning == "serve"
-
-
-def _name(placed: Sequence[tuple[Instance, Server]]) -> list[tuple[Instance, Server]]:
-    """Make names unique: where two nodes use one id, the older registration keeps it and the others get a suffix."""
-    named = []
-    taken: set[str] = {server.name for _, server in placed}
-    seen: set[str] = set()
-    for instance, server in sorted(placed, key=lambda pair: (pair[0].create_index, pair[0].key)):
-        name = server.name
-        if name in seen:
-            digest = hashlib.sha256(instance.node.encode()).hexdigest()
-            # A name that another instance chose on purpose only makes the suffix longer.
-            name = next(
-                n for n in (f"{name[:80]}.{digest[:size]}" for size in range(8, 20)) if n not in taken
-            )
-        seen.add(name)
-        taken.add(name)
-        named.append((instance, replace(server, name=name)))
-    return named
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,25 +72,25 @@ class Desire:
     The cost of an update is that of the services in it, and of all claims only when one of them has changed.
     """
 
-    def __init__(self, policy: Policy, book: OwnerBook) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, book: OwnerBook, clock: Clock = SYSTEM_CLOCK) -> None:
         self._book = book
+        self._clock = clock
+        self._admissions = Admissions(policy)
         self._elections: dict[str, Election] = {}
         self._refused: Mapping[str, tuple[Refusal, ...]] = {}
         self._backends: dict[str, Backend] = {}
-        self._places = Places()
         self.serving = 0
 
     def update(self, services: Mapping[str, Sequence[Instance]], now: float) -> bool:
         """Take in the services that changed (no instances: gone), and with them their `neighbours`. Answers whether the
         claims were settled anew, in which case any route may be another. `now` in Unix seconds."""
         settle = False
-        for service, instances in services.items():
-            self._places.update(service, instances)
-        for service, instances in services.items():
+        self._admissions.update(services, self._clock.monotonic())
+        for service in services:
             before = self._elections.pop(service, None)
             self._backends.pop(service, None)
-            after = elect(service, instances, self._policy, self._places.holder) if instances else None
+            admission = self._admissions.by_service.get(service)
+            after = elect(admission) if admission is not None else None
             if after is not None:
                 self._elections[service] = after
             self.serving += len(after.servers if after else ()) - len(before.servers if before else ())
@@ -193,11 +100,12 @@ class Desire:
         return settle
 
     def neighbours(self, services: Mapping[str, Sequence[Instance]]) -> set[str]:
-        """Other services of which something may change when these do: they live at the same addresses and ports."""
-        found = {
-            name for service, here in services.items() for name in self._places.neighbours(service, here)
-        }
-        return found - set(services)
+        """Other services of which something may change when these do."""
+        return self._admissions.neighbours(services)
+
+    def released(self) -> set[str]:
+        """Services to be updated because of the time alone."""
+        return self._admissions.release(self._clock.monotonic())
 
     def settle(self, now: float) -> None:
         """Give out all prefixes anew: claims, pins or the time have changed."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from discovery.admission import GATEWAY
 from discovery.contract import check_name, check_prefix, parse_route
 from discovery.errors import ContractError
 from discovery.model import Route
@@ -21,7 +22,6 @@ from haproxy.controller.files import write_atomically
 
 log = structlog.get_logger(__name__)
 
-GATEWAY = "gateway-"
 # What instances keep for the inside, whatever a service claims.
 NEVER_ROUTED = ("/metrics/", "/internal/")
 MAX_PINS = 10_000

@@ -30,6 +30,8 @@ class EdgeSettings(BaseSettings):
     edge_run_dir: Path = _VAR / "run"
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"
     edge_control_ports: str = ""
+    # So long an address and port stay with the service that was first there and has left: it may be restarting.
+    edge_hold_s: float = Field(default=60.0, ge=0, le=600)
     # Requests per 10 s; 0 turns the limit off. Generous: they stop a runaway client, not a busy one.
     edge_rate_source: int = Field(default=20_000, ge=0, le=10_000_000)
     edge_rate_subject: int = Field(default=5_000, ge=0, le=10_000_000)
@@ -111,4 +113,4 @@ class EdgeSettings(BaseSettings):
             if not (part.isascii() and part.isdigit()):
                 raise ContractError("EDGE_CONTROL_PORTS", part, "must be integers from 1 to 65535")
             ports.add(check_port(int(part)))
-        return Policy(parse_networks(self.edge_allowed_networks), frozenset(ports))
+        return Policy(parse_networks(self.edge_allowed_networks), frozenset(ports), self.edge_hold_s)

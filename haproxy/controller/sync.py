@@ -127,6 +127,7 @@ class Sync:
     def _take(self) -> None:
         dirty, snapshot, pins, keys = self.inbox.take()
         now = self._clock.time()
+        dirty |= {name: self._clock.monotonic() for name in self.desire.released() - dirty.keys()}
         settled = False
         if pins is not None:
             self._book.set_pins(pins)

@@ -48,7 +48,7 @@ def create_service(
     Raises discovery.ContractError for a value that the edge would refuse; a wrong environment ends the process.
     """
     settings = settings or ServiceSettings.from_environment()
-    contract.check_name(name)
+    contract.check_own_name(name)
     asked = Route(
         service=name,
         paths=tuple(paths),

@@ -134,6 +134,7 @@ class Rig:
             server = Upstream(stack.enter_context(refusing_port()), behave)
         else:
             server = stack.enter_context(upstream(behave))
+            server.service = service.name
         id_ = service.instance_id(len(service.upstreams))
         service.upstreams.append(server)
         stack.callback(self.deregister, id_)
@@ -164,12 +165,12 @@ class Rig:
             for _ in range(2):
                 for gateway in self.gateways:
                     if gateway.process.running:
-                        self._sees(gateway, canary.port, within_s)
+                        self._sees(gateway, canary, within_s)
 
-    def _sees(self, gateway: Gateway, port: int, within_s: float) -> None:
-        name = f"canary-{uuid.uuid4().hex[:8]}"
+    def _sees(self, gateway: Gateway, canary: Upstream, within_s: float) -> None:
+        name = canary.service = f"canary-{uuid.uuid4().hex[:8]}"
         keys = {"path": f"/api/{name}", "lane": "gateway", "auth": "public", "domain": gateway.domain}
-        self.register(name, name, port, {f"edge-{key}": value for key, value in keys.items()})
+        self.register(name, name, canary.port, {f"edge-{key}": value for key, value in keys.items()})
         sent = self.headers(name)
         try:
             eventually(
@@ -273,7 +274,7 @@ def gateway_rig(
         }
         rig = Rig(catalog, cache, issuer, [])
         for domain in domains or ("business",):
-            rig.gateways.append(stack.enter_context(_gateway(domain, folder, variables)))
+            rig.gateways.append(stack.enter_context(gateway_of(domain, folder, variables)))
         for gateway in rig.gateways:
             gateway.wait()
         try:
@@ -286,7 +287,7 @@ def gateway_rig(
 
 
 @contextlib.contextmanager
-def _gateway(domain: str, folder: Path, variables: Mapping[str, str]) -> Iterator[Gateway]:
+def gateway_of(domain: str, folder: Path, variables: Mapping[str, str]) -> Iterator[Gateway]:
     """A gateway that has been started, and may not be ready yet."""
     port = free_port()
     id_ = f"gateway-{domain}-{port}"

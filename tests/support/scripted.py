@@ -30,6 +30,7 @@ class Upstream:
     behave: Callable[[Handler], None]
     requests: list[Seen] = field(default_factory=list)
     connections: int = 0
+    service: str = ""  # what it says at its health, when it is asked as the edge asks
 
     def instance(self, service: str = "users", **fields: object) -> Instance:
         """This server as an instance of a service."""
@@ -49,6 +50,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
+        if self.upstream.service and headers.get("user-agent") == "edge-check":
+            self.answer(X_Service=self.upstream.service)
+            return
         self.seen = Seen(self.command, self.path, headers, self._body(headers))
         self.upstream.requests.append(self.seen)
         self.upstream.behave(self)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from haproxy.controller.runtime import Runtime
 from haproxy.controller.settings import EdgeSettings
@@ -109,7 +110,7 @@ class Edge:
         self.consul.call("PUT", "/v1/agent/service/register", body)
 
     def deregister(self, name: str) -> None:
-        self.consul.call("PUT", f"/v1/agent/service/deregister/{name}")
+        self.consul.call("PUT", f"/v1/agent/service/deregister/{quote(name, safe='')}")
 
     def check(self, name: str, status: str) -> None:
         """`pass`, `warn` or `fail` the instance's check."""

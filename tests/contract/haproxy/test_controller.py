@@ -9,14 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from discovery.contract import instance_name
 from haproxy.controller.runtime import Runtime, command
-from tests.contract.haproxy.rig import Edge, edge
+from tests.contract.haproxy.rig import Edge, Program, edge
 from tests.support.eventually import eventually
+
+HOLD_S = 2.0
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Edge]:
-    with edge(EDGE_SYNC_S="2", EDGE_DRAIN_S="2") as made:
+    with edge(EDGE_SYNC_S="2", EDGE_DRAIN_S="2", EDGE_HOLD_S=str(HOLD_S)) as made:
         yield made
 
 
@@ -265,6 +268,35 @@ def test_age_and_latency_are_measured(running: Edge) -> None:
     assert running.metric('breakwater_controller_commands_total{command="add server",outcome="refused"}') == 0
 
 
+@pytest.mark.parametrize(
+    "id_", ["host:app:9095", "_nomad-task-1", "a b;c/d'\"%[env(X)]", "é" * 64, "x" * 128]
+)
+def test_instance_of_any_printable_id_is_served_under_a_name_that_haproxy_takes(
+    running: Edge, id_: str
+) -> None:
+    program = Program("odd", "odd")
+    running.programs.append(program)
+    running.register("odd", id_, program.port, meta("odd"))
+    running.serves("/api/odd", {"odd"})
+    eventually(lambda: running.verdict("odd")["state"] == "accepted", 5)
+    assert list(running.servers("odd")) == [instance_name(id_)]
+    running.deregister(id_)
+    running.serves("/api/odd", {"503"})
+
+
+def test_services_of_any_name_that_consul_takes_are_served_and_share_nothing_by_case(running: Edge) -> None:
+    names = ["MyApp", "myapp", "go.micro.srv.greeter", "my_app", "edge_breakers", "Gateway-business"]
+    for number, name in enumerate(names):
+        paths = {"edge-path": f"/api/named-{number}"}
+        running.instance(name, f"{name}-{number}", meta(name) | paths)
+    for number, name in enumerate(names):
+        running.serves(f"/api/named-{number}", {f"{name}-{number}"})
+        eventually(lambda name=name: running.verdict(name)["state"] == "accepted", 5)  # type: ignore[misc]
+    running.deregister("myapp-1")
+    running.serves("/api/named-1", {"503"})
+    assert running.answers("/api/named-0") == {"MyApp-0"}
+
+
 def test_unchecked_instance_gets_nothing_where_another_service_was_first(running: Edge) -> None:
     held = running.instance("held", "held-1")
     running.serves("/api/held", {"held-1"})
@@ -274,15 +306,20 @@ def test_unchecked_instance_gets_nothing_where_another_service_was_first(running
         {
             "id": "squat-1",
             "field": "address",
-            "reason": f"127.0.0.1:{held.port} is held by held, which had it first",
+            "reason": f"127.0.0.1:{held.port} is held by held, which had it first: not served",
         }
     ]
     running.serves("/api/squat", {"503"})
     assert held.seen > 0
-    # With nobody else there, the port is its own: without a reload, and without waiting for the full sync.
+    # A restart does not lose the place to it; in the end it is free, without a reload, and without waiting for the full sync.
     before = running.reloads()
     running.deregister("held-1")
-    eventually(lambda: running.answers("/api/squat", 1) == {"held-1"}, 1.5)
+    running.serves("/api/held", {"503"})
+    running.register("held", "held-1", held.port, meta("held"))
+    running.serves("/api/held", {"held-1"})
+    assert running.answers("/api/squat", 1) == {"503"}
+    running.deregister("held-1")
+    eventually(lambda: running.answers("/api/squat", 1) == {"held-1"}, HOLD_S + 2.5)
     assert running.reloads() == before
 
 

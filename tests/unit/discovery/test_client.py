@@ -114,11 +114,11 @@ def test_pools_of_gone_instances_are_dropped(good: Upstream) -> None:
         calls = ServiceClient(view)
         for _ in range(4):
             calls.request("GET", "users", "/")
-        assert len(calls._transport.addresses()) == 2
+        assert len(calls._transport.places()) == 2
         view.replace([good.instance()])
         object.__setattr__(view.snapshot(), "version", 2)
         calls.request("GET", "users", "/")
-        assert calls._transport.addresses() == (("127.0.0.1", good.port),)
+        assert calls._transport.places() == (("users", "127.0.0.1", good.port),)
 
 
 def test_observer_hears_of_calls_and_attempts(good: Upstream) -> None:

@@ -12,10 +12,14 @@ from discovery.contract import (
     Policy,
     check_address,
     check_instance_id,
+    check_instance_name,
     check_name,
+    check_own_id,
+    check_own_name,
     check_path,
     check_port,
     check_prefix,
+    instance_name,
     parse_networks,
     parse_placement,
     parse_route,
@@ -55,7 +59,9 @@ POISON = [
     "check",
     [
         check_name,
-        check_instance_id,
+        check_own_name,
+        check_own_id,
+        check_instance_name,
         lambda value: check_path("/" + value),
         lambda value: check_path("/api/" + value),
         check_address,
@@ -80,13 +86,49 @@ def test_poison_is_refused_everywhere(check: Callable[[str], object], poison: st
 
 @pytest.mark.parametrize("name", ["a", "users", "a-b", "9", "a" * 63])
 def test_good_names_pass(name: str) -> None:
+    assert check_name(name) == check_own_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["A", "MyApp", "a-", "a_b", "go.micro.srv.greeter"])
+def test_names_of_foreign_programs_may_be_what_consul_takes(name: str) -> None:
     assert check_name(name) == name
+    with pytest.raises(ContractError):
+        check_own_name(name)
 
 
-@pytest.mark.parametrize("name", ["-a", "a-", "A", "a_b", "a.b", "a" * 64])
-def test_names_that_dns_cannot_serve_are_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["-a", "_a", ".a", "a" * 64])
+def test_names_of_another_shape_are_refused(name: str) -> None:
     with pytest.raises(ContractError):
         check_name(name)
+
+
+@pytest.mark.parametrize("id_", ["host:app:9095", "_nomad-task", "a b;c", "é", "x" * 128, "'\"\\<>"])
+def test_any_printable_id_is_taken(id_: str) -> None:
+    assert check_instance_id(id_) == id_
+
+
+@pytest.mark.parametrize("id_", ["", "x" * 129, "a\nb", "a\x00b", "a\x7fb", "\ud800", "a\u200bb"])
+def test_ids_that_cannot_be_printed_are_refused(id_: str) -> None:
+    with pytest.raises(ContractError):
+        check_instance_id(id_)
+
+
+@pytest.mark.parametrize("id_", ["users-1", "_nomad-task.1", "9", "x" * 80])
+def test_a_plain_id_is_the_name_of_its_instance(id_: str) -> None:
+    assert instance_name(id_) == id_
+
+
+def test_a_made_name_can_be_read_and_is_no_plain_id() -> None:
+    name = instance_name("host:app:9095")
+    assert name.startswith("host-app-9095.")
+    assert instance_name(name) != name
+    assert instance_name("a", "node-2") != instance_name("a", "node-1")
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=128).filter(str.isprintable))
+def test_every_id_has_a_name_that_needs_no_escaping(id_: str) -> None:
+    assert check_instance_name(instance_name(id_)) == instance_name(id_)
+    assert check_instance_name(instance_name(id_, "node"))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +235,7 @@ def test_route_survives_its_metadata(route: Route) -> None:
 @pytest.mark.parametrize(
     "registration",
     [
-        Registration("Users", "127.0.0.1", 1, "u"),
+        Registration("-users", "127.0.0.1", 1, "u"),
         Registration("users", "localhost", 1, "u"),
         Registration("users", "127.0.0.1", 0, "u"),
         Registration("users", "127.0.0.1", 1, "u/../x"),

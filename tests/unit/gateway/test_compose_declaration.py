@@ -90,7 +90,7 @@ def test_parts_keep_the_order_of_the_file(tmp_path: Path) -> None:
         ('"/api/lefts/<a>"', '"/api/lefts/<c>"', "route pair: part left: path: <c> is not known"),
         ('"/api/lefts/<a>"', '"/api/me/<subject>"', "route pair: part left: path: <subject> is not known"),
         ('"/api/lefts/<a>"', '"/api/../<a>"', "route pair: parts.left: '..' is no segment"),
-        ('"lefts"', '"Lefts"', "route pair: parts.left.service: must be"),
+        ('"lefts"', '"-lefts"', "route pair: parts.left.service: must be"),
         ('"lefts"', '"users\\nX"', "route pair: parts.left.service: must be"),
         ("[0-9]+", "[0-9", "route pair: the pattern of <a>"),
         ("/api/<a>/<b>", "/api/<a>", "route pair: placeholders and patterns do not agree on: b"),
@@ -111,7 +111,7 @@ def test_a_mistake_is_told_with_its_place(tmp_path: Path, before: str, after: st
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
-    text = GOOD.replace("required = true", "share = 2").replace('"rights"', '"Rights"')
+    text = GOOD.replace("required = true", "share = 2").replace('"rights"', '"-rights"')
     assert len(refused(tmp_path, text).splitlines()) == 2
 
 

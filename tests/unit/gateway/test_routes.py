@@ -10,7 +10,8 @@ import pytest
 from discovery.contract import Policy, parse_networks
 from discovery.model import Instance, Snapshot
 from discovery.static_view import StaticView
-from gateway.routes import Exposed, Routes, elect, holds, is_gateway
+from gateway.routes import Exposed, Routes, holds, is_gateway
+from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
 
 
@@ -107,15 +108,14 @@ def test_instances_vote_on_the_route_and_a_tie_goes_to_the_newest() -> None:
         one("a", "/api/b", index=2),
         one("a", "/api/b", index=3),
     )
-    assert elect([]) is None
     for instances, path in (
         ((first, second), "/api/b"),
         ((first, second, third), "/api/b"),
         ((first,), "/api/a"),
     ):
-        route = elect(instances)
-        assert route is not None
-        assert route.paths == (path,)
+        _, routes = routes_of(*instances)
+        assert found(routes, path) == "a"
+        assert [each for each in ("/api/a", "/api/b") if found(routes, each)] == [path]
 
 
 def test_what_the_contract_refuses_is_not_in_the_view() -> None:
@@ -125,11 +125,14 @@ def test_what_the_contract_refuses_is_not_in_the_view() -> None:
         one("a", "/api/a", index=3, port=8500),
         one("a", "/api/../a", index=4),
         Instance("a", "a-5", "node-1", "169.254.169.254", 80, meta={"edge-path": "/api/a"}),
-        Instance("a", "a 6", "node-1", "127.0.0.1", 20006),
+        Instance("a", "a\n6", "node-1", "127.0.0.1", 20006, meta={"edge-path": "/api/a"}),
+        Instance("a", "a-7", "node-1", "127.0.0.1", 20007),  # asks for no route, unlike the other
     ]
-    view = StaticView([one("a", "/api/a"), *bad, Instance("Not A Name", "x", "node-1", "127.0.0.1", 1)])
+    view = StaticView(
+        [one("a", "/api/a", index=9), *bad, Instance("Not A Name", "x", "node-1", "127.0.0.1", 1)]
+    )
     exposed = Exposed(view, policy)
-    assert [each.id for each in exposed.snapshot().instances("a")] == ["a-1"]
+    assert [each.id for each in exposed.snapshot().instances("a")] == ["a-9"]
     assert exposed.snapshot().instances("Not A Name") == ()
     assert exposed.snapshot() is exposed.snapshot()
     assert exposed.healthy
@@ -139,15 +142,38 @@ def test_what_the_contract_refuses_is_not_in_the_view() -> None:
 def test_the_filter_follows_a_change_and_looks_again_at_what_changed_only() -> None:
     view, _ = routes_of()
     exposed = Exposed(view, Policy())
-    steady = one("steady")
+    steady = one("steady", port=20002)
     replace(view, steady, one("moved", index=1))
     before = exposed.snapshot()
     services = {"steady": view.snapshot().services["steady"], "moved": (one("moved", index=2),)}
     view.replace(Snapshot(MappingProxyType(services), 7))
     after = exposed.snapshot()
-    assert after.version == 7
+    assert after.version > before.version
     assert after.services["steady"] is before.services["steady"]
     assert [each.create_index for each in after.instances("moved")] == [2]
+
+
+def test_a_place_of_another_service_is_not_in_the_view_and_the_identity_is_asked_for() -> None:
+    victim = one("pears", "/api/pears", index=1)
+    checked = one("melons", "/api/melons", index=2, check="/ping")
+    squatter = one("plums", "/api/plums", index=3, **{"check-identity": "off"})
+    inner = one("figs", index=4, **{"check-identity": "off"})
+    exposed = Exposed(StaticView([victim, checked, squatter, inner]), Policy()).snapshot()
+    assert [each.identity_path for each in exposed.instances("pears")] == ["/health/ready"]
+    assert [each.identity_path for each in exposed.instances("melons")] == ["/ping"]
+    assert exposed.instances("plums") == exposed.instances("figs") == ()
+
+
+def test_a_place_that_is_given_up_is_in_the_view_without_a_change_in_consul() -> None:
+    clock = ManualClock()
+    follower = one("plums", "/api/plums", index=3, **{"check-identity": "off"})
+    view = StaticView([one("pears", "/api/pears", index=1), follower])
+    exposed = Exposed(view, Policy(), clock)
+    assert exposed.snapshot().instances("plums") == ()
+    replace(view, follower)
+    assert exposed.snapshot().instances("plums") == ()
+    clock.sleep(61)
+    assert [each.id for each in exposed.snapshot().instances("plums")] == ["plums-3"]
 
 
 def test_names_and_prefixes() -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from discovery.contract import Policy, check_instance_id
+from discovery.admission import admit
+from discovery.contract import Policy, check_instance_name
 from discovery.model import Instance, Status
 from haproxy.controller.desired import Desire, Election, elect
 from haproxy.controller.owners import OwnerBook
 from haproxy.controller.verdicts import verdict
+from tests.support.clock import ManualClock
 
 POLICY = Policy(control_ports=frozenset({8500}))
 
@@ -32,7 +34,7 @@ def instance(
 
 
 def elected(*instances: Instance) -> Election:
-    return elect("users", instances, POLICY)
+    return elect(admit("users", instances, POLICY))
 
 
 def names(election: Election) -> list[str]:
@@ -69,7 +71,7 @@ def test_warning_is_skipped_where_the_route_says_so() -> None:
         ("address", {"address": "unix@/tmp/x"}),
         ("address", {"address": "10.0.0.1"}),
         ("port", {"port": 8500}),
-        ("id", {"id_": "x;y"}),
+        ("id", {"id_": "x\ny"}),
     ],
 )
 def test_bad_value_rejects_that_instance_alone(field: str, bad: dict[str, object]) -> None:
@@ -88,7 +90,7 @@ def test_majority_decides_the_route_and_the_others_are_told() -> None:
 
 
 def test_instances_that_may_not_serve_have_no_vote() -> None:
-    strangers = [instance(f"../{n}", index=9, auth="public") for n in range(3)]
+    strangers = [instance(f"x\n{n}", index=9, auth="public") for n in range(3)]
     election = elected(instance("a"), *strangers)
     assert election.route is not None
     assert election.route.auth == "jwt"
@@ -102,24 +104,32 @@ def test_tie_goes_to_the_newest() -> None:
 
 
 def test_same_id_on_two_nodes_gives_two_names_that_haproxy_takes() -> None:
-    election = elected(
-        instance("a" * 100, node="n2", index=5, port=2), instance("a" * 100, node="n1", index=3, port=1)
-    )
+    election = elected(instance("a", node="n2", index=5, port=2), instance("a", node="n1", index=3, port=1))
     assert len(set(names(election))) == 2
-    assert {s.port for s in election.servers if s.name == "a" * 100} == {1}
+    assert {s.port for s in election.servers if s.name == "a"} == {1}
     for name in names(election):
-        check_instance_id(name)
+        check_instance_name(name)
+
+
+def test_ids_that_haproxy_cannot_take_get_names_that_differ() -> None:
+    election = elected(
+        *(instance(id_) for id_ in ("host:app:1", "host/app/1", "host app 1", "_x", "y" * 128))
+    )
+    assert not election.rejections
+    assert len(set(names(election))) == 5
+    for name in names(election):
+        check_instance_name(name)
 
 
 def test_bad_service_name_exposes_nothing() -> None:
-    election = elect("Users;x", [instance()], POLICY)
+    election = elect(admit("Users;x", [instance()], POLICY))
     assert election.route is None
     assert not election.servers
     assert election.rejections[0].field == "name"
 
 
-def make(tmp_path: Path) -> Desire:
-    return Desire(POLICY, OwnerBook(tmp_path / "owners.json", 3600))
+def make(tmp_path: Path, clock: ManualClock | None = None) -> Desire:
+    return Desire(POLICY, OwnerBook(tmp_path / "owners.json", 3600), clock or ManualClock())
 
 
 def test_service_that_has_gone_keeps_a_backend_without_servers(tmp_path: Path) -> None:
@@ -143,8 +153,8 @@ def test_change_of_servers_alone_settles_nothing(tmp_path: Path) -> None:
     assert len(backend.servers) == 2
 
 
-def told(desire: Desire) -> dict[str, object]:
-    outcome = desire.outcome("users")
+def told(desire: Desire, service: str = "users") -> dict[str, object]:
+    outcome = desire.outcome(service)
     assert outcome is not None
     return verdict(outcome)
 
@@ -188,7 +198,7 @@ def test_unchecked_instance_does_not_live_where_another_service_was_first(desire
     assert serving(desire, "users") == {"users-1"}
     assert serving(desire, "evil") == {"evil-2"}
     assert rejected(desire, "evil") == [
-        ("evil-1", "address", "127.0.0.1:20001 is held by users, which had it first")
+        ("evil-1", "address", "127.0.0.1:20001 is held by users, which had it first: not served")
     ]
     told = verdict(desire.outcome("evil"))  # type: ignore[arg-type]
     assert told["state"] == "partly"
@@ -203,14 +213,33 @@ def test_first_at_an_address_and_port_keeps_it_whoever_comes_later(desire: Desir
     desire.update({"evil": later[:1], "bad": later[1:]}, 1)
     assert serving(desire, "docs") == {"docs-1"}
     assert serving(desire, "bad") == set()
-    # Whose port it is HAProxy sees for itself: its check wants the name of the service.
-    assert serving(desire, "evil") == {"evil-1"}
+    # HAProxy would take it for up until its first check, so it is the gateways' to ask for its name.
+    assert serving(desire, "evil") == set()
+    assert told(desire, "evil")["state"] == "partly"
+    assert told(desire, "evil")["rejected_instances"] == []
 
 
-def test_checked_instance_is_never_kept_out_by_a_squatter(desire: Desire) -> None:
-    desire.update({"evil": [at("evil", "evil-1", 20001, 1, check_identity="off")]}, 0)
+def test_checked_instance_at_a_squatted_place_is_left_to_the_gateways(desire: Desire) -> None:
+    squatter = at("evil", "evil-1", 20001, 1, check_identity="off")
+    desire.update({"evil": [squatter]}, 0)
     desire.update({"users": [instance("users-1", index=2)]}, 1)
+    admission = admit("users", [instance("users-1", index=2)], POLICY, lambda place, *, left: "evil")
+    assert [(each.name, each.identity, each.direct) for each in admission.admitted] == [
+        ("users-1", "/health/ready", False)
+    ]
+    assert serving(desire, "users") == set()
+
+
+def test_checked_instance_may_use_a_port_that_another_has_just_left(desire: Desire) -> None:
+    desire.update({"docs": [at("docs", "docs-1", 20001, 1)]}, 0)
+    desire.update({"docs": [], "users": [instance("users-1", index=2)]}, 1)
     assert serving(desire, "users") == {"users-1"}
+
+
+def test_gateway_is_not_kept_out_by_a_squatter(desire: Desire) -> None:
+    desire.update({"evil": [at("evil", "evil-1", 20001, 1)]}, 0)
+    desire.update({"gateway-ai": [at("gateway-ai", "gateway-ai-1", 20001, 2)]}, 1)
+    assert serving(desire, "gateway-ai") == {"gateway-ai-1"}
 
 
 def test_majority_does_not_hide_a_squatter_that_asks_for_the_check(desire: Desire) -> None:
@@ -241,10 +270,27 @@ def test_port_of_a_dead_registration_is_free_until_it_lives_again(desire: Desire
     assert beside == {"docs"}
     desire.update(back | {name: instances[name] for name in beside}, 1)
     assert serving(desire, "docs") == set()
-    gone: dict[str, list[Instance]] = {"users": []}
-    assert desire.neighbours(gone) == {"docs"}
-    desire.update(gone | {"docs": [follower]}, 2)
+
+
+@pytest.mark.parametrize("out", [[], [at("docs", "docs-1", 20001, 1, "critical", check_identity="off")]])
+def test_place_is_held_while_a_program_restarts_and_no_longer(tmp_path: Path, out: list[Instance]) -> None:
+    clock = ManualClock()
+    desire = make(tmp_path, clock)
+    squatter = at("evil", "evil-1", 20001, 2, check_identity="off")
+    desire.update({"docs": [at("docs", "docs-1", 20001, 1, check_identity="off")]}, 0)
+    desire.update({"docs": out, "evil": [squatter]}, 1)
+    clock.sleep(59)
+    assert not desire.released()
+    assert serving(desire, "evil") == set()
+    # It registers anew, later than the other: it was there first all the same.
+    desire.update({"docs": [at("docs", "docs-1", 20001, 9, check_identity="off")], "evil": [squatter]}, 2)
     assert serving(desire, "docs") == {"docs-1"}
+    assert serving(desire, "evil") == set()
+    desire.update({"docs": out, "evil": [squatter]}, 3)
+    clock.sleep(61)
+    assert desire.released() == {"evil"}
+    desire.update({"evil": [squatter]}, 4)
+    assert serving(desire, "evil") == {"evil-1"}
 
 
 def test_service_that_is_not_exposed_holds_its_place_as_well(desire: Desire) -> None:
