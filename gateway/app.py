@@ -26,6 +26,7 @@ from gateway.incoming import Reader
 from gateway.limits import Limits
 from gateway.metrics import BreakerMetrics, CacheMetrics, GatewayMetrics, LimitMetrics, ShedMetrics
 from gateway.pipeline import Pipeline
+from gateway.places import Places
 from gateway.problems import Problems
 from gateway.routes import Exposed, Routes
 from gateway.settings import GatewaySettings
@@ -132,6 +133,7 @@ class Parts:
             metrics=metrics,
             departures=departures,
             own=self._own(),
+            open_places=Places(None, settings.gateway_open_per_subject),
             limits=limits,
             compositions=Compositions(
                 self._declaration, calls=calls, view=view, cache=cache, metrics=metrics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import gevent
@@ -14,9 +13,11 @@ from discovery.model import Route
 from discovery.retry import may_run_twice
 from gateway.errors import Refused, RouteUnknown
 from gateway.model import Incoming
+from gateway.places import Place, Places, source
 from gateway.routes import Routes, is_gateway
 from gateway.settings import GatewaySettings
 from services.kit import body as limits
+from services.kit.arrival import stop_reading
 from services.kit.auth import BEARER, Identity, InvalidToken
 from services.kit.context import Caller
 from services.kit.jwks import KeysUnavailable
@@ -70,6 +71,8 @@ class Reader:
         self._kit = kit
         self._settings = settings
         self._routes = routes
+        # Each body that is waited for holds a connection, and few bytes are enough to make one wait.
+        self._arriving = Places(settings.gateway_bodies, settings.gateway_bodies_per_client)
 
     def read(self, environ: dict[str, Any], caller: Caller) -> Incoming:
         """The request. Raises Refused, RouteUnknown."""
@@ -92,6 +95,7 @@ class Reader:
         again_s = AGAIN_S if route is not None and may_run_twice(method, headers) else 0.0
         deadline = min(caller.deadline, now + timeout_s + again_s)
         asker = Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION"))
+        client = _client(environ)
         return Incoming(
             method=method,
             path=path,
@@ -99,12 +103,12 @@ class Reader:
             headers=headers,
             service=route.service if route is not None else self._kit.name,
             domain=self._settings.gateway_domain,
-            client=_client(environ),
+            client=client,
             request_id=caller.request_id,
             traceparent=caller.traceparent,
             deadline=deadline,
             timeout_s=timeout_s,
-            body=self._body(environ, deadline),
+            body=self._body(environ, deadline, client),
             identify=asker,
             unchecked=lambda: asker.keys_away,
             route=route,
@@ -121,34 +125,72 @@ class Reader:
             raise RouteUnknown(route.service, "Another gateway answers for this path.")
         return route
 
-    def _body(self, environ: dict[str, Any], until: float) -> bytes | Iterable[bytes] | None:
+    def _body(self, environ: dict[str, Any], until: float, client: str) -> bytes | Body | None:
         """Short bodies whole, so that they can be sent again; others as they come, by the deadline at the latest."""
         length = limits.declared_length(environ)
         if not length and not environ.get("HTTP_TRANSFER_ENCODING"):
             return None
         if not limits.limit(environ, self._settings.max_body_bytes):
             raise Refused(413, TOO_LARGE)
-        body = Body(environ["wsgi.input"], length, self._settings.body_timeout_s, until)
-        pieces: list[bytes] = []
-        size = 0
-        while not body.over and size < self._settings.replay_body_bytes:
-            pieces.append(body.read())
-            size += len(pieces[-1])
-        first = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return first if body.over else body.rest(first)
+        place = self._arriving.take(source(client))
+        try:
+            if place is None:
+                raise Refused(503, "Too many bodies are waited for.", headers=[("Retry-After", "1")])
+            body = Body(environ["wsgi.input"], length, self._settings.body_timeout_s, until, place)
+            return body.begin(self._settings.replay_body_bytes)
+        except BaseException:
+            if place is not None:
+                place.leave()
+            # The server would wait for the rest, to be able to keep the connection.
+            stop_reading(environ.get("gunicorn.socket"))
+            raise
 
 
 class Body:
-    """A request's body, read with a time limit for each piece and one for all of it.
+    """A request's body, read with a time limit for each piece and one for all of it; an iterator of what `begin` left.
 
-    All of it raises Refused: 408 too late, 413 too long, 400 broken off.
+    All of it raises Refused: 408 too late, 413 too long, 400 broken off. `place` is held until it has all come, or `close`.
     """
 
-    def __init__(self, stream: Any, length: int | None, pause_s: float, until: float) -> None:
+    def __init__(self, stream: Any, length: int | None, pause_s: float, until: float, place: Place) -> None:
         self._stream = stream
         self._left = length
         self._pause_s = pause_s
         self._until = until
+        self._place = place
+        self._first: bytes | None = None
+
+    def begin(self, most_bytes: int) -> bytes | Body:
+        """The whole body if it is not longer, else this object."""
+        pieces: list[bytes] = []
+        size = 0
+        while not self.over and size < most_bytes:
+            pieces.append(self.read())
+            size += len(pieces[-1])
+        first = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self.over:
+            self.close()
+            return first
+        self._first = first
+        return self
+
+    def __iter__(self) -> Body:
+        return self
+
+    def __next__(self) -> bytes:
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        while not self.over:
+            data = self.read()
+            if data:
+                return data
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """No more of it is waited for."""
+        self._place.leave()
 
     @property
     def over(self) -> bool:
@@ -166,14 +208,6 @@ class Body:
         else:
             self._left -= size
         return data
-
-    def rest(self, first: bytes) -> Iterator[bytes]:
-        """All of it, `first` included."""
-        yield first
-        while not self.over:
-            data = self.read()
-            if data:
-                yield data
 
     def _read(self, size: int) -> bytes:
         left_s = self._until - time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from socket import socket
 from typing import Any, Protocol
 
@@ -12,12 +13,14 @@ import structlog
 from discovery.client import FAILED_STATUSES
 from discovery.errors import CallError
 from gateway.departures import Departures
-from gateway.errors import ClientGone, Overloaded, RouteUnknown
+from gateway.errors import ClientGone, Overloaded, Refused, RouteUnknown
 from gateway.fallbacks import Fallbacks
 from gateway.forward import Forward
-from gateway.incoming import Reader
+from gateway.incoming import Body, Reader
+from gateway.limits import EXEMPT_SCOPE
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Headers, Incoming, is_openai
+from gateway.places import NO_PLACE, Place, Places, source
 from gateway.problems import Problems, phrase
 from services.kit.context import Caller, current
 
@@ -64,6 +67,7 @@ class Pipeline:
         metrics: GatewayMetrics,
         departures: Departures,
         own: Callable[[str], bool],
+        open_places: Places,
         limits: Limiting,
         compositions: Composing,
         cache: Caching,
@@ -75,6 +79,7 @@ class Pipeline:
         self.metrics = metrics
         self.departures = departures
         self._own = own
+        self._open_places = open_places
         self._limits = limits
         self._compositions = compositions
         self._cache = cache
@@ -83,25 +88,36 @@ class Pipeline:
         return not self._own(environ["PATH_INFO"])
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        caller = current()
+        caller, opened = current(), ExitStack()
         try:
-            answer = self._answer(environ, caller)
+            answer = self._answer(environ, caller, opened)
         except ClientGone:
             self.metrics.clients_gone.inc()
             answer = Answer(CLIENT_GONE)
+        except BaseException:
+            opened.close()
+            raise
         self.metrics.answered(answer.source)
         try:
             start_response(f"{answer.status} {phrase(answer.status)}", answer.headers)
         except Exception:
             answer.close()
+            opened.close()
             raise
         if isinstance(answer.body, bytes):
+            opened.close()
             return (answer.body,)
+        opened.callback(answer.close)
         return Passage(
-            answer.body, self, environ.get("gunicorn.socket"), openai=_events_of_openai(environ, answer)
+            answer.body,
+            self,
+            environ.get("gunicorn.socket"),
+            opened,
+            openai=_events_of_openai(environ, answer),
         )
 
-    def _answer(self, environ: dict[str, Any], caller: Caller) -> Answer:
+    def _answer(self, environ: dict[str, Any], caller: Caller, opened: ExitStack) -> Answer:
+        """The answer; `opened` gets what is to be left when all of it is over."""
         try:
             incoming = self._reader.read(environ, caller)
         except Exception as error:
@@ -112,12 +128,30 @@ class Pipeline:
         limits: Headers = []
         try:
             limits = self._limits.check(incoming)
+            opened.callback(self._place(incoming).leave)
             answer = self._find(incoming)
         except Exception as error:
             answer = self.problems.of(incoming, error)
+        finally:
+            if isinstance(incoming.body, Body):
+                incoming.body.close()
         if limits:
             answer.headers = [*answer.headers, *limits]
         return answer
+
+    def _place(self, incoming: Incoming) -> Place:
+        """Of those that one who asks has for open requests. Raises Refused."""
+        identity = incoming.identify()
+        if identity is None:
+            place = self._open_places.take(source(incoming.client))
+        elif EXEMPT_SCOPE in identity.scopes:
+            place = NO_PLACE
+        else:
+            # No address has a blank.
+            place = self._open_places.take(f"subject {identity.subject}")
+        if place is None:
+            raise Refused(429, "Too many of your requests are open.", headers=[("Retry-After", "1")])
+        return place
 
     def _refusal(self, environ: dict[str, Any], caller: Caller, error: Exception) -> Answer:
         path = environ["PATH_INFO"]
@@ -161,12 +195,18 @@ class Passage:
     by a last event, where a client that finds no `[DONE]` would raise nothing.
     """
 
-    __slots__ = ("_body", "_chunks", "_connection", "_openai", "_pipeline")
+    __slots__ = ("_chunks", "_connection", "_openai", "_opened", "_pipeline")
 
     def __init__(
-        self, body: Iterable[bytes], pipeline: Pipeline, connection: socket | None, *, openai: bool
+        self,
+        body: Iterable[bytes],
+        pipeline: Pipeline,
+        connection: socket | None,
+        opened: ExitStack,
+        *,
+        openai: bool,
     ) -> None:
-        self._body = body
+        self._opened = opened
         self._chunks: Iterator[bytes] = iter(body)
         self._pipeline = pipeline
         self._connection = connection
@@ -199,9 +239,7 @@ class Passage:
             return b"\n\ndata: " + self._pipeline.problems.openai(error) + b"\n\n"
 
     def close(self) -> None:
-        close = getattr(self._body, "close", None)
-        if close is not None:
-            close()
+        self._opened.close()
 
 
 def _events_of_openai(environ: dict[str, Any], answer: Answer) -> bool:

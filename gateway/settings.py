@@ -59,6 +59,11 @@ class GatewaySettings(ServiceSettings):
     gateway_upstream_initial: int = Field(default=128, ge=1, le=100_000)
     gateway_upstream_max: int = Field(default=256, ge=1, le=100_000)
     gateway_upstream_queue_s: float = Field(default=0.1, gt=0, le=60)
+    # Bodies of requests that are waited for at once: in one process, and of one client address.
+    gateway_bodies: int = Field(default=256, ge=1, le=100_000)
+    gateway_bodies_per_client: int = Field(default=32, ge=1, le=100_000)
+    # Requests that one subject (without a token: one address) may have open at once in one process, streams among them.
+    gateway_open_per_subject: int = Field(default=200, ge=1, le=100_000)
     # Answers being passed on at once: in one process, and of one service.
     gateway_streams: int = Field(default=512, ge=1, le=100_000)
     gateway_upstream_streams: int = Field(default=256, ge=1, le=100_000)

@@ -21,16 +21,15 @@ from services.kit.body import declared_length
 # HAProxy's buffer holds 15 KiB of head and body (tune.bufsize less tune.maxrewrite), and keeps books of its own in it.
 WHOLE_AT_THE_EDGE = 12 * 1024
 _PER_HEADER = 32
+# Where greenlets wait in place of threads: a fraction of the connections that a worker takes.
+GREENLETS = 256
 
 
 class Arrivals:
-    """Reads bodies that may be late, a bounded number of them at a time. Safe for threads.
+    """Reads bodies that may be late, a bounded number of them at a time. Safe for threads."""
 
-    `places` None bounds nothing: greenlets are not scarce.
-    """
-
-    def __init__(self, places: int | None, within_s: float) -> None:
-        self._places = threading.BoundedSemaphore(places) if places is not None else None
+    def __init__(self, places: int, within_s: float) -> None:
+        self._places = threading.BoundedSemaphore(places)
         self._within_s = within_s
 
     def await_body(self, environ: dict[str, Any]) -> int | None:
@@ -42,14 +41,13 @@ class Arrivals:
         if not chunked and (not length or length + _head_bytes(environ) <= WHOLE_AT_THE_EDGE):
             return None
         connection = environ.get("gunicorn.socket")
-        if self._places is not None and not self._places.acquire(blocking=False):
-            _stop_reading(connection)
+        if not self._places.acquire(blocking=False):
+            stop_reading(connection)
             return 503
         try:
             return self._read(environ, length, connection)
         finally:
-            if self._places is not None:
-                self._places.release()
+            self._places.release()
 
     def _read(
         self, environ: dict[str, Any], length: int | None, connection: socket.socket | None
@@ -76,7 +74,7 @@ def _deadline(connection: socket.socket | None, within_s: float) -> Iterator[thr
 
     def end() -> None:
         late.set()
-        _stop_reading(connection)
+        stop_reading(connection)
 
     timer = threading.Timer(within_s, end)
     timer.daemon = True
@@ -87,7 +85,7 @@ def _deadline(connection: socket.socket | None, within_s: float) -> Iterator[thr
         timer.cancel()
 
 
-def _stop_reading(connection: socket.socket | None) -> None:
+def stop_reading(connection: socket.socket | None) -> None:
     """Nothing more is read: else gunicorn would wait for the rest, to be able to keep the connection."""
     if connection is not None:
         with contextlib.suppress(OSError):

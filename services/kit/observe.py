@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from services.kit import body, logs, trace
-from services.kit.arrival import Arrivals
+from services.kit.arrival import GREENLETS, Arrivals
 from services.kit.context import Caller, set_current
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Observer:
         self._app = app
         self._metrics = kit.metrics
         self._deadline_s = kit.settings.deadline_s
-        self._arrivals = Arrivals(kit.settings.threads_to_wait(), kit.settings.body_timeout_s)
+        self._arrivals = Arrivals(kit.settings.threads_to_wait() or GREENLETS, kit.settings.body_timeout_s)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         started = time.perf_counter()

@@ -14,6 +14,7 @@ import gc
 import http.client
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -45,6 +46,7 @@ from services.kit.workers import Parser, ThreadWorker, bind_to_master, refusals
 log = structlog.get_logger(__name__)
 
 BACKLOG = 1024
+DESCRIPTORS = 16_384
 # Objects allocated, and not freed, before Python looks for cycles among them (its own 700 are soon reached by one request).
 GARBAGE = 20_000
 # Longer than HAProxy keeps an idle connection to a server, so that it never writes into one that we are closing.
@@ -215,7 +217,8 @@ class Server(BaseApplication):
             "workers": 1,
             "worker_class": _worker_class(settings.worker_class),
             "threads": settings.worker_threads,
-            "worker_connections": 1000,
+            # Greenlets are cheap, and one that cannot be had keeps health checks out: more than all that may wait at once.
+            "worker_connections": 4096 if settings.worker_class == "gevent" else 1000,
             "backlog": BACKLOG,
             "keepalive": KEEPALIVE_S,
             "timeout": 60,
@@ -273,6 +276,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _allow_descriptors() -> None:
+    """As many connections as a worker takes need as many descriptors, and often as many again: the usual 1024 are too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
     """Serve one instance until it is told to stop, then exit the process: 0 after a drain, another code after an error.
 
@@ -303,6 +314,7 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
         kit.db.dispose()
     except (MigrationError, SQLAlchemyError, OSError) as error:
         sys.exit(f"{kit.name}: database not ready: {error}")
+    _allow_descriptors()
     util.write_error = refusals(kit.name)
     gunicorn.http.RequestParser = Parser
     registrar = Registrar(kit, port)

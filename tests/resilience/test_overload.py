@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,8 @@ CALM_S = 2.0
 WINDOW_S = 5.0
 # Of the small gateway: calls at once in all, for others than identity's services, and to one service.
 GROUP, ORDINARY, UPSTREAM = 50, 40, 20
+# Requests that one who asks may have open.
+OPEN = 5
 BOTH = """
 [[route]]
 name = "both"
@@ -38,7 +41,8 @@ parts.wares = { service = "wares", path = "/api/wares" }
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
-    with gateway_rig("business") as started:
+    # The crowd has one address.
+    with gateway_rig("business", env={"GATEWAY_OPEN_PER_SUBJECT": "10000"}) as started:
         yield started
 
 
@@ -52,6 +56,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         "GATEWAY_RESERVED_SHARE": "0.2",
         "GATEWAY_UPSTREAM_INITIAL": str(UPSTREAM),
         "GATEWAY_UPSTREAM_MAX": str(UPSTREAM),
+        "GATEWAY_OPEN_PER_SUBJECT": str(OPEN),
     }
     with gateway_rig("business", env=env) as started:
         yield started
@@ -285,3 +290,36 @@ def test_open_streams_take_no_calls_place(small: Rig) -> None:
             assert small.ask("GET", f"{chat.path}/{number}", service=chat).status == 200
         ended.set()
         eventually(lambda: _metric(small, "gateway_upstream_streams", chat) == 0, 5)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_one_who_asks_holds_so_many_open_requests_and_others_as_many(small: Rig, signed: bool) -> None:
+    ended = threading.Event()
+
+    def behave(handler: Handler) -> None:
+        if "/stream" not in handler.path:
+            return handler.answer(200, Cache_Control="no-store")
+        handler.begin_chunks()
+        handler.chunk(b"data: 1\n\n")
+        return ended.wait(30 * time_scale()) and None
+
+    def asks(who: str) -> dict[str, Any]:
+        """By a token, from ever other addresses; or by the address."""
+        if signed:
+            return {"headers": {"Authorization": f"Bearer {small.signer.token(who)}"}}
+        return {"client": f"10.9.9.{len(who)}"}
+
+    with contextlib.ExitStack() as stack, small.service(behave) as chat:
+        stack.callback(ended.set)
+        path = f"{chat.path}/stream"
+        first = stack.enter_context(contextlib.ExitStack())
+        held = [
+            each.enter_context(small.open("GET", path, service=chat, **asks("a")))
+            for each in (first, *[stack] * (OPEN - 1))
+        ]
+        assert [answer.status for answer in held] == [200] * OPEN
+        refused = small.ask("GET", f"{chat.path}/1", service=chat, **asks("a"))
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert small.ask("GET", f"{chat.path}/1", service=chat, **asks("bb")).status == 200
+        first.close()
+        eventually(lambda: small.ask("GET", f"{chat.path}/1", service=chat, **asks("a")).status == 200, 5)
