@@ -41,7 +41,7 @@ from services.kit.app import needs_tokens
 from services.kit.kit import Kit
 from services.kit.migrate import MigrationError
 from services.kit.settings import secret
-from services.kit.workers import Parser, ThreadWorker, bind_to_master, refusals
+from services.kit.workers import Parser, Request, ThreadWorker, bind_to_master, refusals
 
 log = structlog.get_logger(__name__)
 
@@ -317,6 +317,7 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
     _allow_descriptors()
     util.write_error = refusals(kit.name)
     gunicorn.http.RequestParser = Parser
+    Request.head_within_s = settings.body_timeout_s
     registrar = Registrar(kit, port)
     server = Server(app, kit, listener)
     listener.close()

@@ -110,7 +110,7 @@ class ServiceSettings(BaseSettings):
     drain_timeout_s: float = Field(default=20.0, ge=0, le=600)
 
     max_body_bytes: int = Field(default=1024 * 1024, ge=0)
-    # How long a body may take that is not whole when its request is.
+    # How long a head may take from its first byte, and a body that is not whole when its head is.
     body_timeout_s: float = Field(default=10.0, gt=0, le=600)
     # A client that takes nothing more of its answer for so long is gone.
     unread_timeout_s: float = Field(default=60.0, ge=1, le=3600)

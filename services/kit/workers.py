@@ -99,11 +99,26 @@ def linger(client: socket.socket) -> None:
 
 
 class Request(_Request):
-    """gunicorn's request with a bound for its head as a whole, and for its trailers, and with the Host that HTTP/1.1 asks for."""
+    """gunicorn's request with bounds for its head as a whole, in bytes (for its trailers too) and in time, and with the Host that
+    HTTP/1.1 asks for."""
+
+    # From its first byte on. Set before the fork.
+    head_within_s = 10.0
 
     def parse(self, unreader: Any) -> Any:
         self.max_buffer_headers = HEAD_BYTES
-        return super().parse(unreader)
+        self._until = 0.0
+        unused = super().parse(unreader)
+        unreader.sock.settimeout(None)
+        return unused
+
+    def read_into(self, unreader: Any, buf: bytearray, stop: bool = False) -> None:
+        if stop:  # the wait for a request is the worker's to bound
+            super().read_into(unreader, buf, stop)
+            self._until = time.monotonic() + self.head_within_s
+        else:
+            unreader.sock.settimeout(max(0.001, self._until - time.monotonic()))
+            super().read_into(unreader, buf)
 
     def set_body_reader(self) -> None:
         if self.version >= (1, 1) and not any(name == "HOST" for name, _ in self.headers):

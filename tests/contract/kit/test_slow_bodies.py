@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from tests.contract.kit.running import Running, running
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, time_scale
 
 THREADS = 4
 BODY_TIMEOUT_S = 2.0
@@ -62,6 +62,26 @@ def test_slow_bodies_leave_threads_for_everybody_else(instance: Running, head: b
         assert time.monotonic() - began < BODY_TIMEOUT_S / 2
         answers = sorted(status(connection) for connection in connections)
     assert answers == [408] * (THREADS * 3 // 4) + [503] * (3 * THREADS - THREADS * 3 // 4)
+
+
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_slow_heads_hold_no_thread_for_long(tmp_path: Path, kind: str) -> None:
+    settings = {"WORKER_THREADS": "1", "BODY_TIMEOUT_S": "1", "WORKER_CLASS": kind}
+    with running(tmp_path, **settings) as one:
+        with socket.create_connection(("127.0.0.1", one.port), timeout=15) as connection:
+            connection.sendall(b"GET /health/ready HTTP/1.1\r\nHo")
+            time.sleep(0.2)
+            assert one.ready()
+            began = time.monotonic()
+            # Each byte renews a timeout of the socket.
+            while time.monotonic() - began < 15:
+                try:
+                    connection.sendall(b"s")
+                except OSError:
+                    break
+                time.sleep(0.1)
+            assert time.monotonic() - began < 3 * time_scale()
+        assert "Socket error processing request." not in one.events()
 
 
 def test_dripping_does_not_lengthen_the_time_for_a_body(instance: Running) -> None:
