@@ -160,8 +160,8 @@ class AnswerCache:
 
     def purge(self, service: str, path: str, *, prefix: bool = False) -> bool:
         """Forget what is stored for a path (as in a request), all its queries and variants, with `prefix` also all below it; in every
-        process. Of the path itself also the last good answer for everybody. False when Redis could not be told: it will be of
-        what is stored, and nothing is read from it until then."""
+        process. Of the path itself also the last good answer for everybody, with `prefix` the last good answers of all. False when
+        Redis could not be told: it will be of what is stored, and nothing is read from it until then."""
         plain = plain_path(path)
         told = self._change(service, [Change(plain, prefix)])
         try:

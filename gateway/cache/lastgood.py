@@ -22,10 +22,13 @@ from services.kit.answers import (
     unseal,
 )
 from services.kit.auth import Identity
+from services.kit.snapshot_queue import GONE_MS
 
 # What Redis gave is given again while it is away, for so long: one late answer of Redis closes it for a second. Longer, and
 # who has left would not be forgotten here.
 HELD_S = 5.0
+# Longer than a request and its place in the service's queue take: what was read before a removal is not given after it.
+REMOVED_S = GONE_MS / 1000
 MAX_HELD_BYTES = 8 * 1024 * 1024
 
 
@@ -75,10 +78,11 @@ class LastGood:
         if not wanted:
             return None
         now = self._clock.time()
+        sealed = self._sealed(incoming.service, path, [name for name, _ in wanted])
         good = [
             each
-            for (name, who), data in zip(wanted, self._sealed([name for name, _ in wanted]), strict=True)
-            if data is not None and (each := read(name, data, who, now)) is not None
+            for (name, who), (data, removed) in zip(wanted, sealed, strict=True)
+            if data is not None and (each := read(name, data, who, now, removed)) is not None
         ]
         return min(good, key=lambda each: each.age_s, default=None)
 
@@ -89,14 +93,17 @@ class LastGood:
         # What was read from Redis in between.
         self._held.forget(public_key(service, path))
 
-    def _sealed(self, names: Sequence[SnapshotName]) -> list[bytes | None]:
+    def _sealed(
+        self, service: str, path: str, names: Sequence[SnapshotName]
+    ) -> list[tuple[bytes | None, float]]:
+        """What is kept under each name, and when its path was removed."""
         try:
-            found = self._store.snapshots(names)
+            found, removed = self._store.snapshots(service, path, names)
         except Away:
             return [self._held.get(name) for name in names]
         for name, data in zip(names, found, strict=True):
-            self._held.put(name, data)
-        return found
+            self._held.put(name, data, removed)
+        return [(data, removed) for data in found]
 
 
 class Held:
@@ -105,20 +112,20 @@ class Held:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, tuple[str, bytes, float]] = OrderedDict()  # by the whole name
+        self._held: OrderedDict[str, tuple[str, bytes, float, float]] = OrderedDict()  # by the whole name
         self._bytes = 0
 
-    def get(self, name: SnapshotName) -> bytes | None:
-        _, data, until = self._held.get(name.whole, ("", None, 0.0))
-        return data if self._clock.monotonic() < until else None
+    def get(self, name: SnapshotName) -> tuple[bytes | None, float]:
+        _, data, removed, until = self._held.get(name.whole, ("", None, 0.0, 0.0))
+        return (data, removed) if self._clock.monotonic() < until else (None, 0.0)
 
-    def put(self, name: SnapshotName, data: bytes | None) -> None:
+    def put(self, name: SnapshotName, data: bytes | None, removed: float) -> None:
         """Redis has just said this of the name; None: that there is nothing."""
         with self._lock:
             self._drop(name.whole)
             if data is None:
                 return
-            self._held[name.whole] = (name.key, data, self._clock.monotonic() + HELD_S)
+            self._held[name.whole] = (name.key, data, removed, self._clock.monotonic() + HELD_S)
             self._bytes += len(name.whole) + len(data)
             while self._bytes > MAX_HELD_BYTES:
                 self._drop(next(iter(self._held)))
@@ -126,7 +133,7 @@ class Held:
     def forget(self, key: str) -> None:
         """All under this key of Redis."""
         with self._lock:
-            for whole in [whole for whole, (whose, _, _) in self._held.items() if whose == key]:
+            for whole in [whole for whole, (whose, *_) in self._held.items() if whose == key]:
                 self._drop(whole)
 
     def _drop(self, whole: str) -> None:
@@ -135,19 +142,26 @@ class Held:
             self._bytes -= len(whole) + len(held[1])
 
 
-def read(name: SnapshotName, data: bytes, identity: Identity | None, now: float) -> Good | None:
-    """A sealed snapshot; None when it is none, too old, or for somebody who may see more."""
+def read(
+    name: SnapshotName, data: bytes, identity: Identity | None, now: float, removed: float
+) -> Good | None:
+    """A sealed snapshot; None when it is none, too old, of before its path was `removed`, or for somebody who may see more."""
     opened = unseal(name.whole, data)
     if opened is None:
         return None
     try:
-        return _good(*opened, identity, now)
+        return _good(*opened, identity, now, removed)
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _good(head: Mapping[str, Any], body: bytes, identity: Identity | None, now: float) -> Good | None:
-    age_s = now - float(head["at"])
+def _good(
+    head: Mapping[str, Any], body: bytes, identity: Identity | None, now: float, removed: float
+) -> Good | None:
+    at = float(head["at"])
+    if removed and at < removed + REMOVED_S:
+        return None
+    age_s = now - at
     scopes = set(head["scopes"])
     if not -MAX_SKEW_S <= age_s < float(head["stale_s"]) or head["status"] != 200:
         return None

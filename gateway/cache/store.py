@@ -63,10 +63,14 @@ return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
 """
 # A service writes its own: one that has gone mad must not keep the gateway busy for the others.
 _SNAPSHOTS = """
-local found = {}
-for i, key in ipairs(KEYS) do
-  local size = redis.pcall('HSTRLEN', key, ARGV[i + 1])
-  found[i] = type(size) == 'number' and size <= tonumber(ARGV[1]) and redis.call('HGET', key, ARGV[i + 1])
+local found, names = {}, #KEYS - 1
+for i = 1, names do
+  local size = redis.pcall('HSTRLEN', KEYS[i], ARGV[i + 2])
+  found[i] = type(size) == 'number' and size <= tonumber(ARGV[1]) and redis.call('HGET', KEYS[i], ARGV[i + 2])
+end
+local words = redis.pcall('HMGET', KEYS[names + 1], unpack(ARGV, names + 3))
+for i, word in ipairs(words.err and {} or words) do
+  found[names + i] = word and string.sub(word, 1, tonumber(ARGV[2]))
 end
 return found
 """
@@ -170,12 +174,21 @@ class Store:
         key = answers.public_key(service, path)
         self._circuit.run(lambda r: forget(r, key))
 
-    def snapshots(self, names: Sequence[SnapshotName]) -> list[bytes | None]:
-        """The sealed last good answers under these names; None also for one that is too long to be one."""
-        keys = [name.key for name in names]
-        arguments: list[str | bytes | int] = [MAX_SNAPSHOT_BYTES, *(name.slot for name in names)]
+    def snapshots(
+        self, service: str, path: str, names: Sequence[SnapshotName]
+    ) -> tuple[list[bytes | None], float]:
+        """The sealed last good answers of a plain path under these names (None also for one that is too long to be one), and
+        when the path was last removed, in Unix time; 0 for never."""
+        keys = [*(name.key for name in names), answers.versions_key(service)]
+        arguments: list[str | bytes | int] = [
+            MAX_SNAPSHOT_BYTES,
+            answers.TIME_CHARS + 1,
+            *(name.slot for name in names),
+            *answers.removals(path),
+        ]
         found: Any = self._circuit.run(lambda r: self._snapshots(keys, arguments, client=r))
-        return [each if isinstance(each, bytes) else None for each in found]
+        told = [each if isinstance(each, bytes) else None for each in found]
+        return told[: len(names)], max(map(answers.said_at, told[len(names) :]), default=0.0)
 
 
 def token() -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -171,6 +172,25 @@ def service_of_channel(channel: str) -> str | None:
     return parts[1] if len(parts) == 3 and parts[0] == "snapshot" and parts[2] == "changed" else None
 
 
+# As a word's beginning tells the time, in milliseconds and hexadecimal.
+TIME_CHARS = 11
+
+
+def word(now: float) -> str:
+    """A new word for the versions: nobody else has it, and it says when (Unix time) what was stored held no more."""
+    return f"{int(now * 1000):0{TIME_CHARS}x}-{secrets.token_hex(6)}"
+
+
+def said_at(word: bytes | None) -> float:
+    """When a word was made, by its first `TIME_CHARS` + 1 bytes. 0 for anything else."""
+    if word is None or word[TIME_CHARS : TIME_CHARS + 1] != b"-":
+        return 0.0
+    try:
+        return int(word[:TIME_CHARS], 16) / 1000
+    except ValueError:
+        return 0.0
+
+
 def bucket(path: str, *, prefix: bool) -> str:
     """The field of the versions that changes with this plain path, or with this prefix."""
     return f"{'p' if prefix else 'x'}{_crc(short_prefix(path) if prefix else path) % BUCKETS}"
@@ -178,7 +198,12 @@ def bucket(path: str, *, prefix: bool) -> str:
 
 def buckets(path: str) -> list[str]:
     """The fields on which what is stored of this plain path depends: its own, and one for each prefix."""
-    return [bucket(path, prefix=False), *(bucket(each, prefix=True) for each in prefixes(path))]
+    return [bucket(path, prefix=False), *removals(path)]
+
+
+def removals(path: str) -> list[str]:
+    """The fields that change when this plain path, or one above it, is gone with all below it."""
+    return [bucket(each, prefix=True) for each in prefixes(path)]
 
 
 def prefixes(path: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 from werkzeug.datastructures import MultiDict
 
-from services.kit import auth, body
+from services.kit import auth
 from services.kit.errors import MEDIA_TYPE, Problem, ProblemModel, validation_problem
 
 View = Callable[..., Any]
@@ -36,7 +36,7 @@ class FastJson(JSONProvider):
         return to_json(obj).decode()
 
     def loads(self, s: str | bytes, **_: Any) -> Any:
-        return read_json(s.encode() if isinstance(s, str) else s, self._app.config["MAX_JSON_DEPTH"])
+        return read_json(s.encode() if isinstance(s, str) else s)
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
         return Response(
@@ -44,10 +44,8 @@ class FastJson(JSONProvider):
         )
 
 
-def read_json(data: bytes, max_depth: int) -> Any:
-    """Parse JSON. Raises Problem 400 when it is malformed, nests too deep, or holds NaN or Infinity."""
-    if not body.depth_within(data, max_depth):
-        raise Problem(400, "Malformed JSON", f"nested deeper than {max_depth} levels")
+def read_json(data: bytes) -> Any:
+    """Parse JSON. Raises Problem 400 when it is malformed, nests deeper than the parser's 200 levels, or holds NaN or Infinity."""
     try:
         return from_json(data, allow_inf_nan=False)
     except ValueError as error:
@@ -75,10 +73,7 @@ def _query(model: type[BaseModel], lists: frozenset[str], args: MultiDict[str, s
 def _body(model: type[BaseModel]) -> BaseModel:
     if not request.is_json:
         raise Problem(415, detail="This takes application/json.")
-    data = request.get_data(cache=True)
-    if not body.depth_within(data, current_app.config["MAX_JSON_DEPTH"]):
-        raise Problem(400, "Malformed JSON", "nested too deep")
-    return model.model_validate_json(data)
+    return model.model_validate_json(request.get_data(cache=True))
 
 
 class Validated:

@@ -68,7 +68,7 @@ def create_service(
     if models_metadata is not None and migrations is None:
         migrations = _beside(module.get("__file__"))
     app = ServiceApp(str(module.get("__name__", name)), title=name)
-    app.config.update(MAX_BODY_BYTES=settings.max_body_bytes, MAX_JSON_DEPTH=settings.max_json_depth)
+    app.config.update(MAX_BODY_BYTES=settings.max_body_bytes)
     kit = Kit(name, settings, route=route, metadata=models_metadata, migrations=migrations)
     app.extensions["kit"] = kit
     errors.install(app, name)

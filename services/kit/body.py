@@ -65,28 +65,3 @@ def limit(environ: dict[str, Any], limit_bytes: int) -> bool:
     if environ.get("HTTP_TRANSFER_ENCODING"):
         environ["wsgi.input"] = CountingInput(environ["wsgi.input"], limit_bytes)
     return True
-
-
-def depth_within(data: bytes, most: int) -> bool:
-    """Whether brackets in a JSON text nest at most `most` deep. Looks at bytes only, in one pass; strings are skipped."""
-    if data.count(b"{") + data.count(b"[") <= most:
-        return True
-    depth = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in (0x5B, 0x7B):
-            depth += 1
-            if depth > most:
-                return False
-        elif byte in (0x5D, 0x7D):
-            depth -= 1
-    return True

@@ -114,7 +114,6 @@ class ServiceSettings(BaseSettings):
     body_timeout_s: float = Field(default=10.0, gt=0, le=600)
     # A client that takes nothing more of its answer for so long is gone.
     unread_timeout_s: float = Field(default=60.0, ge=1, le=3600)
-    max_json_depth: int = Field(default=32, ge=1, le=150)
     deadline_s: float = Field(default=30.0, gt=0, le=3600)
 
     @model_validator(mode="after")

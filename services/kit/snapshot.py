@@ -60,7 +60,7 @@ def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
 
     `public` is given to everybody: only for views that ask for no token. `subject` is given to the subject of the verified token
     that the answer was for, while his token has the scopes that it had. An answer 403, 404 or 410 takes away what is kept;
-    so do `kit().snapshots.forget` and `forget_subject`. Never kept: `no-store`, cookies, streams, and in scope `public`
+    so do `kit().snapshots.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for whomever. Never kept: `no-store`, cookies, streams, and in scope `public`
     what is `private`. Raises ValueError.
     """
     if scope not in ("public", "subject") or not 0 < stale_s <= MAX_STALE_S:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -224,7 +223,7 @@ def note_changes(redis: Redis, service: str, changes: Sequence[answers.Change], 
     key, channel = answers.versions_key(service), answers.changed_channel(service)
     pipe = redis.pipeline(transaction=False)
     for change in changes:
-        pipe.hset(key, answers.bucket(change.path, prefix=change.prefix), secrets.token_hex(6))
+        pipe.hset(key, answers.bucket(change.path, prefix=change.prefix), answers.word(time.time()))
     for change in changes if tell else ():
         pipe.publish(channel, change.message())
     results = pipe.execute(raise_on_error=False)

@@ -12,10 +12,12 @@ from redis import Redis
 
 from discovery.errors import NotSent, ResponseLost
 from gateway.cache import PartPolicy
+from gateway.cache.lastgood import REMOVED_S
 from gateway.errors import Refused
 from gateway.model import Answer
 from services.kit import answers
 from services.kit.auth import Identity
+from services.kit.snapshot_queue import Keep, SnapshotQueue, note_changes
 from tests.support.cache_rig import (
     ADMIN,
     ANN,
@@ -25,6 +27,7 @@ from tests.support.cache_rig import (
     Instance,
     Origin,
     at_once,
+    incoming,
     keys,
     later,
 )
@@ -282,6 +285,65 @@ def test_versions_that_are_lost_or_no_hash_end_what_was_stored(
     other.forget_here()
     assert other.state() == "MISS"
     one.get(method="POST")
+
+
+# -- last good answers
+
+
+def last_good(who: Identity, pair: Pair, path: str = PATH) -> bytes | None:
+    found = {
+        answer.body if answer else None
+        for answer in (each.cache.last_good(incoming(path, who=who)) for each in pair)
+    }
+    assert len(found) == 1
+    return found.pop()  # type: ignore[return-value]
+
+
+def keep(redis: Redis, who: Identity, path: str, after_s: float = 0.0) -> None:
+    """As the kit does for a view of scope subject, by the clock of who tells of changes."""
+    name = answers.snapshot_name("pears", path, "", who.subject)
+    assert name is not None
+    at, scopes = time.time() + after_s, sorted(who.scopes)
+    head = {"status": 200, "headers": [], "at": at, "stale_s": 86_400, "scopes": scopes}
+    queue = SnapshotQueue(redis)
+    queue.put(Keep(name, head, path.encode(), 3600))
+    eventually(queue.idle, 5, 0.001)
+
+
+@pytest.mark.parametrize("how", ["deleted here", "deleted there", "purged", "above"])
+def test_removal_ends_the_last_good_answers_of_all_who_have_seen_it(
+    pair: Pair, redis: Redis, origin: Origin, how: str
+) -> None:
+    one, _ = pair
+    below, beside = f"{PATH}/seeds", "/api/pears/2"
+    for path in (PATH, below, beside):
+        keep(redis, ADMIN, path)
+        assert last_good(ADMIN, pair, path) == path.encode()
+    one.get(method="PUT")
+    assert last_good(ADMIN, pair) == PATH.encode()
+    if how == "deleted here":
+        one.get(method="DELETE")
+    elif how == "purged":
+        one.cache.purge("pears", PATH, prefix=True)
+    else:
+        note_changes(
+            redis, "pears", [answers.Change(PATH if how == "deleted there" else "/api", prefix=True)]
+        )
+    assert (last_good(ADMIN, pair), last_good(ADMIN, pair, below)) == (None, None)
+    assert last_good(ADMIN, pair, beside) == (None if how == "above" else beside.encode())
+    # What was read before, and is kept now.
+    keep(redis, ADMIN, PATH)
+    assert last_good(ADMIN, pair) is None
+    later(REMOVED_S + 1)
+    keep(redis, ADMIN, PATH, REMOVED_S + 1)
+    assert last_good(ADMIN, pair) == PATH.encode()
+
+
+@pytest.mark.parametrize("word", [b"", b"a1b2c3d4e5f6", b"x" * 11 + b"-", b"9" * 70_000])
+def test_word_that_tells_no_time_removes_nothing(pair: Pair, redis: Redis, word: bytes) -> None:
+    keep(redis, ADMIN, PATH)
+    redis.hset(answers.versions_key("pears"), answers.bucket(PATH, prefix=True), word)
+    assert last_good(ADMIN, pair) == PATH.encode()
 
 
 # -- parts of composed answers

@@ -131,18 +131,3 @@ def test_chunked_body_above_the_limit_raises_however_it_is_read(how: str) -> Non
 def test_declared_length_above_the_limit_is_refused_unread() -> None:
     assert not body.limit({"CONTENT_LENGTH": "101", "wsgi.input": None}, 100)
     assert body.limit({"CONTENT_LENGTH": "100", "wsgi.input": None}, 100)
-
-
-@pytest.mark.parametrize(
-    ("text", "within"),
-    [
-        (b"[[[]]]", True),
-        (b"[[[[]]]]", False),
-        (b'{"a":"[[[[[[["}', True),
-        (b'{"a":"\\"[[[[[[["}', True),
-        (b'{"a":{"b":{"c":{}}}}', False),
-        (b"[],[],[],[]", True),
-    ],
-)
-def test_depth_counts_brackets_outside_of_strings(text: bytes, within: bool) -> None:
-    assert body.depth_within(text, 3) is within
