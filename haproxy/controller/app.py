@@ -132,7 +132,9 @@ class Controller:
 
     def run(self) -> None:
         """Follow Consul until `stop`. Raises OSError when the port for metrics is in use."""
-        stop_metrics = self.metrics.serve(self._settings.controller_port, self._view.age_s)
+        stop_metrics = self.metrics.serve(
+            self._settings.controller_bind_address, self._settings.controller_port, self._view.age_s
+        )
         try:
             self._reaper.start()
             self._view.on_change(self._changed)

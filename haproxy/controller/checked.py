@@ -30,6 +30,7 @@ def check_settings(settings: EdgeSettings) -> None:
     for name, address in (
         ("EDGE_BIND_ADDRESS", settings.edge_bind_address),
         ("STATS_BIND_ADDRESS", settings.stats_bind_address),
+        ("CONTROLLER_BIND_ADDRESS", settings.controller_bind_address),
     ):
         if address != "*":
             try:

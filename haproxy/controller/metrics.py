@@ -56,11 +56,12 @@ class Metrics:
         """Count one rejection; a field that is none of the contract's counts as `other`."""
         self.rejections.labels(field if field in REJECTION_REASONS else "other").inc()
 
-    def serve(self, port: int, view_age: Callable[[], float]) -> Callable[[], None]:
-        """Serve /metrics on loopback; returns what stops it. Raises OSError when the port is in use."""
+    def serve(self, address: str, port: int, view_age: Callable[[], float]) -> Callable[[], None]:
+        """Serve /metrics there (`*`: on all of IPv4); returns what stops it. Raises OSError when the port is in use."""
         self.view_age.set_function(view_age)
         server: WSGIServer
-        server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        every = "0.0.0.0"  # noqa: S104  somebody has set it
+        server, thread = start_http_server(port, addr=address.replace("*", every), registry=self.registry)
 
         def stop() -> None:
             server.shutdown()

@@ -26,6 +26,8 @@ class EdgeSettings(BaseSettings):
     # Another than loopback only where somebody else sees to it that nobody gets there from outside, as Docker does.
     stats_bind_address: str = "127.0.0.1"
     controller_port: int = Field(default=8405, ge=1, le=65535)
+    # The controller's metrics; as for the edge's own.
+    controller_bind_address: str = "127.0.0.1"
     edge_dir: Path = _VAR / "edge"
     edge_run_dir: Path = _VAR / "run"
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"

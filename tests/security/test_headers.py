@@ -93,6 +93,10 @@ def test_script_name_gets_through_without_its_line() -> None:
 
 BROKEN = {
     "NUL in a value": b"GET /api/open/x HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+    "a control character in a value": b"GET /api/open/x HTTP/1.1\r\nHost: a\r\nX: a\x0bb\r\n\r\n",
+    "DEL in a value": b"GET /api/open/x HTTP/1.1\r\nHost: a\r\nX: a\x7fb\r\n\r\n",
+    "no host": b"GET /api/open/x HTTP/1.1\r\n\r\n",
+    "no host but an authority": b"GET http://a/api/open/x HTTP/1.1\r\n\r\n",
     "two hosts": b"GET /api/open/x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     "a host beside another authority": b"GET http://b/api/open/x HTTP/1.1\r\nHost: a\r\n\r\n",
     "an empty length": b"POST /api/open/x HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
@@ -103,7 +107,7 @@ BROKEN = {
     "no colon": b"GET /api/open/x HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n",
     "a control character in the path": b"GET /api/open/\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
     "bytes above ASCII in the path": b"GET /api/open/\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "more headers than fit": b"GET /api/open/x HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    "more headers than fit": b"GET /api/open/x HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
     "too many headers": b"GET /api/open/x HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * 200 + b"\r\n",
 }
 
@@ -116,12 +120,26 @@ def test_broken_head_is_refused(shared: Target, data: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("line", "attack"),
-    [("{ req.hdrs -m reg '\\x00' }", "NUL in a value")],
+    [
+        ("{ req.hdrs -m reg", "NUL in a value"),
+        ("{ req.hdrs -m reg", "a control character in a value"),
+        ("!is_http_10 !{ req.fhdr(host)", "no host"),
+    ],
 )
 def test_broken_head_gets_through_without_its_line(line: str, attack: str) -> None:
-    with target((line, "{ always_false }")) as open_target:
+    with target((line, "{ always_false } " + line)) as open_target:
         open_target.send(BROKEN[attack])
         assert open_target.upstream.heads
+
+
+def test_old_client_needs_no_host_and_a_value_may_hold_a_tab_or_utf8(shared: Target) -> None:
+    assert shared.send(b"GET /api/open/x HTTP/1.0\r\n\r\n") == 200
+    assert shared.request("/api/open/x", "X: a\tb \xc3\xa9") == 200
+
+
+def test_cookies_of_32_kb_reach_the_instance(shared: Target) -> None:
+    assert shared.request("/api/open/x", "Cookie: s=" + "c" * 32_766) == 200
+    assert len(shared.upstream.requests[0].header("cookie") or "") == 32_768
 
 
 def test_instance_is_told_one_host(shared: Target) -> None:

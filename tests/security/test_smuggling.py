@@ -43,6 +43,10 @@ ATTACKS = {
     "HTTP/1.0 with chunks": post(b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + HIDDEN).replace(
         b"/1.1", b"/1.0", 1
     ),
+    "TE with an empty member": post(b"Transfer-Encoding: chunked,", body=b"0\r\n\r\n" + HIDDEN),
+    "TE twice, once empty": post(
+        b"Transfer-Encoding: chunked", b"Transfer-Encoding:", body=b"0\r\n\r\n" + HIDDEN
+    ),
     "a bare line feed": b"POST /api/open/x HTTP/1.1\nHost: a\nContent-Length: 0\n\n" + HIDDEN,
     "a line feed in a value": post(
         b"X: a\nTransfer-Encoding: chunked", b"Content-Length: 5", body=b"0\r\n\r\n" + HIDDEN
@@ -58,6 +62,12 @@ def test_hidden_request_never_reaches_the_instance(shared: Target, data: bytes) 
     for request in shared.upstream.requests:
         framings = request.all("content-length") + request.all("transfer-encoding")
         assert len(framings) <= 1, "an instance behind us would have to choose"
+
+
+@pytest.mark.parametrize("name", ["TE with an empty member", "TE twice, once empty", "HTTP/1.0 with chunks"])
+def test_framing_that_others_read_otherwise_is_refused(shared: Target, name: str) -> None:
+    assert shared.send(ATTACKS[name], 1.0) == 400
+    assert shared.upstream.heads == []
 
 
 def test_pipelined_request_meets_the_lock(shared: Target) -> None:

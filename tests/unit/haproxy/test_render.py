@@ -120,7 +120,10 @@ def test_key_file_must_be_a_plain_absolute_path(tmp_path: Path, path: str) -> No
 
 
 @pytest.mark.parametrize("evil", EVIL)
-@pytest.mark.parametrize("name", ["edge_bind_address", "stats_bind_address", "auth_issuer", "auth_audience"])
+@pytest.mark.parametrize(
+    "name",
+    ["edge_bind_address", "stats_bind_address", "controller_bind_address", "auth_issuer", "auth_audience"],
+)
 def test_bad_setting_is_refused(tmp_path: Path, name: str, evil: str) -> None:
     with pytest.raises(ContractError):
         render(state(), settings(tmp_path, **{name: evil}))
