@@ -82,6 +82,10 @@ def admit(service: str, instances: Sequence[Instance], policy: Policy, holder: H
     rejections: list[Rejection] = []
     asked: list[_Asked] = []
     for instance in instances:
+        if instance.kind:
+            if "edge-path" in instance.meta:
+                rejections.append(Rejection(instance.id, "kind", f"a {instance.kind[:40]} never has a route"))
+            continue
         try:
             # Whole before it votes: one that cannot serve has no say about the route.
             route = parse_route(service, instance.meta)
@@ -92,7 +96,7 @@ def admit(service: str, instances: Sequence[Instance], policy: Policy, holder: H
     return Admission(
         service=service,
         route=route,
-        valid=bool(asked) or not instances,
+        valid=bool(asked) or all(instance.kind for instance in instances),
         order=min((instance.create_index for instance, *_ in asked), default=0),
         admitted=_named(_place(service, route, asked, rejections, holder)),
         rejections=tuple(rejections),

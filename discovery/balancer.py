@@ -23,8 +23,9 @@ _BALANCES = frozenset(get_args(Balance))
 
 
 def weight_of(instance: Instance) -> int:
-    """The instance's `edge-weight`; a bad value counts as the default (the edge reports it)."""
-    return _weight(instance.meta.get("edge-weight", ""))
+    """The instance's `edge-weight`, or what Consul says; a bad value counts as the default (the edge reports it)."""
+    text = instance.meta.get("edge-weight")
+    return instance.weight if text is None else _weight(text)
 
 
 @functools.lru_cache(maxsize=512)
@@ -46,11 +47,13 @@ def is_backup(instance: Instance) -> bool:
 
 
 def usable(instances: Sequence[Instance]) -> list[Instance]:
-    """Those that Consul lets take traffic: not critical, not in maintenance, not in warning where `edge-warning` is `skip`."""
+    """Those that Consul lets take traffic: not critical, not in maintenance, not in warning where `edge-warning` is `skip`;
+    and programs, not parts of a mesh."""
     return [
         instance
         for instance in instances
-        if instance.status != "critical"
+        if not instance.kind
+        and instance.status != "critical"
         and not instance.maintenance
         and not (instance.status == "warning" and instance.meta.get("edge-warning") == "skip")
     ]

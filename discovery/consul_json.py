@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,8 @@ from discovery.model import HttpCheck, Instance, Registration, Status
 NODE_MAINTENANCE = "_node_maintenance"
 SERVICE_MAINTENANCE = "_service_maintenance:"
 MAX_SHARED_METAS = 20_000
+DEFAULT_WEIGHT = 100
+MAX_WEIGHT = 256
 _STATUSES: dict[str, Status] = {"passing": "passing", "warning": "warning", "critical": "critical"}
 _RANK: dict[Status, int] = {"passing": 0, "warning": 1, "critical": 2}
 
@@ -54,6 +56,11 @@ def parse_instances(service: str, data: object) -> tuple[Instance, ...]:
     """
     entries = [as_dict(entry) for entry in as_list(data)]
     found = [_instance(service, entry) for entry in entries if _name_in(entry) in (None, service)]
+    # 1 is also what Consul says of who has asked for nothing: it is a weight where another of the service has a greater one.
+    if not any(each.weight > 1 for each in found if "edge-weight" not in each.meta):
+        found = [
+            each if each.weight == DEFAULT_WEIGHT else replace(each, weight=DEFAULT_WEIGHT) for each in found
+        ]
     return tuple(sorted(found, key=lambda instance: instance.key))
 
 
@@ -76,6 +83,8 @@ def _instance(service: str, entry: dict[str, Any]) -> Instance:
             maintenance=maintenance,
             meta=_shared_meta(record.get("Meta") or {}),
             create_index=record.get("CreateIndex", 0),
+            weight=_weight(record.get("Weights")),
+            kind=str(record.get("Kind") or ""),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ConsulMalformed(f"{service}: an instance without {error}") from error
@@ -84,6 +93,12 @@ def _instance(service: str, entry: dict[str, Any]) -> Instance:
     if not all(isinstance(text, str) and text for text in texts) or any(type(n) is not int for n in numbers):
         raise ConsulMalformed(f"{service}: an instance with fields of the wrong type")
     return instance
+
+
+def _weight(weights: object) -> int:
+    """Consul's `Weights.Passing`, which is any number, within the bounds of `edge-weight`."""
+    passing = weights.get("Passing") if isinstance(weights, dict) else None
+    return min(max(passing, 1), MAX_WEIGHT) if type(passing) is int else 1
 
 
 def _health(checks: Sequence[Mapping[str, Any]]) -> tuple[Status, bool]:

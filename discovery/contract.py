@@ -254,7 +254,7 @@ def parse_placement(instance: Instance, policy: Policy) -> Placement:
     return Placement(
         address=check_address(instance.address, policy.networks),
         port=check_port(instance.port, policy.control_ports),
-        weight=_integer(instance.meta, "edge-weight", 1, 256, 100),
+        weight=_integer(instance.meta, "edge-weight", 1, 256, instance.weight),
         backup=_choice(instance.meta, "edge-backup", ("true", "false"), "false") == "true",
     )
 

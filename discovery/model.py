@@ -24,7 +24,9 @@ class Instance:
 
     `status` is the worst of the instance's own checks and its node's; `maintenance` is true when the
     instance or its node is in maintenance. `address` is the service address, or the node's where that is empty.
-    The same `id` can stand on two nodes: `key` is unique. `identity_path` is no word of Consul's: where it is set, a connection
+    The same `id` can stand on two nodes: `key` is unique. `weight` counts where its
+    metadata names none; `kind` is Consul's for what is no program but part of a mesh (`connect-proxy`, `mesh-gateway` …), and
+    never sent a request. `identity_path` is no word of Consul's: where it is set, a connection
     to the instance carries no request before `X-Service` has been right in an answer on that path.
     """
 
@@ -37,6 +39,8 @@ class Instance:
     maintenance: bool = False
     meta: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
     create_index: int = 0
+    weight: int = 100
+    kind: str = ""
     identity_path: str = ""
 
     @property

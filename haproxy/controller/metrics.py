@@ -11,7 +11,7 @@ from discovery.contract import KEYS
 
 _PREFIX = "breakwater_controller_"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-REJECTION_REASONS = KEYS | {"name", "id", "address", "port", "owner"}
+REJECTION_REASONS = KEYS | {"name", "id", "address", "port", "owner", "kind"}
 
 
 class Metrics:

@@ -1,13 +1,15 @@
 """The difference between desired and observed, as commands. Pure: no I/O, no clock.
 
 What HAProxy 2.6 needs (measured): a server added at run time is up before its first check once its health and itself are
-enabled; `del server` wants maintenance, no session and no idle connection; idle connections go when the address changes.
+enabled; `del server` wants maintenance, no session and no idle connection; idle connections go when the address changes, but
+those in use go on to the old address for as long as the load lasts. So an instance that has moved gets a server beside its old one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from discovery.model import Route
@@ -16,7 +18,9 @@ from haproxy.controller.render import address_of
 from haproxy.controller.runtime import Command, command
 from haproxy.controller.state import ObservedServer
 
-Kind = Literal["add", "ready", "address", "weight", "drain", "remove"]
+Kind = Literal["add", "ready", "weight", "drain", "remove"]
+# Between the name of an instance and what tells its new place from its old one; no name of an instance has it.
+MOVED = ":"
 Params = Callable[[Route, Server], str]
 
 
@@ -39,6 +43,7 @@ def plan_backend(
     `overdue` names servers that have drained for as long as they may. A server that must be made anew (its backup flag
     changed: 2.6 cannot change it) is drained and removed first, and only while another serves; the next plan adds it.
     """
+    backend = _placed(backend, observed)
     desired = {server.name: server for server in backend.servers}
     steps: list[Step] = []
     for server in backend.servers:
@@ -60,10 +65,25 @@ def plan_backend(
 
 def draining(backend: Backend, observed: Mapping[str, ObservedServer]) -> frozenset[str]:
     """Names of servers that are on their way out, or wait for their turn to be made anew."""
+    backend = _placed(backend, observed)
     desired = {server.name: server for server in backend.servers}
     return frozenset(
         name for name, seen in observed.items() if name not in desired or seen.backup != desired[name].backup
     )
+
+
+def _placed(backend: Backend, observed: Mapping[str, ObservedServer]) -> Backend:
+    """The backend with each server under the name that HAProxy has for it, or is to get."""
+    servers = tuple(replace(server, name=_name_at(server, observed)) for server in backend.servers)
+    return replace(backend, servers=servers)
+
+
+def _name_at(server: Server, observed: Mapping[str, ObservedServer]) -> str:
+    place = hashlib.sha256(address_of(server).encode()).hexdigest()[:8]
+    elsewhere = f"{server.name}{MOVED}{place}"
+    seen = observed.get(server.name)
+    moved = seen is not None and (seen.address, seen.port) != (server.address, server.port)
+    return elsewhere if moved or elsewhere in observed else server.name
 
 
 def _to_remake(desired: Mapping[str, Server], observed: Mapping[str, ObservedServer]) -> str | None:
@@ -100,11 +120,6 @@ def _add(backend: Backend, server: Server, params: Params) -> Step:
 def _correct(backend: str, server: Server, seen: ObservedServer) -> list[Step]:
     target = f"{backend}/{server.name}"
     steps = []
-    moved = (seen.address, seen.port) != (server.address, server.port)
-    if moved:
-        lines = [command("set", "server", target, "addr", server.address, "port", server.port)]
-        reason = f"moved from {address_of(seen)} to {address_of(server)}"
-        steps.append(Step("address", backend, server.name, reason, tuple(lines)))
     if seen.weight != server.weight:
         reason = f"weight {seen.weight} → {server.weight}"
         line = command("set", "server", target, "weight", server.weight)
@@ -112,15 +127,11 @@ def _correct(backend: str, server: Server, seen: ObservedServer) -> list[Step]:
     lines = [] if seen.checked else [command("enable", "health", target)]
     if seen.mode != "ready":
         lines.append(command("set", "server", target, "state", "ready"))
-    # Consul has just called it fit, at this address or after its way out: old verdicts are about something else.
-    if not seen.up and (moved or seen.mode != "ready"):
+    # Consul has just called it fit, after its way out: old verdicts are about something else.
+    if not seen.up and seen.mode != "ready":
         lines.append(command("set", "server", target, "health", "up"))
     if lines:
-        reason = (
-            f"in rotation, but {seen.mode}"
-            if seen.mode != "ready"
-            else "its checks are off, or about the old place"
-        )
+        reason = f"in rotation, but {seen.mode}" if seen.mode != "ready" else "its checks are off"
         steps.append(Step("ready", backend, server.name, reason, tuple(lines)))
     return steps
 

@@ -18,6 +18,7 @@ from haproxy.controller.metrics import Metrics
 from haproxy.controller.model import EdgeState, Server, VerifyKey
 from haproxy.controller.owners import OwnerBook
 from haproxy.controller.patience import Patience
+from haproxy.controller.plan import MOVED
 from haproxy.controller.reload import FileWriter, Reloader, fingerprint
 from haproxy.controller.render import pace
 from haproxy.controller.runtime import ProcessInfo, Runtime
@@ -206,10 +207,9 @@ class Sync:
             with self._runtime.session() as session:
                 for service in self._book.memories:
                     seen = session.servers(f"svc_{service}") or {}
+                    named = {s.name.partition(MOVED)[0]: s for s in seen.values() if s.mode == "ready"}
                     serving[service] = {
-                        s.name: Server(s.name, s.address, s.port, s.weight, s.backup)
-                        for s in seen.values()
-                        if s.mode == "ready"
+                        name: Server(name, s.address, s.port, s.weight, s.backup) for name, s in named.items()
                     }
         except Unreachable:
             return {}

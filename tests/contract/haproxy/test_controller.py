@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import threading
 import time
@@ -59,9 +60,42 @@ def test_weight_backup_and_address_change_without_a_reload(running: Edge) -> Non
     running.serves("/api/edit", {"edit-2"})
     eventually(lambda: running.servers("edit")["edit-1"].backup, 3)
     running.register("edit", "edit-2", one.port, meta("edit"))
-    eventually(lambda: running.servers("edit")["edit-2"].port == one.port, 3)
+    eventually(lambda: {each.port for each in running.servers("edit").values()} == {one.port}, 3)
     running.serves("/api/edit", {"edit-1"})
     assert other.seen > 0
+    assert running.reloads() == before
+
+
+def test_instance_that_comes_back_at_another_port_is_all_that_is_asked_under_load(running: Edge) -> None:
+    """Although the program at the old port lives on, and its connections are in use without a break."""
+    old = running.instance("moves", "moves-1")
+    running.serves("/api/moves", {"moves-1"})
+    before, stop, statuses = running.reloads(), threading.Event(), []
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", running.settings.edge_http_port, timeout=10)
+        while not stop.is_set():
+            connection.request("GET", "/api/moves")
+            answer = connection.getresponse()
+            answer.read()
+            statuses.append(answer.status)
+        connection.close()
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: old.seen > 50, 5)
+        new = running.instance("moves", "moves-1")
+        eventually(lambda: new.seen > 50, 5)
+        seen, asked = old.seen, len(statuses)
+        eventually(lambda: len(statuses) > asked + 200, 10)
+        assert old.seen == seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(statuses) == {200}
     assert running.reloads() == before
 
 
@@ -295,6 +329,34 @@ def test_services_of_any_name_that_consul_takes_are_served_and_share_nothing_by_
     running.deregister("myapp-1")
     running.serves("/api/named-1", {"503"})
     assert running.answers("/api/named-0") == {"MyApp-0"}
+
+
+@pytest.mark.parametrize("kind", ["connect-proxy", "mesh-gateway"])
+def test_part_of_a_mesh_never_gets_the_route_that_it_inherits(running: Edge, kind: str) -> None:
+    """Although it is there first."""
+    name = f"{kind}-of"
+    body = {"Name": f"{name}-proxy", "ID": f"{name}-proxy-1", "Address": "127.0.0.1", "Port": 1, "Kind": kind}
+    if kind == "connect-proxy":
+        body["Proxy"] = {"DestinationServiceName": name}
+    running.consul.call("PUT", "/v1/agent/service/register", {**body, "Meta": meta(name)})
+    eventually(lambda: running.verdict(f"{name}-proxy")["state"] == "rejected", 5)
+    running.instance(name, f"{name}-1")
+    running.serves(f"/api/{name}", {f"{name}-1"})
+    eventually(lambda: running.verdict(name)["state"] == "accepted", 5)
+    running.deregister(f"{name}-proxy-1")
+
+
+def test_weights_of_consul_count_where_the_metadata_names_none(running: Edge) -> None:
+    two(running, "weigh")
+    assert {each.weight for each in running.servers("weigh").values()} == {100}
+    for number, weight in ((1, 9), (2, 4000)):
+        body = {"Name": "weigh", "ID": f"weigh-{number}", "Address": "127.0.0.1", "Meta": meta("weigh")}
+        body |= {"Port": running.programs[number - 3].port, "Weights": {"Passing": weight, "Warning": 1}}
+        running.consul.call("PUT", "/v1/agent/service/register", body)
+    eventually(
+        lambda: {n: s.weight for n, s in running.servers("weigh").items()} == {"weigh-1": 9, "weigh-2": 256},
+        5,
+    )
 
 
 def test_unchecked_instance_gets_nothing_where_another_service_was_first(running: Edge) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -98,19 +99,33 @@ def test_instance_left_half_added_by_a_killed_controller_is_finished() -> None:
     ]
 
 
-def test_instance_left_half_removed_gets_its_address_back() -> None:
+def test_instance_left_half_removed_gets_another_server_and_the_old_one_goes() -> None:
     half = seen(A, mode="maint", up=False, port=1)
-    assert lines(plan([A], [half]))[0] == "set server svc_users/a addr 127.0.0.1 port 20001"
+    steps = plan([A], [half])
+    assert [step.kind for step in steps] == ["add", "remove"]
+    assert lines(steps)[-1] == "del server svc_users/a"
 
 
 def test_instance_that_its_own_check_holds_for_down_is_left_to_the_check() -> None:
     assert plan([A], [seen(A, up=False)]) == []
 
 
-def test_moved_instance_that_was_down_is_up_at_its_new_place() -> None:
-    assert lines(plan([replace(A, port=20009)], [seen(A, up=False)])) == [
-        "set server svc_users/a addr 127.0.0.1 port 20009",
-        "set server svc_users/a health up",
+def test_moved_instance_gets_a_server_beside_the_old_one_which_drains() -> None:
+    moved = replace(A, port=20009)
+    steps = plan([moved], [seen(A)])
+    (name,) = {step.server for step in steps} - {"a"}
+    assert re.fullmatch("a:[0-9a-f]{8}", name)
+    assert [(step.kind, step.server) for step in steps] == [("add", name), ("drain", "a")]
+    assert f"add server svc_users/{name} 127.0.0.1:20009" in lines(steps)[0]
+    new = seen(replace(moved, name=name))
+    # It keeps that server, also once the old one has gone, and is itself again after a reload.
+    assert [step.kind for step in plan([moved], [seen(A, mode="drain"), new])] == ["remove"]
+    assert plan([moved], [new]) == []
+    assert plan([moved], [seen(moved)]) == []
+    # Back at the old place while that drains.
+    assert [(s.kind, s.server) for s in plan([A], [seen(A, mode="drain"), new])] == [
+        ("ready", "a"),
+        ("drain", name),
     ]
 
 
