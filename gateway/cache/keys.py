@@ -20,7 +20,7 @@ _REFUSED = re.compile(r";\s*q=0(?:\.0*)?\s*$")
 
 
 class Base(NamedTuple):
-    """`rest` is what else the answer may depend on without saying so: the host that the request was sent to."""
+    """`rest` is what else the answer may depend on without saying so: where the client thinks it is."""
 
     service: str
     path: str
@@ -41,6 +41,7 @@ class Spec(NamedTuple):
 # Where an answer that has not been seen yet is looked for. Those without credentials also wait for one load of it.
 GUESS = Spec((), False)
 MAX_SPEC_CHARS = 400
+_PLACE = ("x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix")
 
 
 def read_spec(data: bytes) -> Spec | None:
@@ -75,7 +76,7 @@ class Variant(NamedTuple):
 def base_of(incoming: Incoming) -> Base:
     headers = incoming.headers
     # Services build links from these: who lies about them must not be believed by others.
-    host = (headers.get("x-forwarded-host", ""), headers.get("x-forwarded-proto", ""))
+    host = (incoming.host, *(headers.get(name, "") for name in _PLACE))
     return Base(incoming.service, incoming.path, incoming.query, host)
 
 

@@ -133,7 +133,7 @@ class Wholes:
         made = make()
         if not made.fresh_s:
             return made.answer
-        size = OVERHEAD_BYTES + sum(len(each.data or b"") for each in made.results)
+        size = OVERHEAD_BYTES + len(repr(key)) + sum(map(_size, made.results))
         if size <= self._max_bytes // 4:
             self._put(key, _Kept(made, at, mark, size))
         # Its parts may have come out of a cache of their own, and it says so then.
@@ -157,3 +157,7 @@ class Wholes:
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._bytes -= kept.size
+
+
+def _size(part: Result) -> int:
+    return len(part.data or b"") + sum(len(name) + len(value) + 150 for name, value in part.headers)

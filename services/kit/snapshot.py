@@ -61,7 +61,7 @@ def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
     `public` is given to everybody: only for views that ask for no token. `subject` is given to the subject of the verified token
     that the answer was for, while his token has the scopes that it had. An answer 403, 404 or 410 takes away what is kept;
     so do `kit().snapshots.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for whomever. Never kept: `no-store`, cookies, streams, and in scope `public`
-    what is `private`. Raises ValueError.
+    what is `private`, or was asked for with a token, a cookie or an `X-Api-Key`. Raises ValueError.
     """
     if scope not in ("public", "subject") or not 0 < stale_s <= MAX_STALE_S:
         raise ValueError(f"no snapshot of scope {scope!r} for {stale_s} s")
@@ -171,6 +171,8 @@ class Snapshots:
             vary.discard("authorization")
         elif current().subject is not None or "private" in control:
             self._warn("what a token was asked for is not kept for everybody")
+            return False
+        elif "HTTP_COOKIE" in request.environ or "HTTP_X_API_KEY" in request.environ:
             return False
         return not vary and "no-store" not in control
 

@@ -124,7 +124,7 @@ def test_who_asks_for_a_new_one_gets_it_and_the_others_have_it(clock: ManualCloc
 
 
 def test_the_least_used_go_when_there_is_no_room(clock: ManualClock) -> None:
-    room = 10 * (OVERHEAD_BYTES + 2)
+    room = 10 * (OVERHEAD_BYTES + 2 + len(repr("0")))
     wholes, maker = Wholes(None, clock, max_bytes=room), Maker()
     for number in range(10):
         get(wholes, maker, str(number))
@@ -140,6 +140,12 @@ def test_one_that_would_take_all_the_room_is_not_kept(clock: ManualClock) -> Non
     maker = Maker(data=b"x" * 5000)
     assert [get(wholes, maker), get(wholes, maker)] == ["MISS", "MISS"]
     assert wholes.bytes == 0
+
+
+def test_names_and_headers_count(clock: ManualClock) -> None:
+    wholes, maker = Wholes(None, clock), Maker()
+    get(wholes, maker, "k" * 10_000)
+    assert wholes.bytes > OVERHEAD_BYTES + 10_000
 
 
 def test_of_many_who_want_an_outdated_one_a_single_one_makes_it(clock: ManualClock) -> None:

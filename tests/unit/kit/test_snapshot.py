@@ -174,6 +174,16 @@ def test_view_that_asks_for_a_token_never_makes_a_public_answer(service: Service
     assert redis.keys("snapshot:*") == []
 
 
+@pytest.mark.parametrize("header", ["Cookie", "X_Api_Key"])
+def test_answer_to_a_cookie_or_a_key_is_not_kept_for_everybody(
+    service: Service, redis: Redis, header: str
+) -> None:
+    service.client = service.app.test_client(use_cookies=False)  # else it sends those of its own jar
+    assert service.get("open", **{header: "user=ann"}).status_code == 200
+    service.settled()
+    assert redis.keys("snapshot:*") == []
+
+
 @pytest.mark.parametrize("answer", ["stream", "large", "error", "created"])
 def test_streams_large_bodies_and_other_statuses_are_not_kept(
     service: Service, redis: Redis, answer: str
