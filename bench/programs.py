@@ -44,7 +44,7 @@ def program(
     log: Path,
     *,
     port: int | None = None,
-    within_s: float = 15,
+    within_s: float = 60,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program with its output in `log`; yields once it listens on `port`.

@@ -35,8 +35,6 @@ class GeventWorker(_GeventWorker):
     def timeout_ctx(self) -> Iterator[None]:
         """Around each wait for a request: until its head is whole, or the connection has been kept for too long."""
         greenlet = gevent.getcurrent()
-        # A client that is quick enough would else be served for ever, and the others wait.
-        gevent.sleep(0)
         self._waiting.add(greenlet)
         try:
             with gevent.Timeout(self.cfg.keepalive if self.alive else LINGER_S, False):

@@ -18,6 +18,7 @@ from gunicorn.http.body import Body, EOFReader, LengthReader
 from gunicorn.http.errors import InvalidHeader
 from gunicorn.http.message import Request as _Request
 from gunicorn.http.parser import RequestParser
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import ThreadWorker as _ThreadWorker
 
 from services.kit import trace
@@ -129,10 +130,22 @@ class Request(_Request):
             self.body = Body(LengthReader(self.unreader, 0))
 
 
+class Unreader(SocketUnreader):
+    """Gives way before each read: a client that always has more to send would else hold up all other greenlets."""
+
+    def chunk(self, size_hint: int | None = None) -> Any:
+        time.sleep(0)
+        return super().chunk(size_hint)
+
+
 class Parser(RequestParser):
     """gunicorn's parser of one connection; what a view left unread of a body is read for `LINGER_S` at most."""
 
     mesg_class = Request
+
+    def __init__(self, cfg: Any, source: socket.socket, source_addr: Any) -> None:
+        super().__init__(cfg, source, source_addr)
+        self.unreader = Unreader(source)
 
     def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
         """False where the connection has to end. Also where the rest is broken: the refusal would follow an answer, and

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,20 @@ def test_what_never_ends_costs_little(instance: Running, endless: bytes) -> None
             connection.sendall(b"1" * MIB)
     assert instance.get("/api/hello").json()["pid"] == worker
     assert used_s([worker]) - before < 1
+
+
+def test_chunks_of_one_byte_hold_up_nobody(instance: Running) -> None:
+    data = CHUNKED + b"1\r\nx\r\n" * 300_000 + b"0\r\n\r\n"
+    with connect(instance) as connection, ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(connection.sendall, data)
+        answers = pool.submit(connection.recv, 65536)
+        served = 0
+        while not answers.done():
+            assert instance.ready()
+            served += 1
+        sent.result()
+        assert answers.result().startswith(b"HTTP/1.1 200")
+    assert served >= 3
 
 
 def test_cookies_of_32_kib_pass(instance: Running) -> None:
