@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from services.auth.schemas import Login, Refresh, Register
+from services.auth.schemas import Login, OpenedAnswer, Refresh, Register, TokenPair
 from services.auth.service import Auth
 from services.kit import Problem, ServiceApp, current, require_scope
+from services.kit.shapes import NOTHING
 
 
 def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
     """Add the endpoints. `source` tells the network that the current request came from."""
 
-    @app.post("/api/auth/register")
+    @app.post("/api/auth/register", responses={201: OpenedAnswer})
     def register(body: Register) -> Any:
         """Open an account. 409 when the address has one."""
         names = (body.firstName, body.lastName)
@@ -26,23 +27,23 @@ def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
         }
         return {"user": user}, 201, {"Location": f"/api/users/{opened.id}"}
 
-    @app.post("/api/auth/login")
+    @app.post("/api/auth/login", responses={200: TokenPair})
     def login(body: Login) -> dict[str, Any]:
         """An access token, and a refresh token that makes the next one."""
         return auth.log_in(body.email, body.password, source())
 
-    @app.post("/api/auth/refresh")
+    @app.post("/api/auth/refresh", responses={200: TokenPair})
     def refresh(body: Refresh) -> dict[str, Any]:
         """A new pair for a refresh token, which is then used up. One that comes twice ends the whole login."""
         return auth.refresh(body.refresh_token)
 
-    @app.post("/api/auth/logout")
+    @app.post("/api/auth/logout", responses=NOTHING)
     def logout(body: Refresh) -> tuple[str, int]:
         """End the login that this refresh token belongs to."""
         auth.log_out(body.refresh_token)
         return "", 204
 
-    @app.post("/api/auth/logout-everywhere")
+    @app.post("/api/auth/logout-everywhere", responses=NOTHING)
     @require_scope("user", "admin")
     def logout_everywhere() -> tuple[str, int]:
         """End every login of the caller, on whatever device, and with it this one. Access tokens, too, are refused within

@@ -10,11 +10,21 @@ from flask import Response, jsonify, request
 
 from services.auth import grants
 from services.auth.models import ApiKey
-from services.auth.schemas import ApiKeyPath, Login, NewApiKey, TokenRequest
+from services.auth.schemas import (
+    AccessToken,
+    ApiKeyPath,
+    ApiKeysAnswer,
+    Login,
+    NewApiKey,
+    NewApiKeyShown,
+    SessionAnswer,
+    TokenRequest,
+)
 from services.auth.service import Auth
 from services.auth.sessions import COOKIE, COOKIE_PATH
 from services.auth.store import narrow
 from services.kit import Problem, ServiceApp, current, require_scope
+from services.kit.shapes import NOTHING, One
 
 DAY_S = 86400.0
 
@@ -22,7 +32,7 @@ DAY_S = 86400.0
 def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
     """Add the endpoints. `source` tells the network that the current request came from."""
 
-    @app.post("/api/auth/token")
+    @app.post("/api/auth/token", responses={200: AccessToken})
     def token(body: TokenRequest) -> dict[str, Any]:
         """`grant_type` `api_key` with `api_key`, or `client_credentials` with `client_id` and `client_secret`."""
         if body.grant_type == "api_key":
@@ -38,7 +48,7 @@ def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
 
 
 def _install_api_keys(app: ServiceApp, auth: Auth) -> None:
-    @app.post("/api/auth/api-keys")
+    @app.post("/api/auth/api-keys", responses={201: One[NewApiKeyShown]})
     @require_scope("user", "admin")
     def create_api_key(body: NewApiKey) -> Any:
         """A new key. Its text is in this answer, and nowhere else ever again."""
@@ -60,7 +70,7 @@ def _install_api_keys(app: ServiceApp, auth: Auth) -> None:
         row, text = made
         return {"data": {**_shown(row), "key": text}}, 201
 
-    @app.get("/api/auth/api-keys")
+    @app.get("/api/auth/api-keys", responses={200: ApiKeysAnswer})
     @require_scope("user", "admin")
     def list_api_keys() -> dict[str, Any]:
         """The caller's keys, by their prefixes."""
@@ -68,7 +78,7 @@ def _install_api_keys(app: ServiceApp, auth: Auth) -> None:
             rows = grants.list_api_keys(session, current().subject or "")
         return {"data": [_shown(row) for row in rows]}
 
-    @app.delete("/api/auth/api-keys/<key_id>")
+    @app.delete("/api/auth/api-keys/<key_id>", responses=NOTHING)
     @require_scope("user", "admin")
     def revoke_api_key(path: ApiKeyPath) -> tuple[str, int]:
         """Revoke one of the caller's keys. Tokens made from it live on until they expire, minutes later."""
@@ -96,7 +106,7 @@ def _iso(time_s: float | None) -> str | None:
 
 
 def _install_sessions(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
-    @app.post("/api/auth/session")
+    @app.post("/api/auth/session", responses={200: SessionAnswer})
     def open_session(body: Login) -> Response:
         """Log a browser in: the session is a cookie that scripts cannot read and other sites cannot send."""
         who, text = auth.open_session(body.email, body.password, source(), request.cookies.get(COOKIE))
@@ -105,7 +115,7 @@ def _install_sessions(app: ServiceApp, auth: Auth, source: Callable[[], str]) ->
         response.set_cookie(COOKIE, text, max_age=ttl_s, **_cookie())
         return response
 
-    @app.delete("/api/auth/session")
+    @app.delete("/api/auth/session", responses=NOTHING)
     def close_session() -> Response:
         """Log the browser out."""
         text = request.cookies.get(COOKIE)
@@ -115,7 +125,7 @@ def _install_sessions(app: ServiceApp, auth: Auth, source: Callable[[], str]) ->
         response.delete_cookie(COOKIE, **_cookie())
         return response
 
-    @app.post("/api/auth/session/token")
+    @app.post("/api/auth/session/token", responses={200: AccessToken})
     def session_token() -> dict[str, Any]:
         """A short token for the session in the cookie."""
         return auth.exchange_session(request.cookies.get(COOKIE)).body()

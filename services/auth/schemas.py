@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -65,3 +66,93 @@ class AccountPath(BaseModel):
 
 class ApiKeyPath(BaseModel):
     key_id: Annotated[str, Field(max_length=64), AfterValidator(one_line)]
+
+
+class Opened(BaseModel):
+    """An account that has just been opened."""
+
+    id: str
+    email: str
+    firstName: str  # noqa: N815
+    lastName: str  # noqa: N815
+
+
+class OpenedAnswer(BaseModel):
+    user: Opened
+
+
+class AccessToken(BaseModel):
+    """As OAuth 2 answers it; `expires_in` is in seconds."""
+
+    access_token: str
+    token_type: Literal["Bearer"]
+    expires_in: int
+    scope: str
+
+
+class TokenPair(AccessToken):
+    refresh_token: str
+
+
+class ApiKeyShown(BaseModel):
+    id: str
+    name: str
+    prefix: str
+    scopes: list[Scope]
+    createdAt: datetime  # noqa: N815
+    expiresAt: datetime | None  # noqa: N815
+    lastUsedAt: datetime | None  # noqa: N815
+
+
+class NewApiKeyShown(ApiKeyShown):
+    """`key` is in this answer alone."""
+
+    key: str
+
+
+class ApiKeysAnswer(BaseModel):
+    data: list[ApiKeyShown]
+
+
+class SessionOwner(BaseModel):
+    id: str
+    email: str
+
+
+class SessionAnswer(BaseModel):
+    """The session itself is in the cookie. `expires_in` is in seconds."""
+
+    user: SessionOwner
+    expires_in: int
+
+
+class Jwk(BaseModel):
+    kty: Literal["RSA"]
+    use: Literal["sig"]
+    alg: Literal["RS256"]
+    kid: str
+    n: str
+    e: str
+
+
+class Jwks(BaseModel):
+    keys: list[Jwk]
+
+
+class Rotation(BaseModel):
+    """`activeFrom` is Unix time in seconds."""
+
+    kid: str
+    activeFrom: float  # noqa: N815
+
+
+class Revoked(BaseModel):
+    """Tokens of `subject` issued at `before` or earlier are void; `until` then the last of them has expired. Unix time in seconds."""
+
+    subject: str
+    before: int
+    until: int
+
+
+class RevocationsAnswer(BaseModel):
+    revocations: list[Revoked]

@@ -162,8 +162,11 @@ class ServiceApp(Validated, OpenAPI):
             problem = {MEDIA_TYPE: {"schema": schema}}
             for operations in document["paths"].values():
                 for operation in operations.values():
-                    operation["responses"]["422"] = {"description": "Invalid request", "content": problem}
-                    operation["responses"]["default"] = {"description": "Any other error", "content": problem}
+                    answers = operation["responses"]
+                    if not any(status.startswith("2") for status in answers):
+                        answers["2XX"] = {"description": "Success"}
+                    answers["422"] = {"description": "Invalid request", "content": problem}
+                    answers["default"] = {"description": "Any other error", "content": problem}
             self._document = to_json(document)
         return self._document
 

@@ -16,7 +16,9 @@ from sqlalchemy.exc import IntegrityError
 from services.kit import Problem, create_service, current, kit, require_scope, snapshot
 from services.kit.conditional import conditional, require_match
 from services.kit.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
+from services.kit.shapes import NOTHING, read
 from services.posts import idempotency, store
+from services.posts.answers import CommentAnswer, CommentsAnswer, PostAnswer, PostsAnswer, Tags
 from services.posts.delivery import CountDelivery, Flusher
 from services.posts.domain import (
     Answer,
@@ -67,13 +69,17 @@ class CommentPath(PostPath):
     comment_id: str
 
 
-def route(method: str, suffix: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def route(
+    method: str, suffix: str = "", *, answers: dict[int, Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Serve a view under both names of the resource; the OpenAPI document shows the first."""
 
     def decorate(view: Callable[..., Any]) -> Callable[..., Any]:
         for name in PATHS:
             declare = getattr(app, method)
-            declare(name + suffix, endpoint=f"{name}:{view.__name__}", doc_ui=name == PATHS[0])(view)
+            declare(
+                name + suffix, endpoint=f"{name}:{view.__name__}", doc_ui=name == PATHS[0], responses=answers
+            )(view)
         return view
 
     return decorate
@@ -173,7 +179,7 @@ def tell_count(author_id: str) -> None:
     delivery.at_once(author_id, current().remaining_s())
 
 
-@route("get")
+@route("get", answers=read(PostsAnswer))
 @snapshot(stale_s=LAST_GOOD_S, scope="public")
 def list_posts(query: PostQuery) -> Response:
     """Newest first. `tag`, `author` and `q` (all its words, in title or content) are joined by *and*."""
@@ -190,7 +196,7 @@ def list_posts(query: PostQuery) -> Response:
     return conditional(one_page(posts, query, scope), READ)
 
 
-@route("post")
+@route("post", answers={201: PostAnswer})
 @require_scope("user", "admin")
 def create_post(body: NewPost) -> Any:
     """Publish. The author is the caller; an Idempotency-Key makes repeating it safe for a day."""
@@ -205,7 +211,7 @@ def create_post(body: NewPost) -> Any:
     return created(answer, repeated)
 
 
-@route("get", "/tags")
+@route("get", "/tags", answers=read(Tags))
 def list_tags(query: TagQuery) -> Response:
     """The tags in use with the number of posts each has, the most used first."""
     with kit().db.session(read_only=True) as session:
@@ -213,13 +219,13 @@ def list_tags(query: TagQuery) -> Response:
     return conditional({"data": [{"tag": tag, "count": count} for tag, count in tags]}, TAGS_READ)
 
 
-@route("get", f"/{POST}")
+@route("get", f"/{POST}", answers=read(PostAnswer))
 @snapshot(stale_s=LAST_GOOD_S, scope="public")
 def get_post(path: PostPath) -> Response:
     return conditional(body_of(found(path.post_id)), READ)
 
 
-@route("patch", f"/{POST}")
+@route("patch", f"/{POST}", answers={200: PostAnswer})
 @require_scope("user", "admin")
 def change_post(path: PostPath, body: PostChange) -> Response:
     """Change title, content or tags. With `If-Match`, only the state that was read."""
@@ -234,7 +240,7 @@ def change_post(path: PostPath, body: PostChange) -> Response:
     raise Problem(409, detail="Others are changing this at the same moment: try again.")
 
 
-@route("delete", f"/{POST}")
+@route("delete", f"/{POST}", answers=NOTHING)
 @require_scope("user", "admin")
 def delete_post(path: PostPath) -> tuple[str, int]:
     """Delete the post with its comments."""
@@ -251,7 +257,7 @@ def delete_post(path: PostPath) -> tuple[str, int]:
     return "", 204
 
 
-@route("get", f"/{POST}/comments")
+@route("get", f"/{POST}/comments", answers=read(CommentsAnswer))
 def list_comments(path: PostPath, query: Page) -> Response:
     """Oldest first."""
     post = found(path.post_id)
@@ -263,7 +269,7 @@ def list_comments(path: PostPath, query: Page) -> Response:
     return conditional(one_page(comments, query, scope), READ)
 
 
-@route("post", f"/{POST}/comments")
+@route("post", f"/{POST}/comments", answers={201: CommentAnswer})
 @require_scope("user", "admin")
 def create_comment(path: PostPath, body: NewComment) -> Any:
     post = found(path.post_id)
@@ -278,12 +284,12 @@ def create_comment(path: PostPath, body: NewComment) -> Any:
         raise Problem(404, detail="There is no such post.") from None
 
 
-@route("get", f"/{POST}/comments/<comment_id>")
+@route("get", f"/{POST}/comments/<comment_id>", answers=read(CommentAnswer))
 def get_comment(path: CommentPath) -> Response:
     return conditional(body_of(found_comment(found(path.post_id), path.comment_id)), READ)
 
 
-@route("patch", f"/{POST}/comments/<comment_id>")
+@route("patch", f"/{POST}/comments/<comment_id>", answers={200: CommentAnswer})
 @require_scope("user", "admin")
 def change_comment(path: CommentPath, body: NewComment) -> Response:
     post = found(path.post_id)
@@ -296,7 +302,7 @@ def change_comment(path: CommentPath, body: NewComment) -> Response:
     return conditional(body_of(changed), "no-store")
 
 
-@route("delete", f"/{POST}/comments/<comment_id>")
+@route("delete", f"/{POST}/comments/<comment_id>", answers=NOTHING)
 @require_scope("user", "admin")
 def delete_comment(path: CommentPath) -> tuple[str, int]:
     comment = found_comment(found(path.post_id), path.comment_id)

@@ -13,7 +13,9 @@ from sqlalchemy.exc import IntegrityError
 from services.kit import Problem, create_service, kit, require_scope, snapshot
 from services.kit.conditional import conditional, require_match
 from services.kit.paging import BadCursor, page_json
+from services.kit.shapes import NOTHING, read
 from services.products import store
+from services.products.answers import ProductAnswer, ProductsAnswer
 from services.products.domain import MAX_AGE_S, NewProduct, Product, ProductChange, ProductQuery
 
 # No Vary and no cookie with it: HAProxy's cache keeps the answer only then. Ref: its manual, "cache limitation".
@@ -64,7 +66,7 @@ def raced() -> Problem:
     return Problem(409, detail="Others are changing this at the same moment: try again.")
 
 
-@app.get("/api/products")
+@app.get("/api/products", responses=read(ProductsAnswer))
 @snapshot(stale_s=LAST_GOOD_S, scope="public")
 def list_products(query: ProductQuery) -> Response:
     """By category, price range in a currency, and words (all of them, in name, description or SKU)."""
@@ -78,7 +80,7 @@ def list_products(query: ProductQuery) -> Response:
     return conditional(page_json([p.to_json() for p in shown], following, query.limit), READ)
 
 
-@app.post("/api/products")
+@app.post("/api/products", responses={201: ProductAnswer})
 @require_scope("admin")
 def create_product(body: NewProduct) -> tuple[dict[str, Any], int, dict[str, str]]:
     """A SKU stands for one product: a second one is 409."""
@@ -94,13 +96,13 @@ def create_product(body: NewProduct) -> tuple[dict[str, Any], int, dict[str, str
     )
 
 
-@app.get("/api/products/<product_id>")
+@app.get("/api/products/<product_id>", responses=read(ProductAnswer))
 @snapshot(stale_s=LAST_GOOD_S, scope="public")
 def get_product(path: ProductPath) -> Response:
     return conditional(body_of(found(path.product_id)), READ)
 
 
-@app.patch("/api/products/<product_id>")
+@app.patch("/api/products/<product_id>", responses={200: ProductAnswer})
 @require_scope("admin")
 def change_product(path: ProductPath, body: ProductChange) -> Response:
     """With `If-Match`, only the state that was read (else 412)."""
@@ -117,7 +119,7 @@ def change_product(path: ProductPath, body: ProductChange) -> Response:
     raise raced()
 
 
-@app.delete("/api/products/<product_id>")
+@app.delete("/api/products/<product_id>", responses=NOTHING)
 @require_scope("admin")
 def delete_product(path: ProductPath) -> tuple[str, int]:
     """With `If-Match`, only the state that was read (else 412)."""

@@ -17,7 +17,9 @@ from services.kit import Problem, create_service, current, kit, require_scope, s
 from services.kit.etag import names_tag
 from services.kit.names import check_name
 from services.kit.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
+from services.kit.shapes import NOTHING, read
 from services.users import store
+from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
 from services.users.domain import (
     MAX_EMAIL_CHARS,
     User,
@@ -147,7 +149,7 @@ def may_change_or_refuse(user_id: str) -> None:
         raise Problem(403, detail="You may change yourself only.")
 
 
-@app.get("/api/users/me")
+@app.get("/api/users/me", responses=read(UserAnswer))
 @require_scope("user", "admin")
 @snapshot(stale_s=LAST_GOOD_S, scope="subject")
 def get_me() -> Response:
@@ -155,7 +157,7 @@ def get_me() -> Response:
     return answer(load(own_id()))
 
 
-@app.get(f"/api/users/{USER}")
+@app.get(f"/api/users/{USER}", responses=read(UserAnswer))
 @require_scope("user", "admin", "service")
 @snapshot(stale_s=LAST_GOOD_S, scope="subject")
 def get_user(path: UserPath) -> Response:
@@ -166,7 +168,7 @@ def get_user(path: UserPath) -> Response:
     return answer(load(path.user_id))
 
 
-@app.get("/api/users")
+@app.get("/api/users", responses={200: UsersAnswer})
 @require_scope("admin")
 def list_users(query: Page) -> Any:
     """All users, oldest first."""
@@ -187,13 +189,13 @@ def list_users(query: Page) -> Any:
     return body, 200, {"Cache-Control": "private, no-store"}
 
 
-@app.patch("/api/users/me")
+@app.patch("/api/users/me", responses={200: UserAnswer})
 @require_scope("user", "admin")
 def change_me(body: Change) -> Response:
     return change(own_id(), body)
 
 
-@app.patch(f"/api/users/{USER}")
+@app.patch(f"/api/users/{USER}", responses={200: UserAnswer})
 @require_scope("user", "admin")
 def change_user(path: UserPath, body: Change) -> Response:
     """Change names or username. With `If-Match`, only the state that was read."""
@@ -220,7 +222,7 @@ def change(user_id: str, body: Change) -> Response:
     return answer(user)
 
 
-@app.delete(f"/api/users/{USER}")
+@app.delete(f"/api/users/{USER}", responses=NOTHING)
 @require_scope("user", "admin")
 def delete_user(path: UserPath) -> tuple[str, int]:
     """Delete an account with its profile; its credentials go with it, in a moment at the latest."""
@@ -238,7 +240,7 @@ def delete_user(path: UserPath) -> tuple[str, int]:
     return "", 204
 
 
-@app.post("/internal/users/accounts")
+@app.post("/internal/users/accounts", responses={200: UserAnswer, 201: UserAnswer})
 @require_scope("service")
 def create_account(body: NewAccount) -> Any:
     """Open an account, once per id: 201 the first time, then 200. 409 when another account has the address."""
@@ -255,7 +257,7 @@ def create_account(body: NewAccount) -> Any:
     return {"data": user.public()}, 201 if created else 200
 
 
-@app.post("/internal/users/<user_id>/post-count")
+@app.post("/internal/users/<user_id>/post-count", responses={200: AppliedAnswer})
 @require_scope("service")
 def set_post_count(path: UserPath, body: PostCount) -> dict[str, Any]:
     """Set how many posts a user has. `applied` is false for a message that came after a later one."""

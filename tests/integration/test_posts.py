@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.content import World, pair, world
 from tests.support.databases import Backend, on_both
+from tests.support.document import Documented
 from tests.support.instances import RunningInstance
 
 pytestmark = on_both
@@ -65,6 +66,23 @@ def test_tags_are_no_post_and_take_none_of_its_methods(blog: RunningInstance, ar
         405,
         {"GET", "HEAD", "OPTIONS"},
     )
+
+
+def test_answers_are_as_the_document_says(blog: RunningInstance, around: World) -> None:
+    ask, token = Documented(blog), around.user("ada")
+    body = {"title": "T", "content": "C", "tags": ["t"]}
+    post = ask("POST", "/api/posts", json=body, token=token)["data"]["id"]
+    ask("GET", "/api/posts", params={"limit": 1})
+    ask("GET", "/api/posts/tags")
+    ask("GET", "/api/posts/{post_id}", post)
+    ask("PATCH", "/api/posts/{post_id}", post, json={"title": "U"}, token=token)
+    several, one = "/api/posts/{post_id}/comments", "/api/posts/{post_id}/comments/{comment_id}"
+    comment = ask("POST", several, post, json={"content": "c"}, token=token)["data"]["id"]
+    ask("GET", several, post)
+    ask("GET", one, post, comment)
+    ask("PATCH", one, post, comment, json={"content": "d"}, token=token)
+    ask("DELETE", one, post, comment, token=token)
+    ask("DELETE", "/api/posts/{post_id}", post, token=token)
 
 
 @pytest.mark.parametrize("name", ["/api/posts", "/api/articles"])

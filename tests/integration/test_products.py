@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.content import World, pair, world
 from tests.support.databases import Backend, on_both
+from tests.support.document import Documented
 from tests.support.instances import RunningInstance
 
 pytestmark = on_both
@@ -90,6 +91,15 @@ def test_only_administrators_write(shop: RunningInstance, around: World, method:
         answer = shop.call(method, path, json=body, token=token)
         assert answer.status_code == status
         assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_answers_are_as_the_document_says(shop: RunningInstance, around: World) -> None:
+    ask, token, one = Documented(shop), around.admin(), "/api/products/{product_id}"
+    product = ask("POST", "/api/products", json=NEW, token=token)["data"]["id"]
+    ask("GET", "/api/products")
+    ask("GET", one, product)
+    ask("PATCH", one, product, json={"name": "N"}, token=token)
+    ask("DELETE", one, product, token=token)
 
 
 def test_reads_are_cacheable_and_errors_are_not(shop: RunningInstance, around: World) -> None:

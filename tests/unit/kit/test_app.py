@@ -381,6 +381,7 @@ def test_openapi_document_is_3_1_and_tells_models_security_and_problems(client: 
     add = document["paths"]["/api/hello/things"]["post"]
     assert add["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/NewThing")
     assert "application/problem+json" in add["responses"]["422"]["content"]
+    assert add["responses"].keys() == {"2XX", "422", "default"}
     assert "security" not in add
     assert document["paths"]["/api/hello/guarded"]["post"]["security"] == [{"bearer": []}]
     assert "/health/ready" not in document["paths"]
