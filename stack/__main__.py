@@ -191,7 +191,10 @@ def _give_token(stack: Stack, name: str) -> Path:
             f"{name!r} cannot be a service's name",
             "a-z, 0-9 and -, at most 63, and no name of the stack's own",
         )
-    stack.admit(name)
+    try:
+        stack.admit(name)
+    except OSError as error:
+        raise StackError(f"{name} gets no token now: {error}", "see what runs: make status") from None
     return stack.vault.consul_token_file(name)
 
 

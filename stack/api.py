@@ -261,17 +261,19 @@ class Stack:
     def admit(self, service: str) -> None:
         """Give a service that the fleet does not know all that `environment` tells it of: tokens, passwords, and who knows them.
 
-        Raises NotRunning, StackError; OSError when Consul does not answer.
+        Several commands may ask at once, for the same new name as well. Raises NotRunning, StackError; OSError when Consul
+        does not answer.
         """
         self.need_running()
-        consul_agent.ConsulAcl(self.settings.consul_address, self.vault).apply(
-            [service], self.settings.consul_production
-        )
-        self.vault.redis_password_file(service)
-        for name in redis_servers.SERVERS:
-            redis_servers.configure(self.settings, self.vault, name)
-        redis_servers.admit(self.settings, self.vault, service)
-        self.vault.write_clients([*self.fleet, service])
+        acl = consul_agent.ConsulAcl(self.settings.consul_address, self.vault)
+        # Each step looks before it makes: two that looked at the same moment would both make.
+        with self._locked():
+            acl.apply([service], self.settings.consul_production)
+            self.vault.redis_password_file(service)
+            for name in redis_servers.SERVERS:
+                redis_servers.configure(self.settings, self.vault, name)
+            redis_servers.admit(self.settings, self.vault, service)
+            self.vault.write_clients([*self.fleet, service])
 
     def edge_environment(self) -> dict[str, str]:
         """For the controller's own commands."""
@@ -318,7 +320,7 @@ class Stack:
 
     @contextlib.contextmanager
     def _locked(self, within_s: float = 60.0) -> Iterator[None]:
-        """One `up`, `down` or `scale` at a time for this stack."""
+        """One `up`, `down`, `scale` or new name at a time for this stack."""
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
         with (self.settings.run_dir / "stack.lock").open("w") as file:
             until = time.monotonic() + within_s
