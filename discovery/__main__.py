@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +19,7 @@ import structlog
 import typer
 
 from discovery.balancer import usable, weight_of
+from discovery.bell import Bell
 from discovery.consul_api import ConsulApi
 from discovery.contract import KEYS, check_name, parse_route
 from discovery.errors import ConsulError, ContractError
@@ -129,7 +129,7 @@ def _keep(api: ConsulApi, registration: Registration, wait_s: float) -> None:
             probe.settimeout(1.0)
             return probe.connect_ex((registration.address, registration.port)) == 0
 
-    life = Lifecycle(Keeper(api, registration), lambda: stopped.is_set() or accepts(), drain_delay_s=0.0)
+    life = Lifecycle(Keeper(api, registration), lambda: stopped.rung or accepts(), drain_delay_s=0.0)
     if not life.start(wait_s):
         _fail(1, f"nothing listens on {registration.address}:{registration.port}")
     while not stopped.wait(60.0):
@@ -137,10 +137,10 @@ def _keep(api: ConsulApi, registration: Registration, wait_s: float) -> None:
     life.stop()
 
 
-def _stop_signal() -> threading.Event:
-    stopped = threading.Event()
+def _stop_signal() -> Bell:
+    stopped = Bell()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda *_: stopped.ring())
     return stopped
 
 
@@ -191,7 +191,7 @@ def watch(
         view = View(_api(consul, token), services=set(services) if services else None)
     except ConsulError as error:
         _fail(1, str(error))
-    view.on_change(_printer(as_json, stopped.set))
+    view.on_change(_printer(as_json, stopped.ring))
     view.start()
     while not stopped.wait(60.0):
         pass

@@ -210,11 +210,17 @@ class ConsulApi:
 
     def kv_watch(self, key: str, index: int = 0, wait_s: float = 0.0) -> tuple[int, bytes | None]:
         """A key's value and index, as they certainly are. Blocks up to `wait_s` (and a sixteenth) while the index stays at `index`."""
+        found, _, value = self.kv_entry(key, index, wait_s)
+        return found, value
+
+    def kv_entry(self, key: str, index: int = 0, wait_s: float = 0.0) -> tuple[int, int, bytes | None]:
+        """As `kv_watch`, and between them the index of the key's own last change: 0 where there is no such key."""
         try:
             found, data = self._blocking(f"/v1/kv/{quote(key)}", index, wait_s, {"consistent": ""})
         except _NotFound as error:
-            return error.index, None
-        return found, kv_value(next(iter(as_list(data)), None))
+            return error.index, 0, None
+        item = as_dict(next(iter(as_list(data)), None) or {})
+        return found, int(item.get("ModifyIndex") or 0), kv_value(item)
 
     def kv_list(self, prefix: str) -> dict[str, bytes]:
         """All keys under a prefix, with their values."""
@@ -227,6 +233,10 @@ class ConsulApi:
     def kv_put(self, key: str, value: bytes) -> None:
         """Write a key. At most 512 KiB, Consul's own limit."""
         self._put(f"/v1/kv/{quote(key)}", value)
+
+    def kv_cas(self, key: str, value: bytes, modified: int) -> bool:
+        """Write a key unless it has changed since `modified` (0: unless there is one); answers whether it was written."""
+        return self._put(f"/v1/kv/{quote(key)}", value, {"cas": str(modified)}).strip() == b"true"
 
     def kv_delete(self, key: str) -> None:
         """Delete a key; one that is not there is no error."""
@@ -257,10 +267,11 @@ class ConsulApi:
         _raise_for_status(code, body, read_index(index) if index else 0)
         return read_index(index) if index else 0, read_json(body)
 
-    def _put(self, path: str, body: object = b"", params: Mapping[str, str] = EMPTY) -> None:
+    def _put(self, path: str, body: object = b"", params: Mapping[str, str] = EMPTY) -> bytes:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         code, _, text = self._send(lambda: self._single.put(_whole, path, dict(params), data, self._headers))
         _raise_for_status(code, text)
+        return text
 
     def _send(
         self, send: Callable[[], tuple[int, Mapping[str, str], bytes]]

@@ -14,3 +14,8 @@ key_prefix "edge/policy/" {
 key_prefix "edge/status/" {
   policy = "write"
 }
+
+# Which prefix is whose: all edges agree on it here.
+key "edge/owners" {
+  policy = "write"
+}

@@ -15,6 +15,11 @@ key_prefix "edge/policy/" {
   policy = "write"
 }
 
+# To delete it is to let the edges agree anew, from what each remembers.
+key "edge/owners" {
+  policy = "write"
+}
+
 key_prefix "edge/status/" {
   policy = "read"
 }

@@ -7,7 +7,6 @@ import fcntl
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,18 +15,21 @@ import structlog
 from discovery.consul_api import ConsulApi
 from discovery.model import Change, Snapshot
 from discovery.view import View
+from haproxy.controller.agreement import Agreement
 from haproxy.controller.desired import Desire
 from haproxy.controller.errors import ConfigRefused, EdgeError
 from haproxy.controller.keys import SERVICE as AUTH
 from haproxy.controller.keys import KeyPoll, stored_keys
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.model import EdgeState
+from haproxy.controller.model import EdgeState, Server
 from haproxy.controller.owners import OwnerBook
 from haproxy.controller.policy import PinWatch
 from haproxy.controller.reaper import Reaper
 from haproxy.controller.reload import Reloader, check_config
+from haproxy.controller.revoked import RevocationPoll
 from haproxy.controller.runtime import Master, Runtime
 from haproxy.controller.settings import EdgeSettings
+from haproxy.controller.steady import PAUSE_S, Health, survives
 from haproxy.controller.sync import Sync
 from haproxy.controller.verdicts import VerdictWriter
 
@@ -98,6 +100,8 @@ class Controller:
 
     def __init__(self, settings: EdgeSettings) -> None:
         self.metrics = Metrics()
+        self.health = Health()
+        self.health.wrong("consul", "has not been heard yet")
         self._settings = settings
         self._api = consul_api(settings)
         self._view = View(self._api)
@@ -109,31 +113,40 @@ class Controller:
             runtime,
             reloader,
             self.metrics,
+            self.health,
             stored_keys(settings.keys_dir),
         )
-        self._pins = PinWatch(self._api, self.sync.inbox.pins, self.metrics)
-        self._verdicts = VerdictWriter(self._api, settings.edge_name, self.metrics)
+        self._pins = PinWatch(self._api, self.sync.inbox.pins, self.metrics, self.health)
+        self._agreement = Agreement(self._api, self.sync.inbox.owners, self.metrics, self.health)
+        self.sync.propose = self._agreement.propose
+        self._verdicts = VerdictWriter(self._api, settings.edge_name, self.metrics, self.health)
         self._keys = KeyPoll(
             settings.keys_dir,
-            lambda: list(self.sync.desire.servers(AUTH).values()),
+            self._auth_servers,
             self.sync.inbox.keys,
             self.metrics,
+            self.health,
             settings.edge_keys_s,
         )
+        self._revocations = RevocationPoll(settings, self._auth_servers, runtime, self.metrics, self.health)
         self.sync.on_reload = self._keys.prune
-        self._reaper = Reaper(runtime)
+        self._reaper = Reaper(runtime, self.health)
         self.sync.busy = lambda: self._reaper.busy
-        self._stop = threading.Event()
+        self._stopped = False
+
+    def _auth_servers(self) -> list[Server]:
+        return list(self.sync.desire.servers(AUTH).values())
 
     def stop(self) -> None:
-        """End the loop soon; may be called from a signal handler."""
-        self._stop.set()
-        self.sync.inbox.wake.set()
+        """End the loop soon; may be called from a signal handler: no lock is taken."""
+        self._stopped = True
+        self.sync.inbox.wake.ring()
 
     def run(self) -> None:
         """Follow Consul until `stop`. Raises OSError when the port for metrics is in use."""
+        settings = self._settings
         stop_metrics = self.metrics.serve(
-            self._settings.controller_bind_address, self._settings.controller_port, self._view.age_s
+            settings.controller_bind_address, settings.controller_port, self._view.age_s, self.health
         )
         try:
             self._reaper.start()
@@ -144,9 +157,11 @@ class Controller:
         finally:
             self._view.stop()
             self._pins.stop()
+            self._agreement.stop()
             self._keys.stop()
+            self._revocations.stop()
             self._reaper.stop()
-            self.sync.writer.stop()
+            self.sync.stop()
             self._verdicts.stop()
             self._api.close()
             stop_metrics()
@@ -159,7 +174,7 @@ class Controller:
     def _await_view(self) -> bool:
         """Until Consul has been heard once: before that there is nothing to be in step with, and HAProxy serves on."""
         told = False
-        while not self._stop.is_set():
+        while not self._stopped:
             if self._view.ready(0.2):
                 return True
             if not told:
@@ -169,21 +184,29 @@ class Controller:
 
     def _follow(self) -> None:
         self.sync.inbox.take()
-        self.sync.begin(self._view.snapshot(), self._pins.read())
+        self.sync.begin(self._view.snapshot(), self._pins.read(), self._agreement.read())
         self.sync.writer.start()
         self._verdicts.start()
         self._pins.start()
+        self._agreement.start()
         self._keys.start()
+        self._revocations.start()
         log.info("following consul", edge=self._settings.edge_name, consul=self._settings.consul_http_addr)
-        while not self._stop.is_set():
-            self.sync.turn()
-            self._tell()
-            self.sync.wait()
+        self.health.well("consul")
+        while not self._stopped:
+            if survives("loop", self._turn, self.health):
+                self.sync.wait()
+            else:
+                self.sync.inbox.wake.wait(PAUSE_S)
+
+    def _turn(self) -> None:
+        self.sync.turn()
+        self._tell()
 
     def _tell(self) -> None:
         told, self.sync.told = self.sync.told, set()
         if told:
-            self._verdicts.submit({service: self.sync.desire.outcome(service) for service in told})
+            self._verdicts.submit({service: self.sync.outcome(service) for service in told})
 
 
 def run(settings: EdgeSettings) -> None:

@@ -15,6 +15,7 @@ log = structlog.get_logger(__name__)
 # A drained server is looked at again soon (most requests end in milliseconds), then less and less often.
 _FIRST_LOOK_S = 0.02
 _LAST_LOOK_S = 1.0
+LINES_PER_S = 20
 
 
 class Applier:
@@ -29,6 +30,8 @@ class Applier:
         self._draining: dict[str, dict[str, float]] = {}
         # service → (when to look again, pause before the look after that)
         self._looks: dict[str, tuple[float, float]] = {}
+        # backend → the second of its last line in the log, and how many changes it had in it
+        self._said: dict[str, tuple[int, int]] = {}
         # What was refused last, so that the same refusal is told once.
         self._refusals: dict[tuple[str, str], str] = {}
 
@@ -39,6 +42,12 @@ class Applier:
     def take_due(self, now: float) -> set[str]:
         """The services to look at now."""
         return {service for service, (at, _) in self._looks.items() if at <= now}
+
+    def drop(self, service: str) -> None:
+        """Its backend is nobody's any more, and goes with the next reload."""
+        self._draining.pop(service, None)
+        self._looks.pop(service, None)
+        self._said.pop(f"svc_{service}", None)
 
     def forget(self) -> None:
         """Another worker: nothing drains in it yet."""
@@ -65,7 +74,7 @@ class Applier:
             backend, observed, overdue, lambda route, server: server_params(route, server, self.slower)
         )
         # All of them: a refused step must not keep the others from being done.
-        done = [step for step in steps if self._send(session, step)]
+        done = [step for step in steps if self._send(session, step, now)]
         self._remember(service, since, done, now, refused=len(done) < len(steps))
         return True
 
@@ -88,7 +97,7 @@ class Applier:
         )
         self._looks[service] = (now + pause, pause)
 
-    def _send(self, session: Session, step: Step) -> bool:
+    def _send(self, session: Session, step: Step, now: float) -> bool:
         for line in step.commands:
             answer = session.send(line)
             good = succeeded(answer)
@@ -98,10 +107,21 @@ class Applier:
                 self._tell(step, str(line), answer.strip())
                 return False
         self._refusals.pop((step.backend, step.server), None)
-        log.info(
-            "server changed", step=step.kind, backend=step.backend, server=step.server, reason=step.reason
-        )
+        self._say(step, now)
         return True
+
+    def _say(self, step: Step, now: float) -> None:
+        """At most so many lines a second for each backend: an instance that flaps must not fill the log."""
+        second, count = self._said.get(step.backend, (0, 0))
+        if second != int(now):
+            if count > LINES_PER_S:
+                log.info("server changes not logged", backend=step.backend, count=count - LINES_PER_S)
+            second, count = int(now), 0
+        self._said[step.backend] = (second, count + 1)
+        if count < LINES_PER_S:
+            log.info(
+                "server changed", step=step.kind, backend=step.backend, server=step.server, reason=step.reason
+            )
 
     def _tell(self, step: Step, line: str, answer: str) -> None:
         refusal = f"{line[:200]} → {answer[:200]}"

@@ -59,11 +59,15 @@ def _serves(instance: Instance, route: Route | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Everything to be told about one service. `route` is None when nothing of it is exposed."""
+    """Everything to be told about one service. `route` is None when nothing of it is exposed.
+
+    `pending`: what it waits for where HAProxy does not have the route yet; empty where it has.
+    """
 
     election: Election
     route: Route | None
     refused: tuple[Refusal, ...] = ()
+    pending: str = ""
 
 
 class Desire:
@@ -107,8 +111,9 @@ class Desire:
         """Services to be updated because of the time alone."""
         return self._admissions.release(self._clock.monotonic())
 
-    def settle(self, now: float) -> None:
-        """Give out all prefixes anew: claims, pins or the time have changed."""
+    def settle(self, now: float) -> bool:
+        """Give out all prefixes anew: claims, pins or the time have changed. Answers whether anybody has others now."""
+        before = self._book.memories, self._refused
         routes = {name: e.route for name, e in self._elections.items() if e.route is not None}
         claims = {
             name: Claim(name, route.paths, self._elections[name].order) for name, route in routes.items()
@@ -116,6 +121,7 @@ class Desire:
         away = frozenset(name for name, election in self._elections.items() if not election.valid)
         self._refused = self._book.settle(claims, routes, away, now).refused
         self._backends.clear()
+        return before != (self._book.memories, self._refused)
 
     def services(self) -> frozenset[str]:
         """All that are in Consul or remembered."""

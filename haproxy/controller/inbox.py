@@ -5,9 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+from discovery.bell import Bell
 from discovery.model import Change, Snapshot
+from haproxy.controller.agreement import Agreed
 from haproxy.controller.model import VerifyKey
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What has come in: services with the time of their first change, and the rest where it is new."""
+
+    dirty: dict[str, float]
+    snapshot: Snapshot
+    pins: dict[str, str] | None
+    owners: Agreed | None
+    keys: tuple[VerifyKey, ...] | None
 
 
 class Inbox:
@@ -19,7 +33,8 @@ class Inbox:
         self._snapshot = Snapshot()
         self._pins: dict[str, str] | None = None
         self._keys: tuple[VerifyKey, ...] | None = None
-        self.wake = threading.Event()
+        self._owners: Agreed | None = None
+        self.wake = Bell()
 
     def changed(self, changes: Iterable[Change], snapshot: Snapshot) -> None:
         """The view's callback."""
@@ -28,30 +43,26 @@ class Inbox:
             self._snapshot = snapshot
             for change in changes:
                 self._dirty.setdefault(change.service, now)
-        self.wake.set()
+        self.wake.ring()
 
     def pins(self, pins: dict[str, str]) -> None:
         with self._lock:
             self._pins = pins
-        self.wake.set()
+        self.wake.ring()
+
+    def owners(self, agreed: Agreed) -> None:
+        with self._lock:
+            self._owners = agreed
+        self.wake.ring()
 
     def keys(self, keys: tuple[VerifyKey, ...]) -> None:
         with self._lock:
             self._keys = keys
-        self.wake.set()
+        self.wake.ring()
 
-    def take(
-        self,
-    ) -> tuple[
-        dict[str, float],
-        Snapshot,
-        dict[str, str] | None,
-        tuple[VerifyKey, ...] | None,
-    ]:
-        """Everything since the last call: services with the time of their first change, pins, keys."""
+    def take(self) -> News:
+        """Everything since the last call."""
         with self._lock:
-            self.wake.clear()
-            dirty, self._dirty = self._dirty, {}
-            pins, self._pins = self._pins, None
-            keys, self._keys = self._keys, None
-            return dirty, self._snapshot, pins, keys
+            news = News(self._dirty, self._snapshot, self._pins, self._owners, self._keys)
+            self._dirty, self._pins, self._owners, self._keys = {}, None, None, None
+            return news

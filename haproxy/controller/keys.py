@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from discovery.errors import ContractError
-from haproxy.controller.files import write_atomically
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.model import Server, VerifyKey
+from haproxy.controller.steady import Health, Steady
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +80,10 @@ def _parse_key(key: Any) -> tuple[str, bytes]:
 def _number(kid: str, text: Any) -> int:
     if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,2048}", text):
         raise ContractError("kid", kid, "n and e must be base64url numbers")
-    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
+    try:
+        return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
+    except ValueError:  # 4k+1 characters are no bytes
+        raise ContractError("kid", kid, "n and e must be base64url numbers") from None
 
 
 def stored_keys(folder: Path) -> tuple[VerifyKey, ...]:
@@ -89,17 +93,18 @@ def stored_keys(folder: Path) -> tuple[VerifyKey, ...]:
         if not _KID.fullmatch(path.stem):
             continue
         try:
-            public = serialization.load_pem_public_key(path.read_bytes())
-        except (OSError, ValueError) as error:
+            pem = path.read_bytes()
+            public = serialization.load_pem_public_key(pem)
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
             log.error("stored key left out", path=str(path), error=str(error))
             continue
         if isinstance(public, rsa.RSAPublicKey) and public.key_size >= MIN_BITS:
-            keys.append(VerifyKey(path.stem, str(path.absolute())))
+            keys.append(VerifyKey(path.stem, str(path.absolute()), pem))
     return tuple(keys)[:MAX_KEYS]
 
 
-def fetch_jwks(server: Server) -> bytes:
-    """Ask one instance, after it has said that it is `auth`: a port may have been reused.
+def fetch(server: Server, path: str = PATH, most: int = MAX_BYTES) -> bytes:
+    """Ask one instance for a document of at most so many bytes, after it has said that it is `auth`: a port may have been reused.
 
     Raises OSError or http.client.HTTPException.
     """
@@ -110,10 +115,10 @@ def fetch_jwks(server: Server) -> bytes:
         answer.read(MAX_BYTES)
         if answer.status != 200 or answer.getheader("X-Service") != SERVICE:
             raise http.client.HTTPException(f"{server.name} is no ready instance of {SERVICE}")
-        connection.request("GET", PATH)
+        connection.request("GET", path)
         answer = connection.getresponse()
-        body = answer.read(MAX_BYTES + 1)
-        if answer.status != 200 or len(body) > MAX_BYTES:
+        body = answer.read(most + 1)
+        if answer.status != 200 or len(body) > most:
             raise http.client.HTTPException(f"{server.name} answered {answer.status}, {len(body)} bytes")
         return body
     finally:
@@ -129,6 +134,7 @@ class KeyPoll:
         servers: Callable[[], Iterable[Server]],
         callback: Callable[[tuple[VerifyKey, ...]], None],
         metrics: Metrics,
+        health: Health,
         every_s: float,
     ) -> None:
         self._folder = folder
@@ -139,13 +145,13 @@ class KeyPoll:
         self._known: dict[str, bytes] = {}
         self._failing = False
         self._wake = threading.Event()
-        self._stopped = False
+        self._steady = Steady("keys", self._turn, health)
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="keys", daemon=True).start()
+        self._steady.start()
 
     def stop(self) -> None:
-        self._stopped = True
+        self._steady.stop()
         self._wake.set()
 
     def look(self) -> None:
@@ -157,8 +163,8 @@ class KeyPoll:
         problem = "no live instance"
         for server in self._servers():
             try:
-                self._accept(parse_jwks(fetch_jwks(server)))
-            except (OSError, http.client.HTTPException, ContractError) as error:
+                self._accept(parse_jwks(fetch(server)))
+            except Exception as error:  # whatever one instance sends, the next is asked
                 problem = f"{server.name}: {error}"
                 continue
             self._failing = False
@@ -178,17 +184,13 @@ class KeyPoll:
     def _accept(self, keys: dict[str, bytes]) -> None:
         if keys == self._known:
             return
-        for kid, pem in keys.items():
-            path = self._folder / f"{kid}.pem"
-            if not path.exists() or path.read_bytes() != pem:
-                write_atomically(path, pem)
         self._known = keys
         log.info("keys to verify tokens with", kids=sorted(keys))
-        self._callback(tuple(VerifyKey(k, str((self._folder / f"{k}.pem").absolute())) for k in sorted(keys)))
+        files = {kid: str((self._folder / f"{kid}.pem").absolute()) for kid in keys}
+        self._callback(tuple(VerifyKey(kid, files[kid], keys[kid]) for kid in sorted(keys)))
 
-    def _run(self) -> None:
-        while not self._stopped:
-            good = self.poll()
-            # Until the first set is here, soon: nobody's token is accepted before.
-            self._wake.wait(self._every_s if good or self._known else min(1.0, self._every_s))
-            self._wake.clear()
+    def _turn(self) -> None:
+        self._wake.clear()
+        good = self.poll()
+        # Until the first set is here, soon: nobody's token is accepted before.
+        self._wake.wait(self._every_s if good or self._known else min(1.0, self._every_s))

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from wsgiref.simple_server import WSGIServer
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from discovery.contract import KEYS
+from haproxy.controller.steady import Health
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PREFIX = "breakwater_controller_"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -50,18 +59,28 @@ class Metrics:
         self.servers = gauge("servers", "Instances in rotation.")
         self.routes = gauge("routes", "Accepted routes.")
         self.keys = gauge("keys", "Keys that tokens are verified with.")
+        self.problems = gauge(
+            "problems", "Parts of the controller that are not well: /health/ready names them."
+        )
         self.errors = counter("errors_total", "Failures that are tried again.", "what")
 
     def reject(self, field: str) -> None:
         """Count one rejection; a field that is none of the contract's counts as `other`."""
         self.rejections.labels(field if field in REJECTION_REASONS else "other").inc()
 
-    def serve(self, address: str, port: int, view_age: Callable[[], float]) -> Callable[[], None]:
-        """Serve /metrics there (`*`: on all of IPv4); returns what stops it. Raises OSError when the port is in use."""
+    def serve(
+        self, address: str, port: int, view_age: Callable[[], float], health: Health
+    ) -> Callable[[], None]:
+        """Serve /metrics, /health/live and /health/ready there (`*`: on all of IPv4); returns what stops it. Raises OSError
+        when the port is in use."""
         self.view_age.set_function(view_age)
-        server: WSGIServer
+        self.problems.set_function(lambda: len(health.problems()))
+        app = _app(make_wsgi_app(self.registry), health)
         every = "0.0.0.0"  # noqa: S104  somebody has set it
-        server, thread = start_http_server(port, addr=address.replace("*", every), registry=self.registry)
+        kind = _Server6 if ":" in address else _Server
+        server = make_server(address.replace("*", every), port, app, kind, _Handler)
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
 
         def stop() -> None:
             server.shutdown()
@@ -69,3 +88,32 @@ class Metrics:
             thread.join(timeout=5)
 
         return stop
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Who asks for metrics is no news."""
+
+
+def _app(metrics: WSGIApplication, health: Health) -> WSGIApplication:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path not in ("/health/live", "/health/ready"):
+            return metrics(environ, start_response)
+        problems = health.problems() if path == "/health/ready" else {}
+        status = "503 Service Unavailable" if problems else "200 OK"
+        start_response(status, [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
+        document = (
+            {"status": "not ready", "problems": problems} if problems else {"status": path.split("/")[2]}
+        )
+        return [json.dumps(document).encode()]
+
+    return app

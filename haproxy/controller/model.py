@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from discovery.model import Route
@@ -43,10 +43,14 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class VerifyKey:
-    """A public key of the issuer: `kid` of `[A-Za-z0-9_-]{1,64}`, `pem_path` absolute, PEM SubjectPublicKeyInfo, RSA."""
+    """A public key of the issuer: `kid` of `[A-Za-z0-9_-]{1,64}`, `pem_path` absolute, PEM SubjectPublicKeyInfo, RSA.
+
+    `pem` is what the file holds, and is written there again should it be lost; empty for a file that is somebody else's.
+    """
 
     kid: str
     pem_path: str
+    pem: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,20 +125,20 @@ def _self_and_above(path: str) -> Iterator[str]:
         path = path.rpartition("/")[0]
 
 
-def parse_pins(data: bytes | None) -> dict[str, str]:
-    """KV `edge/policy/owners`: a JSON object, prefix → service. Raises ContractError; a missing key is no pins."""
+def parse_pins(data: bytes | None, key: str = "edge/policy/owners") -> dict[str, str]:
+    """The value of a key: a JSON object, prefix → service. Raises ContractError; a missing key is no pins."""
     if data is None:
         return {}
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ContractError("edge/policy/owners", data[:80], f"not JSON: {error}") from None
+        raise ContractError(key, data[:80], f"not JSON: {error}") from None
     if not isinstance(document, dict) or len(document) > MAX_PINS:
-        raise ContractError("edge/policy/owners", data[:80], f"must be an object of at most {MAX_PINS} pins")
+        raise ContractError(key, data[:80], f"must be an object of at most {MAX_PINS} pins")
     pins = {}
     for prefix, service in document.items():
         if not isinstance(service, str):
-            raise ContractError("edge/policy/owners", service, "must be the name of a service")
+            raise ContractError(key, service, "must be the name of a service")
         pins[check_prefix(prefix)] = check_name(service)
     return pins
 
@@ -152,7 +152,11 @@ class Memory:
 
 
 class OwnerBook:
-    """The memory of grants and the last good pins, kept in one file. Not thread-safe."""
+    """The memory of grants and the last good pins, with a copy in one file. Not thread-safe.
+
+    Which prefix is whose, all edges agree on (`agreement`): what `adopt` brings is right, `proposal` is what this edge adds.
+    The rest (routes, and since when a service is gone) is each edge's own.
+    """
 
     def __init__(self, path: Path, memory_s: float) -> None:
         self._path = path
@@ -160,6 +164,12 @@ class OwnerBook:
         self._stale = False
         self.memories: dict[str, Memory] = {}
         self.pins: dict[str, str] = {}
+        # Whether what is remembered has been agreed on with the other edges once.
+        self._joined = False
+        self._agreed: Mapping[str, str] = {}
+        self._modified: int | None = None
+        self._proposed: Mapping[str, str] | None = None
+        self._unproposed = True
 
     def load(self) -> None:
         """Read the file; one that is missing or broken counts as empty, and is told."""
@@ -167,6 +177,7 @@ class OwnerBook:
             document = json.loads(self._path.read_bytes())
             memories = {str(name): _memory(str(name), entry) for name, entry in document["services"].items()}
             pins = parse_pins(json.dumps(document["pins"]).encode())
+            joined = document.get("agreed") is True
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ContractError) as error:
@@ -174,7 +185,7 @@ class OwnerBook:
                 "memory of owners is broken, starting without it", path=str(self._path), error=str(error)
             )
             return
-        self.memories, self.pins = memories, pins
+        self.memories, self.pins, self._joined = memories, pins, joined
 
     def save(self) -> None:
         """Write what has changed since the last call; a failure is told, and tried again at the next call."""
@@ -186,6 +197,7 @@ class OwnerBook:
                 for name, memory in sorted(self.memories.items())
             },
             "pins": self.pins,
+            "agreed": self._joined,
         }
         try:
             write_atomically(self._path, json.dumps(document, indent=1).encode())
@@ -225,9 +237,60 @@ class OwnerBook:
             )
             for name, paths in grants.granted.items()
         }
-        self._stale |= after != self.memories
+        changed = after != self.memories
+        self._stale |= changed
+        self._unproposed |= changed
         self.memories = after
         return grants
+
+    # -- agreeing with the other edges
+
+    def owners(self) -> dict[str, str]:
+        """Prefix → service."""
+        return {path: name for name, memory in self.memories.items() for path in memory.route.paths}
+
+    def adopt(self, owners: Mapping[str, str] | None, modified: int) -> bool:
+        """Take in what is agreed (None: nothing yet) at an index; answers whether that changes who owns what.
+
+        An edge that has not agreed with anybody yet, after its start with a file of former times, adds what it remembers
+        where nobody else has it; from then on the document is right.
+        """
+        self._modified, self._unproposed = modified, True
+        self._agreed = owners or {}
+        if owners is None:
+            self._joined = False
+            return False
+        ours, joined = self.owners(), self._joined
+        self._joined, self._stale = True, True
+        # Our own proposal comes back: what has changed here since is newer.
+        if owners == self._proposed or owners == ours:
+            return False
+        self.memories = self._merged(owners if joined else {**ours, **owners})
+        return True
+
+    def _merged(self, owners: Mapping[str, str]) -> dict[str, Memory]:
+        paths: dict[str, list[str]] = {}
+        for path, name in owners.items():
+            paths.setdefault(name, []).append(path)
+        merged = {}
+        for name, held in paths.items():
+            known = self.memories.get(name, Memory(Route(name, ())))
+            # In the order in which they were: another order would be another route.
+            order = {path: number for number, path in enumerate(known.route.paths)}
+            held.sort(key=lambda path: (order.get(path, len(order)), path))  # noqa: B023
+            merged[name] = Memory(replace(known.route, paths=tuple(held)), known.gone_since)
+        return merged
+
+    def proposal(self) -> tuple[Mapping[str, str], int] | None:
+        """What should be agreed, and the index that it builds on; None where there is nothing new, or the agreement is not known."""
+        if self._modified is None or not self._unproposed:
+            return None
+        self._unproposed = False
+        owners = self.owners()
+        if owners == self._agreed:
+            return None
+        self._proposed = owners
+        return owners, self._modified
 
     def _remembered(self, name: str, memory: Memory, away: frozenset[str], now: float) -> bool:
         if name in away or memory.gone_since is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 RELOAD_EVERY_S = 1.0
 # A deployment changes its route a few times; from the next one on each waits twice as long as the one before.
 FREE_CHANGES = 5
-MOST_S = 60.0
+MOST_S = 15.0
 # Quiet for this long, a service begins anew.
 FORGET_S = 120.0
 
@@ -41,17 +41,22 @@ class Patience:
 
     _routes: Mapping[str, Route] | None = None
     _keys: tuple[VerifyKey, ...] = ()
+    _hurry: bool = False
     _tried_at: float = float("-inf")
     _records: dict[str, _Record] = field(default_factory=dict)
     _told: dict[str, int] = field(default_factory=dict)
 
     def in_step(self, routes: Mapping[str, Route], keys: tuple[VerifyKey, ...]) -> None:
         """The worker has these."""
-        self._routes, self._keys = dict(routes), keys
+        self._routes, self._keys, self._hurry = dict(routes), keys, False
 
     def unknown(self) -> None:
-        """Nobody can tell what the worker has, or an operator has spoken: what is missing must not wait."""
+        """Nobody can tell what the worker has: what is missing must not wait."""
         self._routes = None
+
+    def hurry(self) -> None:
+        """Nor must it until the next reload: an operator has spoken."""
+        self._hurry = True
 
     def tried(self, now: float) -> None:
         """A reload begins."""
@@ -59,7 +64,7 @@ class Patience:
 
     def reloaded(self, routes: Mapping[str, Route], keys: tuple[VerifyKey, ...], now: float) -> None:
         """It came up, with these."""
-        for service in self._changed(routes):
+        for service in self.changed(routes):
             record = self._records.get(service)
             if record is None or now - record.at > FORGET_S:
                 record = self._records[service] = _Record(0, now)
@@ -71,9 +76,9 @@ class Patience:
     def due(self, routes: Mapping[str, Route], keys: tuple[VerifyKey, ...]) -> float:
         """When a reload may bring these: as soon as one of the services that changed need not wait."""
         soonest = self._tried_at + RELOAD_EVERY_S
-        if self._routes is None or keys != self._keys:
+        if self._hurry or self._routes is None or keys != self._keys:
             return soonest
-        times = {service: self._due_of(service) for service in self._changed(routes)}
+        times = {service: self._due_of(service) for service in self.changed(routes)}
         if not times or min(times.values()) <= soonest:
             return soonest
         self._tell(times)
@@ -83,11 +88,12 @@ class Patience:
         record = self._records.get(service)
         return record.at + record.wait_s() if record is not None else float("-inf")
 
-    def _changed(self, routes: Mapping[str, Route]) -> Iterable[str]:
+    def changed(self, routes: Mapping[str, Route]) -> frozenset[str]:
+        """The services of which the worker has another route, or none; nobody where that is not known."""
         if self._routes is None:
-            return []
+            return frozenset()
         known = self._routes
-        return [name for name in {*known, *routes} if known.get(name) != routes.get(name)]
+        return frozenset(name for name in {*known, *routes} if known.get(name) != routes.get(name))
 
     def _tell(self, times: Mapping[str, float]) -> None:
         """Once for each reload that a service had: it may ask many times while it waits."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from itertools import groupby
 
 import structlog
@@ -21,6 +20,7 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.render import DOWNS
 from haproxy.controller.runtime import Runtime, command
+from haproxy.controller.steady import Health, Steady
 
 log = structlog.get_logger(__name__)
 
@@ -41,38 +41,34 @@ def gone_down(line: str) -> tuple[str, str] | None:
 class Reaper:
     """Hears of servers that go down, on a thread of its own, and ends what is left of their requests `AFTER_S` later."""
 
-    def __init__(self, runtime: Runtime, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, runtime: Runtime, health: Health, clock: Clock = SYSTEM_CLOCK) -> None:
         self._runtime = runtime
         self._clock = clock
         self._due: dict[
             tuple[str, str], float
         ] = {}  # server → when to look at it, in the order of these times
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self._steady = Steady("reaper", self._turn, health)
 
     def start(self) -> None:
-        self._thread.start()
+        self._steady.start()
 
     def stop(self) -> None:
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        self._steady.stop()
+        self._steady.join(5)
 
     @property
     def busy(self) -> bool:
         """Whether somebody has just gone down whose requests are still to be ended: in another worker they cannot be."""
         return bool(self._due)
 
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._follow()
-            except Unreachable as error:
-                log.debug("servers that go down are not told of", error=str(error))
-            except Exception as error:  # a bug must not leave the hung to hang for ever
-                log.error("reaper failed", error=repr(error))
+    def _turn(self) -> None:
+        try:
+            self._follow()
+        except Unreachable as error:
+            log.debug("servers that go down are not told of", error=str(error))
+        finally:
             self._due.clear()
-            self._stopped.wait(RETRY_S)
+        self._steady.wait(RETRY_S)
 
     def _follow(self) -> None:
         """Until the worker is another one, or is to end: it waits for who is still connected to it.
@@ -88,7 +84,7 @@ class Reaper:
                     self._due.pop(server, None)  # one that flaps is down from now on
                     self._due[server] = now + AFTER_S
                 self._reap(self._take_due(now))
-                if self._stopped.is_set():
+                if self._steady.stopped:
                     return
                 if now - looked >= LOOK_EVERY_S:
                     # One that is to end takes no new connections.

@@ -25,6 +25,7 @@ from haproxy.controller.render import prepare_files, render
 from haproxy.controller.runtime import Master, ProcessInfo, Runtime
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.state import down_lines
+from haproxy.controller.steady import Health, Steady, survives
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,7 @@ def fingerprint(routes: Mapping[str, Route], keys: Iterable[VerifyKey], settings
     """What a reload is needed for: it changes with routes, keys, settings and the template, not with servers."""
     digest = hashlib.sha256(_settings_print(settings).encode())
     for key in keys:
-        digest.update(f"{key.kid}\n".encode() + Path(key.pem_path).read_bytes())
+        digest.update(f"{key.kid}\n".encode() + key.pem)
     for name in sorted(routes):
         digest.update(json.dumps(asdict(routes[name]), sort_keys=True).encode())
     return digest.hexdigest()
@@ -98,7 +99,7 @@ class Reloader:
         with self._lock:
             if turn != self._turn or text.encode() == self._present():
                 return False
-            prepare_files(state, self._settings)
+            self._prepare(state)
         try:
             with self._checked(text, hurry=False) as new, self._lock:
                 if turn == self._turn:
@@ -109,28 +110,40 @@ class Reloader:
                 raise
         return turn == self._turn
 
-    def reload(self, state: EdgeState, print_: str) -> ProcessInfo:
-        """Put a new worker in place, and return it. Raises ConfigRefused, ReloadFailed, Unreachable, OSError.
+    def reload(self, state: EdgeState) -> ProcessInfo:
+        """Put a new worker in place, and return it as soon as it answers. Raises ConfigRefused, ReloadFailed, Unreachable, OSError.
 
         The file always holds every server that may serve now; those on their way out are not in it, and finish in the old worker.
         """
         with self._lock:
             self._turn += 1
-            prepare_files(state, self._settings)
-            former = self._replace(_rendered(state, self._settings))
             before = self._runtime.info()
-            self._keep_down_servers()
+            self._prepare(state)
+            former = self._replace(_rendered(state, self._settings))
             try:
+                self._keep_down_servers()
                 after = self._new_worker(before)
-            except ReloadFailed:
+            except BaseException:
+                # Whoever starts HAProxy next must not meet a file that no worker has come up with.
                 if former is not None:
                     write_atomically(self._settings.config_path, former)
                 raise
             finally:
                 self._settings.server_state_file.unlink(missing_ok=True)
-            marker = {"pid": after.pid, "started": after.started, "fingerprint": print_}
-            write_atomically(self._marker, json.dumps(marker).encode())
             return after
+
+    def mark(self, process: ProcessInfo, print_: str) -> None:
+        """Note what a worker was loaded with, so that a controller to come need not load it again. Raises OSError."""
+        marker = {"pid": process.pid, "started": process.started, "fingerprint": print_}
+        write_atomically(self._marker, json.dumps(marker).encode())
+
+    def _prepare(self, state: EdgeState) -> None:
+        """Make the files that the configuration of this state refers to."""
+        prepare_files(state, self._settings)
+        for key in state.keys:
+            path = Path(key.pem_path)
+            if key.pem and not (path.exists() and path.read_bytes() == key.pem):
+                write_atomically(path, key.pem)
 
     def _replace(self, text: str) -> bytes | None:
         """Check the text and put it in place; returns the former content, or None when it is the same."""
@@ -219,7 +232,9 @@ def check_config(path: Path, binary: str = "haproxy", *, hurry: bool = True) -> 
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigRefused(f"{binary} -c did not run: {error}") from error
     if done.returncode != 0:
-        raise ConfigRefused((done.stdout + done.stderr).decode(errors="replace"))
+        # The name is another one each time, and the same refusal is told once.
+        output = (done.stdout + done.stderr).decode(errors="replace")
+        raise ConfigRefused(output.replace(str(path), "haproxy.cfg"))
 
 
 class FileWriter:
@@ -228,23 +243,23 @@ class FileWriter:
     A failure is told, and tried again with the next state.
     """
 
-    def __init__(self, reloader: Reloader) -> None:
+    def __init__(self, reloader: Reloader, health: Health) -> None:
         self._reloader = reloader
         self._waiting: tuple[EdgeState, int] | None = None
-        self._stopped = False
+        self._health = health
         self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="file", daemon=True)
+        self._steady = Steady("file", self._turn, health)
 
     def start(self) -> None:
-        self._thread.start()
+        self._steady.start()
 
     def stop(self) -> None:
         """Write what is waiting, and end."""
+        self._steady.stop()
         with self._wake:
-            self._stopped = True
             self._wake.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout=CHECK_TIMEOUT_S)
+        self._steady.join(CHECK_TIMEOUT_S)
+        survives("file", self._turn, self._health)
 
     def submit(self, state: EdgeState) -> None:
         """Write this state soon, in place of one that still waits; a reload in the meantime makes it void."""
@@ -252,16 +267,9 @@ class FileWriter:
             self._waiting = (state, self._reloader.turn)
             self._wake.notify()
 
-    def _next(self) -> tuple[EdgeState, int] | None:
+    def _turn(self) -> None:
         with self._wake:
-            self._wake.wait_for(lambda: self._stopped or self._waiting is not None)
+            self._wake.wait_for(lambda: self._steady.stopped or self._waiting is not None)
             waiting, self._waiting = self._waiting, None
-            return waiting
-
-    def _run(self) -> None:
-        while (waiting := self._next()) is not None:
-            try:
-                if self._reloader.write(*waiting):
-                    log.debug("configuration file brought up to date")
-            except (ConfigRefused, OSError) as error:
-                log.error("configuration file not brought up to date", error=str(error))
+        if waiting is not None and self._reloader.write(*waiting):
+            log.debug("configuration file brought up to date")

@@ -127,6 +127,7 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         client_s=_client_s(state),
         server_state_file=settings.server_state_file,
         certificate=settings.certificate,
+        revoked=settings.revoked_file,
         map_path=_map_path(state, settings),
         keys=state.keys,
         pages=[_page(settings, page.status, page.file_name, page.retry_after_s) for page in pages()],
@@ -147,6 +148,7 @@ def prepare_files(state: EdgeState, settings: EdgeSettings) -> None:
     """
     ensure_tls(settings)
     write_pages(settings.errors_dir)
+    settings.revoked_file.touch()
     settings.maps_dir.mkdir(parents=True, exist_ok=True)
     path = _map_path(state, settings)
     if not path.exists():

@@ -18,8 +18,8 @@ from pathlib import Path
 from haproxy.controller.errors import BadWord, Unreachable
 from haproxy.controller.state import ObservedServer, observed_servers
 
-# No blank, `;`, `\`, quote, `<`, `$`, `%`, `*` or control character. `@`, `!`: the master's address of a worker.
-_WORD = re.compile(r"[A-Za-z0-9_.,:/~@!\[\]-]{1,250}")
+# No blank, `;`, `\`, quote, `<`, `$`, `%`, `*` or control character. `@`, `!`: the master's address of a worker; `#`: a map's number.
+_WORD = re.compile(r"[A-Za-z0-9_.,:/~@!#\[\]-]{1,250}")
 _PROMPT = re.compile(rb"(?:^|\n)(?:master(?:\[ReloadFailed\])?)?> $")
 _DONE = re.compile(
     r"|New server registered\.|Server deleted\.|.*(?:changed from '.*' to '.*'|no need to change).*",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from pydantic import Field
@@ -18,7 +19,8 @@ class EdgeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
-    edge_name: str = "edge"
+    # Another name for each edge of a fleet: verdicts are kept by it.
+    edge_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=100)
     edge_bind_address: str = "*"
     edge_http_port: int = Field(default=8080, ge=1, le=65535)
     edge_https_port: int = Field(default=8443, ge=1, le=65535)
@@ -71,6 +73,11 @@ class EdgeSettings(BaseSettings):
     def maps_dir(self) -> Path:
         """Where route maps are written, when there are too many routes for ACLs."""
         return self.edge_dir.absolute() / "maps"
+
+    @property
+    def revoked_file(self) -> Path:
+        """Whose tokens have ended before they expire: a map of HAProxy."""
+        return self.edge_dir.absolute() / "revoked.map"
 
     @property
     def certificate(self) -> Path:

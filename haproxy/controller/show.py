@@ -23,6 +23,7 @@ from haproxy.controller.render import pace, server_params
 from haproxy.controller.runtime import Master, Runtime
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.state import ObservedServer
+from haproxy.controller.steady import Health
 from haproxy.controller.verdicts import verdict
 
 READY_S = 10.0
@@ -50,7 +51,7 @@ def look(settings: EdgeSettings, now: float) -> Picture:
             raise EdgeError(f"no answer from Consul at {settings.consul_http_addr} within {READY_S:.0f} s")
         snapshot = view.snapshot()
         book = owner_book(settings)
-        pins = PinWatch(api, lambda _: None, Metrics()).read()
+        pins = PinWatch(api, lambda _: None, Metrics(), Health()).read()
     finally:
         view.stop()
         api.close()

@@ -70,6 +70,13 @@ def test_policy_of_paths_is_written_by_the_operator_only(consul: Agent) -> None:
     assert consul.status("controller", "GET", path) == 200
 
 
+def test_owners_are_agreed_on_by_the_controllers(consul: Agent) -> None:
+    path = "/v1/kv/edge/owners"
+    for name in ("users", GATEWAY, None):
+        assert consul.status(name, "PUT", path, {}) == 403
+    assert consul.status("controller", "PUT", f"{path}?cas=0", {}) == 200
+
+
 @pytest.mark.parametrize("name", ["users", "controller", GATEWAY, "operator", "agent", None])
 def test_only_the_management_token_sees_tokens(consul: Agent, name: str | None) -> None:
     assert consul.status(name, "GET", "/v1/acl/tokens") == 403

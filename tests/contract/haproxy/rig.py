@@ -151,9 +151,15 @@ class Edge:
             text = answer.read().decode()
         return sum(map(float, re.findall(r"^breakwater_controller_reloads_total\{.*\} (\S+)$", text, re.M)))
 
-    def verdict(self, service: str) -> dict[str, Any]:
+    def owners(self) -> dict[str, str]:
+        """What the edges have agreed on; raises when there is nothing."""
+        found = self.consul.call("GET", "/v1/kv/edge/owners?raw")
+        assert isinstance(found, dict)
+        return found
+
+    def verdict(self, service: str, name: str = "edge") -> dict[str, Any]:
         """The verdict in Consul's KV; raises when there is none."""
-        found = self.consul.call("GET", f"/v1/kv/edge/status/edge/{service}?raw")
+        found = self.consul.call("GET", f"/v1/kv/edge/status/{name}/{service}?raw")
         assert isinstance(found, dict)
         return found
 
@@ -181,6 +187,23 @@ class Edge:
         if not self.controller.running:
             return True
         return self.metric("breakwater_controller_in_step") == 1
+
+    @contextlib.contextmanager
+    def second_controller(self, name: str) -> Iterator[Process]:
+        """Another edge's controller on the same Consul, with a disk of its own; there is no HAProxy beside it."""
+        own = {
+            "EDGE_NAME": name,
+            "EDGE_DIR": str(self.folder / name),
+            "EDGE_RUN_DIR": str(self.folder / f"{name}-run"),
+            "CONTROLLER_PORT": str(free_ports(1)[0]),
+        }
+        argv, log = [sys.executable, "-m", "haproxy.controller", "run"], self.folder / f"{name}.log"
+        process = Process(argv, log, env=self.env | own)
+        process.start()
+        try:
+            yield process
+        finally:
+            process.stop()
 
     def cli(self, command: str) -> Process:
         """Run another command of the controller to its end; its output is in `log`."""
@@ -232,6 +255,7 @@ def _make(folder: Path, server: ConsulServer, variables: dict[str, str]) -> Edge
         "EDGE_CONTROL_PORTS": str(server.http_port),
         "EDGE_RATE_SOURCE": "0",
         "EDGE_RATE_SUBJECT": "0",
+        "EDGE_NAME": "edge",
         "CONSUL_HTTP_ADDR": server.address,
         **variables,
     }

@@ -197,11 +197,12 @@ def test_later_claim_is_refused_and_both_owners_are_told(running: Edge) -> None:
     running.serves("/api/rogue", {"rogue-1"})
     assert running.answers("/api/mine") == {"mine-1", "mine-2"}
     assert running.answers("/api/mine/login") == {"mine-1", "mine-2"}
-    told = eventually(lambda: running.verdict("rogue"), 5)
-    assert (told["state"], told["accepted"], told["paths"]) == ("partly", True, ["/api/rogue"])
+    eventually(lambda: running.verdict("rogue")["state"] == "partly", 5)
+    told = running.verdict("rogue")
+    assert (told["accepted"], told["paths"]) == (True, ["/api/rogue"])
     assert [refusal["path"] for refusal in told["refused"]] == ["/api/mine", "/api/mine/login"]
     assert "mine" in told["refused"][0]["reason"]
-    assert running.verdict("mine")["state"] == "accepted"
+    eventually(lambda: running.verdict("mine")["state"] == "accepted", 5)
     assert running.metric('breakwater_controller_rejections_total{reason="owner"}') >= 2
 
 
@@ -404,7 +405,29 @@ def test_route_that_flaps_waits_with_its_reloads_and_keeps_nobody_else_waiting(r
         put_off()
         time.sleep(0.2)
     assert running.metric(reloads) == before
+    assert running.verdict("flap")["state"] == "pending"
+    assert "waits for a reload" in running.verdict("flap")["reasons"][0]
     running.serves("/api/flap", {"flap-1"})
     running.instance("beside", "beside-1")
     running.serves("/api/beside", {"beside-1"}, 1.5)
     eventually(lambda: running.metric(reloads) == before + 1, 2)
+    eventually(lambda: running.verdict("flap")["state"] == "accepted", 5)
+
+
+def test_service_that_flaps_is_told_and_logged_once_a_second(running: Edge) -> None:
+    flap = running.instance("restless", "restless-1")
+    eventually(lambda: running.verdict("restless")["state"] == "accepted", 5)
+    before, since, times = running.log, time.monotonic(), set()
+    count = 0
+    while time.monotonic() - since < 2:
+        count += 1
+        bad = {"edge-weight": "0"} if count % 2 else {}
+        running.register("restless", "restless-1", flap.port, meta("restless", weight=str(count)) | bad)
+        times.add(running.verdict("restless")["time"])
+    seconds = time.monotonic() - since
+    lines = running.log.removeprefix(before)
+    assert count > 20
+    assert len(times) <= seconds + 2
+    assert len(re.findall(r'"verdict".*restless|restless.*"verdict"', lines)) <= seconds + 2
+    running.register("restless", "restless-1", flap.port, meta("restless"))
+    eventually(lambda: running.verdict("restless")["state"] == "accepted", 5)

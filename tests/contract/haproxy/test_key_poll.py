@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from haproxy.controller.keys import PATH
+from haproxy.controller.revoked import PATH as REVOCATIONS
 from tests.contract.haproxy.rig import Edge, Program, edge
 from tests.support.eventually import eventually
 
@@ -68,6 +69,12 @@ def test_keys_are_followed_through_their_whole_life() -> None:
         eventually(lambda: status(running, "k2", FIRST) == 200, 10)
         assert status(running, "k2", SECOND) == 401
 
+        # A file that somebody deletes is needed by the next reload only, which makes it again.
+        (running.settings.keys_dir / "k2.pem").unlink()
+        running.instance("more", "more-1", {"edge-path": "/api/more", "edge-auth": "public"})
+        running.serves("/api/more", {"more-1"})
+        assert status(running, "k2", FIRST) == 200
+
 
 def test_bad_set_and_an_absent_issuer_leave_the_keys_at_hand() -> None:
     with edge(EDGE_KEYS_S="0.2") as running:
@@ -78,6 +85,7 @@ def test_bad_set_and_an_absent_issuer_leave_the_keys_at_hand() -> None:
         failures = 'breakwater_controller_errors_total{what="keys"}'
         for document in (
             b"{}",
+            json.dumps({"keys": [{"kty": "RSA", "kid": "k1", "e": "AQAB", "n": "A" * 345}]}).encode(),
             b'{"keys": []}',
             b'{"keys": [{"kty": "oct", "kid": "../../x"}]}',
             b"x" * 70_000,
@@ -95,3 +103,39 @@ def test_bad_set_and_an_absent_issuer_leave_the_keys_at_hand() -> None:
         running.controller.kill()
         running.start_controller()
         assert status(running, "k1", FIRST) == 200
+
+
+def test_tokens_of_a_revoked_subject_end_and_newer_ones_do_not() -> None:
+    with edge(EDGE_KEYS_S="0.3") as running:
+        running.instance("closed", "closed-1", {"edge-path": "/api/closed", "edge-auth": "jwt"})
+        auth = running.instance("auth", "auth-1", AUTH)
+        publish(auth, k1=FIRST)
+        eventually(lambda: status(running, "k1", FIRST) == 200, 10)
+
+        def revoke(before: float, subject: str = "u1", until: float = 60) -> None:
+            entry = {"subject": subject, "before": int(before), "until": int(time.time() + until)}
+            other = {**entry, "subject": "somebody"}
+            auth.documents[REVOCATIONS] = json.dumps({"revocations": [entry, other]}).encode()
+
+        revoke(time.time() + 100)
+        eventually(lambda: status(running, "k1", FIRST) == 401, 5)
+        # Neither a reload, nor a start of both without auth, brings it back.
+        running.instance("more", "more-1", {"edge-path": "/api/more", "edge-auth": "public"})
+        running.serves("/api/more", {"more-1"})
+        assert status(running, "k1", FIRST) == 401
+        auth.ready = False
+        running.controller.kill()
+        running.haproxy.kill()
+        running.start_haproxy()
+        assert status(running, "k1", FIRST) == 401
+        running.start_controller()
+        assert status(running, "k1", FIRST) == 401
+        auth.ready = True
+        revoke(time.time() - 100)
+        eventually(lambda: status(running, "k1", FIRST) == 200, 5)
+        revoke(time.time() + 100, "u2")
+        eventually(lambda: "u2" in running.settings.revoked_file.read_text(), 5)
+        assert status(running, "k1", FIRST) == 200
+        # What has expired anyway is not kept.
+        revoke(time.time() + 100, until=-1)
+        eventually(lambda: not running.settings.revoked_file.read_text(), 5)

@@ -16,6 +16,7 @@ from haproxy.controller.errors import Unreachable
 from haproxy.controller.model import Backend, EdgeState, Server
 from haproxy.controller.reaper import Reaper, gone_down
 from haproxy.controller.runtime import Master, Runtime
+from haproxy.controller.steady import Health
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan
@@ -61,7 +62,7 @@ class Pair:
 
 @contextlib.contextmanager
 def reaping(running: Edge) -> Iterator[None]:
-    reaper = Reaper(Runtime(running.settings.runtime_socket))
+    reaper = Reaper(Runtime(running.settings.runtime_socket), Health())
     reaper.start()
     try:
         yield

@@ -75,6 +75,25 @@ def test_first_holder_keeps_its_path_while_the_controller_is_away() -> None:
         running.serves("/api/base", {"503"})
 
 
+def test_edge_without_a_memory_of_its_own_learns_from_the_others_who_owns_what() -> None:
+    """And a prefix whose owner is gone for too long is the heir's, whose verdict says so, on every edge."""
+    with edge(EDGE_ROUTE_MEMORY_S="3", EDGE_SYNC_S="1") as running:
+        first = running.instance("base", "base-1", META)
+        eventually(lambda: running.owners() == {"/api/base": "base"}, 5)
+        running.instance("rogue", "rogue-1", META)
+        eventually(lambda: running.verdict("rogue")["state"] == "rejected", 5)
+        # By what stands in Consul's catalog now, the other one was there first.
+        running.register("base", "base-2", first.port, META)
+        running.deregister("base-1")
+        with running.second_controller("second"):
+            eventually(lambda: running.verdict("rogue", "second")["state"] == "rejected", 20)
+            assert running.owners() == {"/api/base": "base"}
+            running.deregister("base-2")
+            eventually(lambda: running.verdict("rogue")["state"] == "accepted", 20)
+            eventually(lambda: running.verdict("rogue", "second")["paths"] == ["/api/base"], 20)
+            assert running.owners() == {"/api/base": "rogue"}
+
+
 def test_consul_away_serves_on_and_consul_back_is_followed() -> None:
     with edge() as running:
         names = fleet(running, 2)

@@ -46,6 +46,7 @@ def test_good_set_becomes_pem_files_that_are_read_back(tmp_path: Path) -> None:
         [{**GOOD, "d": "AQAB"}],
         [{**GOOD, "n": "AQAB"}],
         [{**GOOD, "n": "!"}],
+        [{**GOOD, "n": "A" * 345}],
         [{**GOOD, "e": "AA"}],
         [jwk(bits=1024)],
         ["key"],

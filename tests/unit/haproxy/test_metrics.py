@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 from haproxy.controller.metrics import Metrics
+from haproxy.controller.steady import Health
 from tests.support.servers import free_port
 
 
@@ -19,7 +20,7 @@ def scrape(address: str, port: int) -> str:
 
 def test_metrics_are_served_on_the_address_that_is_set_and_on_no_other() -> None:
     port = free_port()
-    stop = Metrics().serve("127.0.0.2", port, lambda: 1.5)
+    stop = Metrics().serve("127.0.0.2", port, lambda: 1.5, Health())
     try:
         assert "breakwater_controller_view_age_seconds 1.5" in scrape("127.0.0.2", port)
         with pytest.raises(OSError):
@@ -30,7 +31,7 @@ def test_metrics_are_served_on_the_address_that_is_set_and_on_no_other() -> None
 
 def test_star_is_every_address() -> None:
     port = free_port()
-    stop = Metrics().serve("*", port, lambda: 1.5)
+    stop = Metrics().serve("*", port, lambda: 1.5, Health())
     try:
         assert scrape("127.0.0.1", port) == scrape("127.0.0.3", port)
     finally:

@@ -181,3 +181,59 @@ def test_broken_memory_counts_as_empty(tmp_path: Path) -> None:
         book = OwnerBook(path, 3600)
         book.load()
         assert book.memories == {}
+
+
+# -- agreeing with other edges
+
+
+def agreeing(tmp_path: Path, *claims: Claim) -> OwnerBook:
+    book = OwnerBook(tmp_path / "owners.json", 3600)
+    settle(book, list(claims))
+    return book
+
+
+def test_file_of_former_times_is_proposed_where_nothing_is_agreed_yet(tmp_path: Path) -> None:
+    book = agreeing(tmp_path, OLD)
+    assert book.proposal() is None, "not before it is known what is agreed"
+    book.adopt(None, 0)
+    assert book.proposal() == ({"/api/users": "users"}, 0)
+    assert book.proposal() is None, "once"
+    book.adopt({"/api/users": "users"}, 7)
+    assert book.proposal() is None
+
+
+def test_what_another_edge_gave_first_is_right(tmp_path: Path) -> None:
+    book = agreeing(tmp_path, ROGUE)
+    book.adopt(None, 0)
+    book.proposal()
+    assert book.adopt({"/api/users": "users"}, 8)
+    assert "evil" not in settle(book, [ROGUE], now=5)
+    assert book.memories["users"].gone_since == 5
+    assert book.proposal() is None
+
+
+def test_file_of_former_times_adds_what_nobody_else_has_and_only_once(tmp_path: Path) -> None:
+    book = agreeing(tmp_path, OLD, Claim("shop", ("/api/shop",), 6))
+    book.adopt({"/api/users": "evil"}, 3)
+    assert settle(book, []) == {"evil": ("/api/users",), "shop": ("/api/shop",)}
+    assert book.proposal() == ({"/api/users": "evil", "/api/shop": "shop"}, 3)
+    book.save()
+    again = OwnerBook(tmp_path / "owners.json", 3600)
+    again.load()
+    again.adopt({"/api/users": "evil"}, 9)
+    assert settle(again, []) == {"evil": ("/api/users",)}, "let go elsewhere, while this edge was away"
+
+
+def test_own_proposal_that_comes_back_undoes_nothing_that_is_newer(tmp_path: Path) -> None:
+    book = agreeing(tmp_path, OLD)
+    book.adopt(None, 0)
+    book.proposal()
+    settle(book, [Claim("users", ("/api/people",), 5)])
+    assert not book.adopt({"/api/users": "users"}, 4)
+    assert book.proposal() == ({"/api/people": "users"}, 4)
+
+
+def test_agreement_keeps_the_order_of_a_routes_prefixes(tmp_path: Path) -> None:
+    book = agreeing(tmp_path, Claim("users", ("/z", "/a"), 1))
+    book.adopt({"/a": "users", "/z": "users", "/b": "other"}, 4)
+    assert book.memories["users"].route.paths == ("/z", "/a")

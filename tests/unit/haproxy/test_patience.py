@@ -53,7 +53,7 @@ def test_flapping_route_waits_longer_each_time_up_to_a_bound(edge: Edge) -> None
     assert waits[FREE_CHANGES + 1 : FREE_CHANGES + 4] == pytest.approx([2.0, 4.0, 8.0])
     assert waits[-1] == MOST_S
     edge_s = edge.now - 1000.0
-    assert len([at for at in edge.reloads if at > edge.now - 600]) <= 15, f"of {edge_s} s"
+    assert len([at for at in edge.reloads if at > edge.now - 600]) <= 45, f"of {edge_s} s"
 
 
 def test_another_service_does_not_wait_for_it_and_takes_it_along(edge: Edge) -> None:
