@@ -97,6 +97,8 @@ class Connection:
         self.wrote = False
         self.answer = AnswerParser(head_only)
         self._until = until
+        # Receiving gives it a timeout: with that, whoever sends would wait for an answer before its time.
+        self._sock.setblocking(False)
         try:
             if body is None:
                 whole = self._send(head)

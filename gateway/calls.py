@@ -9,6 +9,7 @@ from discovery.call import Relay
 from discovery.client import FAILED_STATUSES
 from discovery.model import Domain
 from discovery.outlier import Identity
+from gateway.errors import Overloaded
 from gateway.model import Incoming
 from gateway.shed import Shed, Ticket
 
@@ -82,10 +83,14 @@ class Calls:
 
 
 def _note(ticket: Ticket, response: discovery.Response, stream: bool) -> None:
-    """Have the ticket know how far the call is, now and when it is over."""
+    """Have the ticket know how far the call is, now and when it is over. Raises Overloaded."""
     ok = response.status not in FAILED_STATUSES
-    if stream:
-        ticket.head(ok)
-        response.on_end(ticket.leave)
-    else:
+    if not stream or response.complete:
         ticket.leave(ok)
+        return
+    try:
+        ticket.head(ok)
+    except Overloaded:
+        response.close()
+        raise
+    response.on_end(ticket.leave)

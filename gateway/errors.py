@@ -14,10 +14,14 @@ class GatewayError(Exception):
 
 
 class Overloaded(GatewayError):
-    """No room for one more request: in the group (`scope` `group`) or towards the upstream (`upstream`). Nothing was sent."""
+    """No room for one more request: in the group (`scope` `group`) or towards the upstream (`upstream`).
 
-    def __init__(self, service: str, scope: str, *, retry_after_s: float = 1.0) -> None:
+    Nothing was `sent`, unless it was the answer that found no room.
+    """
+
+    def __init__(self, service: str, scope: str, *, retry_after_s: float = 1.0, sent: bool = False) -> None:
         self.scope = scope
+        self.sent = sent
         super().__init__(service, f"too much at once ({scope})", retry_after_s=retry_after_s)
 
 

@@ -51,5 +51,7 @@ def _degraded(incoming: Incoming, error: Exception) -> dict[str, Any] | None:
         return None
     if incoming.reads:
         return {"degraded": True, "known": {"stored_answer": False}}
-    sent = isinstance(error, ResponseLost) or (isinstance(error, DeadlineExceeded) and error.sent)
+    sent = isinstance(error, ResponseLost) or (
+        isinstance(error, DeadlineExceeded | Overloaded) and error.sent
+    )
     return {"degraded": True, "known": {"done": "unknown" if sent else False}}

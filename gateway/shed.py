@@ -134,7 +134,7 @@ class Ticket:
         self._stage = 0
 
     def head(self, ok: bool = True) -> None:
-        """The head is there, its body is a stream."""
+        """The head is there, its body is a stream. Raises Overloaded where there is no place for one more: the call is over."""
         self._shed._head(self, ok)
 
     def leave(self, ok: bool | None = True) -> None:
@@ -175,34 +175,31 @@ class Shed:
         with self._lock:
             upstream = self._upstreams.get(service) or self._add(service)
             over = upstream.refusals.end(now)
-            scope = self._full(upstream, priority, now)
+            scope = GROUP if self._calls.full(priority) else None
+            if scope is None and not upstream.limit.enter(now):
+                scope = UPSTREAM
             if scope is None:
                 self._calls.add(priority, 1)
                 ticket = Ticket(self, upstream, priority, now)
-            else:
-                self._refused[service, scope] += 1
-                going_on = upstream.refusals.add(now)
-                limit, in_flight = upstream.limit.limit, self._calls.taken
         if over is not None:
             log.info("shedding over", service=service, **over)
         if scope is None:
             return ticket
+        raise self._refusal(upstream, scope, now, sent=False)
+
+    def _refusal(self, upstream: _Upstream, scope: str, now: float, *, sent: bool) -> Overloaded:
+        service = upstream.service
+        with self._lock:
+            self._refused[service, scope] += 1
+            going_on = upstream.refusals.add(now)
+            limit, in_flight = upstream.limit.limit, self._calls.taken
         if going_on is not None:
             log.warning(
                 "shedding", service=service, scope=scope, limit=limit, in_flight=in_flight, **going_on
             )
         after_s = 1 + int(self._clock.random() * RETRY_SPREAD_S)
-        raise Overloaded(service, GROUP if scope.startswith(GROUP) else UPSTREAM, retry_after_s=after_s)
-
-    def _full(self, upstream: _Upstream, priority: bool, now: float) -> str | None:
-        """Where there is no room for one more call; None where it has been counted."""
-        if self._calls.full(priority):
-            return GROUP
-        if self._streams.full(priority):
-            return "group_streams"
-        if upstream.streams >= self._settings.upstream_streams:
-            return "upstream_streams"
-        return None if upstream.limit.enter(now) else UPSTREAM
+        kind = GROUP if scope.startswith(GROUP) else UPSTREAM
+        return Overloaded(service, kind, retry_after_s=after_s, sent=sent)
 
     def _add(self, service: str) -> _Upstream:
         if len(self._upstreams) >= MAX_UPSTREAMS:
@@ -216,15 +213,21 @@ class Shed:
         return added
 
     def _head(self, ticket: Ticket, ok: bool) -> None:
-        now = self._clock.monotonic()
+        now, upstream = self._clock.monotonic(), ticket._upstream
         with self._lock:
             if ticket._stage:
                 return
-            ticket._stage = 1
-            ticket._upstream.limit.leave(ticket._began, ticket._probe, now, ok=ok)
-            ticket._upstream.streams += 1
+            upstream.limit.leave(ticket._began, ticket._probe, now, ok=ok)
             self._calls.add(ticket._priority, -1)
-            self._streams.add(ticket._priority, 1)
+            scope = "group_streams" if self._streams.full(ticket._priority) else None
+            if scope is None and upstream.streams >= self._settings.upstream_streams:
+                scope = "upstream_streams"
+            ticket._stage = 1 if scope is None else 2
+            if scope is None:
+                upstream.streams += 1
+                self._streams.add(ticket._priority, 1)
+        if scope is not None:
+            raise self._refusal(upstream, scope, now, sent=True)
 
     def _leave(self, ticket: Ticket, ok: bool | None) -> None:
         now = self._clock.monotonic()

@@ -27,6 +27,8 @@ CALM_S = 2.0
 WINDOW_S = 5.0
 # Of the small gateway: calls at once in all, for others than identity's services, and to one service.
 GROUP, ORDINARY, UPSTREAM = 50, 40, 20
+# Answers passed on at once: more than calls.
+STREAMS = 2 * UPSTREAM
 # Requests that one who asks may have open.
 OPEN = 5
 BOTH = """
@@ -56,6 +58,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         "GATEWAY_RESERVED_SHARE": "0.2",
         "GATEWAY_UPSTREAM_INITIAL": str(UPSTREAM),
         "GATEWAY_UPSTREAM_MAX": str(UPSTREAM),
+        "GATEWAY_UPSTREAM_STREAMS": str(STREAMS),
         "GATEWAY_OPEN_PER_SUBJECT": str(OPEN),
     }
     with gateway_rig("business", env=env) as started:
@@ -280,12 +283,17 @@ def test_open_streams_take_no_calls_place(small: Rig) -> None:
 
     with contextlib.ExitStack() as stack, small.service(behave) as chat:
         stack.callback(ended.set)
-        for number in range(2 * UPSTREAM):
+        for number in range(STREAMS):
             answer = stack.enter_context(small.open("GET", f"{chat.path}/stream/{number}", service=chat))
             assert answer.status == 200
             assert answer.read1(64) == b"data: 1\n\n"
-        assert _metric(small, "gateway_upstream_streams", chat) == 2 * UPSTREAM
+        assert _metric(small, "gateway_upstream_streams", chat) == STREAMS
         assert _in_flight(small, chat) == 0
+        # Streams are full, and other calls find room.
+        for method, known in (("GET", {"stored_answer": False}), ("POST", {"done": "unknown"})):
+            refused = small.ask(method, f"{chat.path}/stream/x", service=chat)
+            assert (refused.status, json.loads(refused.body)["known"]) == (503, known)
+        assert _metric(small, "gateway_upstream_streams", chat) == STREAMS
         for number in range(20):
             assert small.ask("GET", f"{chat.path}/{number}", service=chat).status == 200
         ended.set()

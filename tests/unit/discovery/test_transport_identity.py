@@ -41,6 +41,12 @@ def test_one_that_says_so_is_asked_once_for_many_requests(users: Upstream) -> No
     assert users.connections == 1
 
 
+def test_body_that_comes_in_pieces_follows_at_once(users: Upstream) -> None:
+    pieces = iter([b"x" * 1000] * 3)
+    assert client(users).request("POST", "users", "/x", body=pieces, deadline_s=2.0).status == 200
+    assert users.requests[-1].body == b"x" * 3000
+
+
 @pytest.mark.parametrize("said", ["other", "Users", "users, users", ""])
 def test_one_of_another_service_gets_no_request(users: Upstream, said: str) -> None:
     users.service = said

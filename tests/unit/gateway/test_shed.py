@@ -40,6 +40,14 @@ def refusal(one: Shed, service: str, *, priority: bool = False) -> Overloaded:
     return caught.value
 
 
+def no_stream(one: Shed, service: str) -> Overloaded:
+    """How a stream is refused, whose head has come."""
+    ticket = one.enter(service, priority=False)
+    with pytest.raises(Overloaded) as caught:
+        ticket.head()
+    return caught.value
+
+
 def in_flight(one: Shed) -> int:
     return sum(one.in_flight())
 
@@ -117,11 +125,15 @@ def test_stream_gives_its_call_back_at_the_head_and_has_a_bound_of_its_own() -> 
         streams.append(ticket)
     assert in_flight(one) == 0
     assert one.streams() == 6
-    assert refusal(one, "chat").scope == "upstream"
+    refused = no_stream(one, "chat")
+    assert (refused.scope, refused.sent) == ("upstream", True)
     assert one.refused() == {("chat", "upstream_streams"): 1}
-    one.enter("other", priority=False).leave()
-    streams[0].leave()
+    assert (in_flight(one), one.streams()) == (0, 6)
+    # A call that is no stream has its place all the same.
     one.enter("chat", priority=False).leave()
+    one.enter("other", priority=False).head()
+    streams[0].leave()
+    one.enter("chat", priority=False).head()
     for ticket in streams:
         ticket.leave()
     assert one.streams() == 0
@@ -134,16 +146,17 @@ def test_streams_of_all_services_have_a_bound_with_a_share_for_priority() -> Non
         ticket = one.enter(f"chat-{number}", priority=False)
         ticket.head()
         held.append(ticket)
-    assert refusal(one, "chat-9").scope == "group"
+    assert no_stream(one, "chat-9").scope == "group"
     assert one.refused() == {("chat-9", "group_streams"): 1}
-    one.enter("users", priority=True).leave()
-    held[0].leave()
     one.enter("chat-9", priority=False).leave()
+    one.enter("users", priority=True).head()
+    held[0].leave()
+    one.enter("chat-9", priority=False).head()
 
 
 def test_long_stream_is_no_latency() -> None:
     clock = ManualClock()
-    one = shed(clock)
+    one = shed(clock, streams=100, upstream_streams=100)
     for _ in range(200):
         tickets = fill(one, "chat")
         clock.sleep(0.02)
