@@ -10,13 +10,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from discovery.contract import Policy, check_name, instance_name, parse_placement, parse_route
+from discovery.contract import (
+    Policy,
+    check_address,
+    check_name,
+    instance_name,
+    parse_placement,
+    parse_route,
+)
 from discovery.errors import ContractError
 from discovery.model import Instance, Placement, Route
 from discovery.places import Holder, Places, nobody
+from discovery.resolver import Resolver, is_host
 
 # Services that are gateways: no request is forwarded to them by another, or it could go in circles.
 GATEWAY = "gateway-"
+FIRST_WAIT_S = 2.0
 Services = Mapping[str, Sequence[Instance]]
 
 
@@ -166,23 +175,30 @@ def _identity_path(instance: Instance, route: Route | None) -> str:
 
 
 class Admissions:
-    """The admission of every service, brought up to date as the catalog changes. Not thread-safe; times are monotonic seconds."""
+    """The admission of every service, brought up to date as the catalog changes. Not thread-safe; times are monotonic seconds.
 
-    def __init__(self, policy: Policy) -> None:
+    Where an address is a host name, what it resolves to counts: all of it has to be allowed, and the first is taken.
+    """
+
+    def __init__(self, policy: Policy, resolver: Resolver | None = None) -> None:
         self._policy = policy
+        self._resolver = resolver or Resolver()
+        self._hosts: dict[str, frozenset[str]] = {}  # of services that have any
         self._places = Places(policy.hold_s)
         self.by_service: dict[str, Admission] = {}
 
     @property
     def due(self) -> float:
-        """When `release` will have something to do by time alone."""
-        return self._places.due
+        """When `release` will have something to do although nothing changes in the catalog."""
+        return float("-inf") if self._resolver.changed else self._places.due
 
     def update(self, services: Services, now: float) -> None:
         """Take in the services that changed (no instances: gone), and with them their `neighbours`."""
-        for service, instances in services.items():
+        self._follow_hosts(services)
+        resolved = {name: tuple(map(self._resolve, instances)) for name, instances in services.items()}
+        for service, instances in resolved.items():
             self._places.update(service, instances, now)
-        for service, instances in services.items():
+        for service, instances in resolved.items():
             if instances:
                 self.by_service[service] = admit(service, instances, self._policy, self._places.holder)
             else:
@@ -190,11 +206,40 @@ class Admissions:
 
     def neighbours(self, services: Services) -> set[str]:
         """Other services of which something may change when these do: they live at the same addresses and ports."""
-        found = {
-            name for service, here in services.items() for name in self._places.neighbours(service, here)
-        }
+        found: set[str] = set()
+        for service, instances in services.items():
+            found |= self._places.neighbours(service, tuple(map(self._resolve, instances)))
         return found - set(services)
 
     def release(self, now: float) -> set[str]:
-        """Services that are to be updated although nothing of theirs has changed: a place that was held is free."""
-        return self._places.release(now)
+        """Services that are to be updated although nothing of theirs has changed in the catalog: a place that was held is free,
+        or a host name has another address."""
+        changed = self._resolver.take_changed() if self._resolver.changed else set()
+        moved = {service for service, hosts in self._hosts.items() if hosts & changed}
+        return self._places.release(now) | moved
+
+    def _follow_hosts(self, services: Services) -> None:
+        first, before = not self.by_service, dict(self._hosts)
+        for service, instances in services.items():
+            hosts = frozenset(each.address for each in instances if is_host(each.address))
+            self._hosts.pop(service, None)
+            if hosts:
+                self._hosts[service] = hosts
+        if self._hosts != before:
+            self._resolver.follow({host for hosts in self._hosts.values() for host in hosts})
+            if first:  # what is served already must not be taken away for want of an address
+                self._resolver.wait(FIRST_WAIT_S)
+
+    def _resolve(self, instance: Instance) -> Instance:
+        if not is_host(instance.address):
+            return instance
+        found = self._resolver.addresses(instance.address)
+        bad = (each for each in found if not self._allowed(each))
+        return replace(instance, address=next(bad, found[0])) if found else instance
+
+    def _allowed(self, address: str) -> bool:
+        try:
+            check_address(address, self._policy.networks)
+        except ContractError:
+            return False
+        return True

@@ -167,7 +167,7 @@ def check_address(value: str, networks: Networks = LOOPBACK) -> str:
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
-        raise ContractError("address", value, "not an IP address") from None
+        raise ContractError("address", value, "not an IP address, nor a host name that resolves") from None
     if isinstance(address, ipaddress.IPv6Address) and (address.scope_id or address.ipv4_mapped):
         raise ContractError("address", value, "scoped and IPv4-mapped addresses are not taken")
     if not any(address in network for network in networks if network.version == address.version):

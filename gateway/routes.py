@@ -36,14 +36,13 @@ class Exposed:
         self._lock = threading.Lock()
         self._seen = Snapshot(version=-1)
         self._snapshot = Snapshot(version=-1)
-        self._due = float("inf")
 
     def snapshot(self) -> Snapshot:
         seen = self._view.snapshot()
-        if seen is not self._seen or self._clock.monotonic() >= self._due:
+        if seen is not self._seen or self._clock.monotonic() >= self._admissions.due:
             with self._lock:
                 seen, now = self._view.snapshot(), self._clock.monotonic()
-                if seen is not self._seen or now >= self._due:
+                if seen is not self._seen or now >= self._admissions.due:
                     self._follow(seen, now)
         return self._snapshot
 
@@ -57,7 +56,6 @@ class Exposed:
         services |= {name: self._admitted(name) for name in changed if name in after}
         # Each has a version of its own: what time alone releases is a change that the view knows nothing of.
         self._snapshot = Snapshot(services, self._snapshot.version + 1)
-        self._due = self._admissions.due
         self._seen = seen
 
     def _admitted(self, service: str) -> tuple[Instance, ...]:

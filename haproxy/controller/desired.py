@@ -9,6 +9,7 @@ from discovery.admission import Admission, Admissions, Admitted, Rejection
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.contract import Policy
 from discovery.model import Instance, Route
+from discovery.resolver import Resolver
 from haproxy.controller.model import Backend, EdgeState, Server, VerifyKey
 from haproxy.controller.owners import Claim, OwnerBook, Refusal
 
@@ -76,10 +77,16 @@ class Desire:
     The cost of an update is that of the services in it, and of all claims only when one of them has changed.
     """
 
-    def __init__(self, policy: Policy, book: OwnerBook, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        book: OwnerBook,
+        clock: Clock = SYSTEM_CLOCK,
+        resolver: Resolver | None = None,
+    ) -> None:
         self._book = book
         self._clock = clock
-        self._admissions = Admissions(policy)
+        self._admissions = Admissions(policy, resolver)
         self._elections: dict[str, Election] = {}
         self._refused: Mapping[str, tuple[Refusal, ...]] = {}
         self._backends: dict[str, Backend] = {}

@@ -80,3 +80,11 @@ def test_the_gateways_lane_serves_one_that_says_its_name_and_a_foreign_one_that_
     with lanes.program("melons", {**lane, "edge-check-identity": "off"}) as foreign:
         foreign.service = "whatever"
         eventually(lambda: lanes.edge.get("/api/melons/1") == (200, "melons-1"), 10)
+
+
+def test_the_gateways_lane_goes_where_a_host_name_leads(lanes: Lanes) -> None:
+    meta = {"edge-path": "/api/named", "edge-auth": "public", "edge-lane": "gateway"}
+    program = Program("named", "named-1")
+    lanes.edge.programs.append(program)
+    lanes.edge.register("named", "host:named:1", program.port, meta, address="localhost")
+    eventually(lambda: lanes.edge.get("/api/named/1") == (200, "named-1"), 10)
