@@ -246,7 +246,7 @@ class Asker:
         match = BEARER.fullmatch(given) if given else None
         if match is not None:
             try:
-                self._identity = self._kit.tokens.verify(match[1])
+                self._identity = self._kit.tokens.verify(match[1], self._caller.remaining_s())
             except InvalidToken:
                 return None
             except KeysUnavailable:

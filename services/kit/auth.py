@@ -19,7 +19,7 @@ from flask import request
 
 from services.kit.context import current, kit
 from services.kit.errors import Problem, busy
-from services.kit.jwks import KeySet, KeysUnavailable
+from services.kit.jwks import FIRST_PATIENCE_S, KeySet, KeysUnavailable
 from services.kit.revocations import Revocations
 
 log = structlog.get_logger(__name__)
@@ -71,18 +71,21 @@ class TokenVerifier:
         self._verified: dict[str, Identity] = {}
         self._generation = -1
 
-    def verify(self, token: str) -> Identity:
-        """The identity in a token. Raises InvalidToken, or KeysUnavailable when there is no key to check with."""
+    def verify(self, token: str, within_s: float = FIRST_PATIENCE_S) -> Identity:
+        """The identity in a token; a key that is not known yet is waited for `within_s` at most.
+
+        Raises InvalidToken, or KeysUnavailable when there is no key to check with.
+        """
         if self._generation != self._keys.generation:
             self._generation, self._verified = self._keys.generation, {}
         verified = self._verified
         identity = verified.get(token)
         if identity is None:
-            identity = self._check(token)
+            identity = self._check(token, within_s)
             if len(verified) >= REMEMBERED:
                 verified.clear()
             verified[token] = identity
-        elif self._keys.stale:
+        else:
             self._keys.refresh_soon()
         if identity.expires_at <= self._now():
             verified.pop(token, None)
@@ -91,7 +94,7 @@ class TokenVerifier:
             raise InvalidToken("The token has been revoked.")
         return identity
 
-    def _check(self, token: str) -> Identity:
+    def _check(self, token: str, within_s: float) -> Identity:
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidToken("The token is too long.")
         try:
@@ -101,7 +104,7 @@ class TokenVerifier:
         kid = header.get("kid")
         if header.get("alg") != "RS256" or not isinstance(kid, str):
             raise InvalidToken("The token is not signed as it must be.")
-        key = self._keys.get(kid)
+        key = self._keys.get(kid, within_s)
         if key is None:
             raise InvalidToken("The token's key is not known.")
         try:
@@ -155,7 +158,7 @@ def authenticate() -> Identity:
         outcomes.labels("malformed").inc()
         raise _challenge("The Authorization header does not hold one bearer token.", "invalid_request")
     try:
-        identity = kit().tokens.verify(match[1])
+        identity = kit().tokens.verify(match[1], current().remaining_s())
     except InvalidToken as error:
         outcomes.labels("invalid").inc()
         raise _challenge(str(error), "invalid_token") from None

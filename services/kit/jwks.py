@@ -17,6 +17,10 @@ REFRESH_S = 60.0
 # Least time between two fetches, so that tokens with made-up key ids cost auth nothing.
 MIN_INTERVAL_S = 5.0
 MAX_KEYS = 32
+# How long a fetch is waited for, from its beginning, by all whose key is not known: one that hangs must not hold every
+# thread of a service, nor may made-up key ids. The first may have to find auth yet.
+PATIENCE_S = 0.3
+FIRST_PATIENCE_S = 2.0
 
 Fetch = Callable[[], dict[str, Any]]
 
@@ -28,8 +32,8 @@ class KeysUnavailable(Exception):
 class KeySet:
     """RS256 keys by their id. `fetch` returns a JWKS document (a dict with `keys`) or raises. Safe for threads.
 
-    An unknown id makes it fetch, at most every `min_interval_s`; so does age, in the background. A fetch that fails,
-    or brings no usable key, leaves the last good set.
+    An unknown id makes it fetch, at most every `min_interval_s`; so does age. A fetch is everybody's: it has a thread of its
+    own, one at a time, and no caller's deadline. One that fails, or brings no usable key, leaves the last good set.
     """
 
     def __init__(
@@ -49,6 +53,9 @@ class KeySet:
         self._raw: dict[str, Any] = {}
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
+        self._refreshing: threading.Thread | None = None
+        self._patient_until = 0.0
+        self._patience_s = FIRST_PATIENCE_S
         self.generation = 0
 
     @property
@@ -57,39 +64,51 @@ class KeySet:
         now = self._monotonic()
         return now - self._fetched_at > self._refresh_s and now - self._tried_at >= self._min_interval_s
 
-    def get(self, kid: str) -> Any:
-        """The public key of an id, or None when auth does not know it either. Raises KeysUnavailable."""
+    def get(self, kid: str, within_s: float = FIRST_PATIENCE_S) -> Any:
+        """The public key of an id, or None when auth does not know it either, as far as can be told `within_s`.
+
+        Raises KeysUnavailable.
+        """
         key = self._keys.get(kid)
         if key is not None:
-            if self.stale:
-                self.refresh_soon()
+            self.refresh_soon()
             return key
-        self._refresh(wait=True)
+        refreshing = self._refresh()
+        if refreshing is not None:
+            refreshing.join(max(0.0, min(within_s, self._patient_until - time.monotonic())))
         if not self._keys:
             raise KeysUnavailable
         return self._keys.get(kid)
 
     def refresh_soon(self) -> None:
-        """Fetch in the background, unless that has just been tried."""
-        if self.stale and not self._lock.locked():
-            threading.Thread(target=self._refresh, name="jwks-refresh", daemon=True).start()
+        """Fetch in the background if it is time to."""
+        if self.stale:
+            self._refresh()
 
-    def _refresh(self, wait: bool = False) -> None:
-        """Fetch once for all who wait. Errors are logged, and the old set stays."""
-        if not self._lock.acquire(blocking=wait, timeout=10 if wait else -1):
-            return
-        try:
+    def _refresh(self) -> threading.Thread | None:
+        """The fetch that is under way, or that begins now; None while it is too early for another."""
+        with self._lock:
+            if self._refreshing is not None and self._refreshing.is_alive():
+                return self._refreshing
             # No keys yet: ask again sooner, since nothing can be served without them.
             interval = self._min_interval_s if self._keys else self._min_interval_s / 10
             if self._monotonic() - self._tried_at < interval:
-                return
+                return None
             self._tried_at = self._monotonic()
+            self._patient_until = time.monotonic() + self._patience_s
+            self._refreshing = threading.Thread(target=self._fetch_now, name="jwks-refresh", daemon=True)
+            self._refreshing.start()
+            return self._refreshing
+
+    def _fetch_now(self) -> None:
+        """Errors are logged, and the old set stays."""
+        try:
             self._take(self._fetch())
             self._fetched_at = self._monotonic()
         except Exception as error:
             log.warning("key set not fetched", error=type(error).__name__, reason=str(error)[:200])
         finally:
-            self._lock.release()
+            self._patience_s = PATIENCE_S
 
     def _take(self, document: dict[str, Any]) -> None:
         raw = {k["kid"]: k for k in document["keys"][:MAX_KEYS] if isinstance(k.get("kid"), str)}

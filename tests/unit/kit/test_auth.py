@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from typing import Any
 
@@ -15,9 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from services.kit.auth import BEARER, InvalidToken, TokenVerifier
-from services.kit.jwks import KeySet, KeysUnavailable
+from services.kit.jwks import PATIENCE_S, KeySet, KeysUnavailable
 from services.kit.revocations import Revocations
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, time_scale
 
 KEYS = {kid: rsa.generate_private_key(public_exponent=65537, key_size=2048) for kid in ("a", "b")}
 
@@ -38,9 +39,12 @@ class Auth:
         self.document: Any = jwks(*kids)
         self.asked = 0
         self.down = False
+        self.hold: threading.Event | None = None
 
     def __call__(self) -> dict[str, Any]:
         self.asked += 1
+        if self.hold is not None:
+            self.hold.wait(20)
         if self.down:
             raise ConnectionError("down")
         document: dict[str, Any] = self.document
@@ -273,3 +277,65 @@ def test_without_any_key_it_says_so_and_recovers() -> None:
     auth.down = False
     now[0] = 1.0
     assert subject.verify(token()).subject == "u1"
+
+
+def test_key_set_that_hangs_holds_up_no_caller_for_long() -> None:
+    now = [0.0]
+    auth = Auth("a")
+    subject = verifier(auth, now)
+    subject.verify(token())
+    auth.hold, now[0] = threading.Event(), 6.0
+    made_up = [[token(kid=f"{thread} {number}") for number in range(5)] for thread in range(8)]
+    refused: list[str] = []
+
+    def ask(tokens: list[str]) -> None:
+        for each in tokens:
+            with pytest.raises(InvalidToken):
+                subject.verify(each)
+            refused.append(each)
+
+    threads = [threading.Thread(target=ask, args=(each,)) for each in made_up]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    took_s = time.monotonic() - began
+    auth.hold.set()
+    assert len(refused) == 40
+    assert auth.asked == 2
+    assert took_s < PATIENCE_S + 1.0 * time_scale(), "all wait for the fetch once, and nobody for an old one"
+
+
+def test_caller_without_time_spoils_no_fetch_for_the_others() -> None:
+    now = [0.0]
+    auth = Auth("a")
+    subject = verifier(auth, now)
+    subject.verify(token())
+    auth.document, auth.hold, now[0] = jwks("a", "b"), threading.Event(), 6.0
+    fresh = token(kid="b", key=KEYS["b"])
+    began = time.monotonic()
+    with pytest.raises(InvalidToken):
+        subject.verify(fresh, 0.002)
+    assert time.monotonic() - began < PATIENCE_S * time_scale()
+    auth.hold.set()
+    eventually(lambda: subject._keys.generation == 2, 5)
+    assert subject.verify(fresh).subject == "u1"
+    assert auth.asked == 2
+
+
+def test_those_who_come_before_the_first_key_set_share_one_fetch() -> None:
+    auth = Auth("a")
+    auth.hold = threading.Event()
+    subject = verifier(auth)
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(subject.verify(token()).subject)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    auth.hold.set()
+    for thread in threads:
+        thread.join(10)
+    assert found == ["u1"] * 8
+    assert auth.asked == 1
