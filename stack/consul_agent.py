@@ -180,7 +180,7 @@ def keep_tokens(
 ) -> None:
     """Never returns: gives Consul its policies and tokens, once as they are now, and whenever it has lost them (restarted empty).
 
-    Calls `known` each time that it was seen to have them.
+    Calls `known` each time that it was seen to have them. Whatever goes wrong is tried again.
     """
     reported, applied = "", False
     while True:
@@ -191,8 +191,8 @@ def keep_tokens(
                 applied = True
             reported = ""
             known()
-        except (OSError, TookTooLong) as error:
+        except Exception as error:  # also an answer that is no JSON: without tokens nobody registers
             if type(error).__name__ != reported:
-                log.warning("consul tokens cannot be checked", error=str(error))
+                log.warning("consul tokens cannot be checked", error=repr(error)[:300])
             reported = type(error).__name__
         time.sleep(every_s)

@@ -6,15 +6,18 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stack import consul_agent, rest
+from stack.consul_agent import ConsulAcl
 from stack.ports import free_ports
 from stack.vault import Vault
 from tests.support.consul_agents import Agent, agent
 from tests.support.eventually import eventually
+from tests.support.faulty import Passing, faulty_proxy
 
 GATEWAY = "gateway-business"
 
@@ -158,8 +161,30 @@ def test_ui_shows_services_without_login_until_production(consul: Agent) -> None
     eventually(lambda: sees() == (True, True), 5)
 
 
-class Known(Exception):
-    """Ends a keeper that would go on for ever."""
+class Known(BaseException):
+    """Ends a keeper that would go on for ever, and outlives every Exception."""
+
+
+def test_keeper_of_tokens_outlives_answers_that_are_none(tmp_path: Path) -> None:
+    def known() -> None:
+        raise Known
+
+    def garbage(answer: Passing) -> Passing:
+        asked.append(answer.path)
+        body = (b"<html>", b"[", b'"hello"', b"null")[len(asked) // 3 % 4]
+        return replace(answer, body=body) if len(asked) < 30 else answer
+
+    asked: list[str] = []
+    with (
+        agent(tmp_path, "common.hcl", "server.hcl") as one,
+        faulty_proxy(one.settings.consul_http_port) as proxy,
+    ):
+        one.acl.wait_ready(30)
+        acl = ConsulAcl(proxy.address, one.vault)
+        with proxy.failing(garbage), pytest.raises(Known):
+            consul_agent.keep_tokens(acl, ["users"], production=False, every_s=0.01, known=known)
+        assert len(asked) >= 30
+        assert one.register("users", "users") == 200
 
 
 def test_keeper_brings_a_consul_up_to_date_that_has_lost_nothing(tmp_path: Path) -> None:

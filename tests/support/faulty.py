@@ -77,7 +77,9 @@ class FaultyProxy:
             self.before(handler.path)
         connection = http.client.HTTPConnection("127.0.0.1", self.target_port, timeout=70)
         try:
-            connection.request(handler.command, handler.path, handler.seen.body or None)
+            token = handler.seen.headers.get("x-consul-token")
+            headers = {"X-Consul-Token": token} if token else {}
+            connection.request(handler.command, handler.path, handler.seen.body or None, headers)
             answer = connection.getresponse()
             index = answer.getheader("X-Consul-Index")
             passing: Passing | None = Passing(
@@ -94,8 +96,8 @@ class FaultyProxy:
         if passing is None:
             handler.hang_up()
             return
-        headers = {} if passing.index is None else {"X_Consul_Index": str(passing.index)}
-        handler.answer(passing.status, passing.body, **headers)
+        fields = {} if passing.index is None else {"X_Consul_Index": str(passing.index)}
+        handler.answer(passing.status, passing.body, **fields)
 
 
 @contextlib.contextmanager
