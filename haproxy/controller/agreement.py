@@ -19,7 +19,7 @@ from discovery.errors import ConsulError, ConsulRefused, ContractError
 from haproxy.controller.keywatch import KeyWatch
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.owners import parse_pins
-from haproxy.controller.steady import Health, Steady
+from haproxy.controller.steady import Health, steady
 
 log = structlog.get_logger(__name__)
 
@@ -51,15 +51,15 @@ class Agreement:
         self._proposal: Agreed | None = None
         self._failure = ""
         self._watch = KeyWatch(api, KEY, self._changed, health)
-        self._steady = Steady("owners", self._turn, health)
+        self._loop = steady("owners", self._turn, health)
 
     def start(self) -> None:
         self._watch.start()
-        self._steady.start()
+        self._loop.start()
 
     def stop(self) -> None:
         self._watch.stop()
-        self._steady.stop()
+        self._loop.stop()
         with self._wake:
             self._wake.notify()
 
@@ -91,17 +91,17 @@ class Agreement:
             log.error("owners refused, those last known stand", key=KEY, error=str(error))
             return None
 
-    def _turn(self) -> None:
+    def _turn(self) -> float:
         with self._wake:
-            self._wake.wait_for(lambda: self._steady.stopped or self._proposal is not None)
+            self._wake.wait_for(lambda: self._loop.stopped or self._proposal is not None)
             proposal, self._proposal = self._proposal, None
         if proposal is None:
-            return
+            return 0.0
         try:
             # Refused as too late: the watch brings what was first, and another proposal comes of it.
             self._api.kv_cas(KEY, json.dumps(proposal.owners, indent=1).encode(), proposal.modified)
             self._failure = ""
-            self._steady.wait(ROUND_S)
+            return ROUND_S
         except ConsulError as error:
             self._metrics.errors.labels("owners").inc()
             if str(error) != self._failure:
@@ -109,4 +109,4 @@ class Agreement:
             self._failure = str(error)
             with self._wake:
                 self._proposal = self._proposal or proposal
-            self._steady.wait(REFUSED_S if isinstance(error, ConsulRefused) else RETRY_S)
+            return REFUSED_S if isinstance(error, ConsulRefused) else RETRY_S

@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 import re
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from discovery.errors import ContractError
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.model import Server, VerifyKey
-from haproxy.controller.steady import Health, Steady
+from haproxy.controller.steady import Health, steady
 
 log = structlog.get_logger(__name__)
 
@@ -144,19 +143,17 @@ class KeyPoll:
         self._every_s = every_s
         self._known: dict[str, bytes] = {}
         self._failing = False
-        self._wake = threading.Event()
-        self._steady = Steady("keys", self._turn, health)
+        self._loop = steady("keys", self._turn, health)
 
     def start(self) -> None:
-        self._steady.start()
+        self._loop.start()
 
     def stop(self) -> None:
-        self._steady.stop()
-        self._wake.set()
+        self._loop.stop()
 
     def look(self) -> None:
         """Poll at once: auth has changed."""
-        self._wake.set()
+        self._loop.hurry()
 
     def poll(self) -> bool:
         """Ask instances in turn until one gives a good set; answers whether one did."""
@@ -189,8 +186,7 @@ class KeyPoll:
         files = {kid: str((self._folder / f"{kid}.pem").absolute()) for kid in keys}
         self._callback(tuple(VerifyKey(kid, files[kid], keys[kid]) for kid in sorted(keys)))
 
-    def _turn(self) -> None:
-        self._wake.clear()
+    def _turn(self) -> float:
         good = self.poll()
         # Until the first set is here, soon: nobody's token is accepted before.
-        self._wake.wait(self._every_s if good or self._known else min(1.0, self._every_s))
+        return self._every_s if good or self._known else min(1.0, self._every_s)

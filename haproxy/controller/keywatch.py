@@ -10,7 +10,7 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.consul_api import ConsulApi
 from discovery.errors import ConsulError
 from discovery.loop import backoff_s
-from haproxy.controller.steady import Health, Steady
+from haproxy.controller.steady import Health, steady
 
 log = structlog.get_logger(__name__)
 
@@ -36,15 +36,15 @@ class KeyWatch:
         self._clock = clock
         self._index = self._failures = 0
         self._seen: tuple[int, bytes | None] | None = None
-        self._steady = Steady(key, self._turn, health)
+        self._loop = steady(key, self._turn, health)
 
     def start(self) -> None:
-        self._steady.start()
+        self._loop.start()
 
     def stop(self) -> None:
-        self._steady.stop()
+        self._loop.stop()
 
-    def _turn(self) -> None:
+    def _turn(self) -> float:
         try:
             answered, modified, value = self._api.kv_entry(self._key, self._index, WAIT_S)
         except ConsulError as error:
@@ -52,11 +52,10 @@ class KeyWatch:
                 log.warning("key not followed", key=self._key, error=str(error))
             self._failures += 1
             self._index = 0
-            self._steady.wait(backoff_s(self._failures, self._clock))
-            return
+            return backoff_s(self._failures, self._clock)
         self._failures = 0
         self._index = 0 if answered < self._index else max(answered, 1)
         if (modified, value) != self._seen:
             self._callback(modified, value)
             self._seen = modified, value
-        self._steady.wait(_PAUSE_S)
+        return _PAUSE_S

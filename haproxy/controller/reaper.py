@@ -20,7 +20,7 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.render import DOWNS
 from haproxy.controller.runtime import Runtime, command
-from haproxy.controller.steady import Health, Steady
+from haproxy.controller.steady import Health, steady
 
 log = structlog.get_logger(__name__)
 
@@ -47,28 +47,28 @@ class Reaper:
         self._due: dict[
             tuple[str, str], float
         ] = {}  # server → when to look at it, in the order of these times
-        self._steady = Steady("reaper", self._turn, health)
+        self._loop = steady("reaper", self._turn, health)
 
     def start(self) -> None:
-        self._steady.start()
+        self._loop.start()
 
     def stop(self) -> None:
-        self._steady.stop()
-        self._steady.join(5)
+        self._loop.stop()
+        self._loop.join(5)
 
     @property
     def busy(self) -> bool:
         """Whether somebody has just gone down whose requests are still to be ended: in another worker they cannot be."""
         return bool(self._due)
 
-    def _turn(self) -> None:
+    def _turn(self) -> float:
         try:
             self._follow()
         except Unreachable as error:
             log.debug("servers that go down are not told of", error=str(error))
         finally:
             self._due.clear()
-        self._steady.wait(RETRY_S)
+        return RETRY_S
 
     def _follow(self) -> None:
         """Until the worker is another one, or is to end: it waits for who is still connected to it.
@@ -84,7 +84,7 @@ class Reaper:
                     self._due.pop(server, None)  # one that flaps is down from now on
                     self._due[server] = now + AFTER_S
                 self._reap(self._take_due(now))
-                if self._steady.stopped:
+                if self._loop.stopped:
                     return
                 if now - looked >= LOOK_EVERY_S:
                     # One that is to end takes no new connections.

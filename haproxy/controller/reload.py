@@ -25,7 +25,7 @@ from haproxy.controller.render import prepare_files, render
 from haproxy.controller.runtime import Master, ProcessInfo, Runtime
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.state import down_lines
-from haproxy.controller.steady import Health, Steady, survives
+from haproxy.controller.steady import Health, steady, survives
 
 log = structlog.get_logger(__name__)
 
@@ -248,17 +248,17 @@ class FileWriter:
         self._waiting: tuple[EdgeState, int] | None = None
         self._health = health
         self._wake = threading.Condition()
-        self._steady = Steady("file", self._turn, health)
+        self._loop = steady("file", self._turn, health)
 
     def start(self) -> None:
-        self._steady.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Write what is waiting, and end."""
-        self._steady.stop()
+        self._loop.stop()
         with self._wake:
             self._wake.notify()
-        self._steady.join(CHECK_TIMEOUT_S)
+        self._loop.join(CHECK_TIMEOUT_S)
         survives("file", self._turn, self._health)
 
     def submit(self, state: EdgeState) -> None:
@@ -267,9 +267,10 @@ class FileWriter:
             self._waiting = (state, self._reloader.turn)
             self._wake.notify()
 
-    def _turn(self) -> None:
+    def _turn(self) -> float:
         with self._wake:
-            self._wake.wait_for(lambda: self._steady.stopped or self._waiting is not None)
+            self._wake.wait_for(lambda: self._loop.stopped or self._waiting is not None)
             waiting, self._waiting = self._waiting, None
         if waiting is not None and self._reloader.write(*waiting):
             log.debug("configuration file brought up to date")
+        return 0.0

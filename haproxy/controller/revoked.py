@@ -22,7 +22,7 @@ from haproxy.controller.metrics import Metrics
 from haproxy.controller.model import Server
 from haproxy.controller.runtime import Command, Runtime, Session, command
 from haproxy.controller.settings import EdgeSettings
-from haproxy.controller.steady import Health, Steady
+from haproxy.controller.steady import Health, steady
 
 log = structlog.get_logger(__name__)
 
@@ -85,10 +85,10 @@ class RevocationPoll:
         self._metrics = metrics
         self._known: dict[str, Revocation] | None = None
         self._failing = False
-        self._steady = Steady("revocations", self._turn, health)
-        self.start, self.stop = self._steady.start, self._steady.stop
+        self._loop = steady("revocations", self._turn, health)
+        self.start, self.stop = self._loop.start, self._loop.stop
 
-    def _turn(self) -> None:
+    def _turn(self) -> float:
         self._poll()
         if self._known is not None:
             now = time.time()
@@ -99,7 +99,7 @@ class RevocationPoll:
                     self._apply(session, wanted)
             except Unreachable as error:
                 log.debug("revocations not brought to haproxy", error=str(error))
-        self._steady.wait(EVERY_S)
+        return EVERY_S
 
     def _poll(self) -> None:
         problem = "no live instance"

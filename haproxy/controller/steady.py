@@ -1,4 +1,4 @@
-"""Threads that outlive whatever their work raises, and what of the controller is not well."""
+"""What of the controller is not well, and work that outlives whatever it raises."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from discovery.errors import DiscoveryError
+from discovery.loop import Loop
 from haproxy.controller.errors import EdgeError
 
 log = structlog.get_logger(__name__)
@@ -41,45 +42,22 @@ class Health:
             return dict(self._problems)
 
 
-class Steady:
-    """Runs `turn` again and again on a daemon thread of its own, until `stop`.
+def steady(name: str, turn: Callable[[], float], health: Health) -> Loop:
+    """A loop that runs `turn`, and whose failures show in `health` under its name until a turn ends well."""
 
-    An exception that gets out of it ends that turn and no more: it shows in `health` under the thread's name until a turn
-    ends well. `stop` wakes nobody up: what `turn` waits for is its own.
-    """
+    def watched() -> float:
+        try:
+            pause_s = turn()
+        except Exception as error:
+            health.wrong(name, str(error)[:500] or repr(error))
+            raise
+        health.well(name)
+        return pause_s
 
-    def __init__(self, name: str, turn: Callable[[], None], health: Health) -> None:
-        self._name = name
-        self._turn = turn
-        self._health = health
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopped.is_set()
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def join(self, timeout_s: float) -> None:
-        if self._thread.is_alive():
-            self._thread.join(timeout=timeout_s)
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep, or until `stop`; answers whether that has come."""
-        return self._stopped.wait(seconds)
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            if not survives(self._name, self._turn, self._health):
-                self._stopped.wait(PAUSE_S)
+    return Loop(name, watched)
 
 
-def survives(part: str, work: Callable[[], None], health: Health) -> bool:
+def survives(part: str, work: Callable[[], object], health: Health) -> bool:
     """Do the work; answers whether it ended without an exception. One that it raises shows in `health`, and is logged once."""
     try:
         work()

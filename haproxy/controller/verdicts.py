@@ -16,7 +16,7 @@ from discovery.consul_api import ConsulApi
 from discovery.errors import ConsulError, ConsulRefused
 from haproxy.controller.desired import Outcome
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.steady import Health, Steady
+from haproxy.controller.steady import Health, steady
 
 log = structlog.get_logger(__name__)
 
@@ -87,16 +87,16 @@ class VerdictWriter:
         self._refused: dict[str, str] = {}
         self._failing = False
         self._compared = float("-inf")
-        self._steady = Steady("verdicts", self._turn, health)
+        self._loop = steady("verdicts", self._turn, health)
 
     def start(self) -> None:
-        self._steady.start()
+        self._loop.start()
 
     def stop(self) -> None:
-        self._steady.stop()
+        self._loop.stop()
         with self._wake:
             self._wake.notify()
-        self._steady.join(10)
+        self._loop.join(10)
 
     def submit(self, outcomes: Mapping[str, Outcome | None]) -> None:
         """The outcomes of services that may have changed; None for one that has gone."""
@@ -127,12 +127,11 @@ class VerdictWriter:
 
     # -- the thread
 
-    def _turn(self) -> None:
+    def _turn(self) -> float:
         with self._wake:
-            self._wake.wait_for(lambda: self._steady.stopped or bool(self._dirty), timeout=COMPARE_EVERY_S)
-        if self._steady.stopped:
-            return
-        pause_s = ROUND_S
+            self._wake.wait_for(lambda: self._loop.stopped or bool(self._dirty), timeout=COMPARE_EVERY_S)
+        if self._loop.stopped:
+            return 0.0
         try:
             now = time.monotonic()
             if now - self._compared >= COMPARE_EVERY_S:
@@ -140,13 +139,13 @@ class VerdictWriter:
                 self._compared = now
             self._write()
             self._failing = False
+            return ROUND_S
         except ConsulError as error:
             self._metrics.errors.labels("verdicts").inc()
             if not self._failing:
                 log.warning("verdicts wait, consul does not take them", error=str(error))
             self._failing = True
-            pause_s = RETRY_S
-        self._steady.wait(pause_s)
+            return RETRY_S
 
     def _compare(self) -> None:
         """Read what stands in the KV; what is not as it should be is written or deleted by the next write."""

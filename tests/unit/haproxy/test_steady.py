@@ -1,38 +1,38 @@
-"""What runs for ever goes on after any exception, says so once, and shows in what is asked for readiness."""
+"""What fails in a thread shows where readiness is asked for, and is said once."""
 
 from __future__ import annotations
 
-import threading
-
 from structlog.testing import capture_logs
 
-from haproxy.controller import steady
-from haproxy.controller.steady import Health, Steady
-from tests.support.eventually import eventually
+from haproxy.controller.steady import Health, steady, survives
 
 
-def test_thread_outlives_what_its_work_raises_and_shows_it() -> None:
-    health, failing, turns = Health(), threading.Event(), []
-    failing.set()
+def test_loop_that_fails_shows_until_a_turn_ends_well() -> None:
+    health, fails = Health(), [True, True, False]
 
-    def turn() -> None:
-        turns.append(1)
-        if failing.is_set():
+    def turn() -> float:
+        if fails.pop(0):
             raise MemoryError("odd")
-        thread.wait(0.01)
+        return 5.0
 
-    thread = Steady("work", turn, health)
-    steady.PAUSE_S, pause_s = 0.01, steady.PAUSE_S
-    try:
-        with capture_logs() as logs:
-            thread.start()
-            eventually(lambda: len(turns) > 3, 5)
-            assert health.problems() == {"work": "odd"}
-            assert [line["event"] for line in logs] == ["failed, goes on"]
-            failing.clear()
-            eventually(lambda: not health.problems(), 5)
-            eventually(lambda: logs[-1]["event"] == "works again", 5)
-    finally:
-        steady.PAUSE_S = pause_s
-        thread.stop()
-        thread.join(5)
+    loop = steady("work", turn, health)
+    with capture_logs() as logs:
+        loop.turn()
+        loop.turn()
+        assert health.problems() == {"work": "odd"}
+        assert loop.turn() == 5.0
+    assert not health.problems()
+    assert [line["event"] for line in logs] == ["loop failed", "works again", "loop recovered"]
+
+
+def test_work_that_fails_in_the_same_way_is_told_once_and_in_another_again() -> None:
+    health = Health()
+    errors = iter([ValueError("a"), ValueError("a"), OSError("b")])
+
+    def work() -> None:
+        raise next(errors)
+
+    with capture_logs() as logs:
+        assert [survives("work", work, health) for _ in range(3)] == [False] * 3
+        assert survives("work", lambda: None, health)
+    assert [line["event"] for line in logs] == ["failed, goes on"] * 2 + ["works again"]
