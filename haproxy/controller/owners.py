@@ -257,13 +257,14 @@ class OwnerBook:
         """
         self._modified, self._unproposed = modified, True
         self._agreed = owners or {}
+        proposed, self._proposed = self._proposed, None
         if owners is None:
             self._joined = False
             return False
-        ours, joined = self.owners(), self._joined
-        self._joined, self._stale = True, True
+        joined, self._joined, self._stale = self._joined, True, True
+        ours = self.owners()
         # Our own proposal comes back: what has changed here since is newer.
-        if owners == self._proposed or owners == ours:
+        if owners in (proposed, ours):
             return False
         self.memories = self._merged(owners if joined else {**ours, **owners})
         return True
@@ -282,8 +283,12 @@ class OwnerBook:
         return merged
 
     def proposal(self) -> tuple[Mapping[str, str], int] | None:
-        """What should be agreed, and the index that it builds on; None where there is nothing new, or the agreement is not known."""
-        if self._modified is None or not self._unproposed:
+        """What should be agreed, and the index that it builds on; None where there is nothing new, or the agreement is not known.
+
+        One at a time: until an answer to the last one has come (it, or what another edge was first with), the next one waits.
+        With two on their way the first would come back as if it were another edge's, and undo what is newer here.
+        """
+        if self._modified is None or not self._unproposed or self._proposed is not None:
             return None
         self._unproposed = False
         owners = self.owners()

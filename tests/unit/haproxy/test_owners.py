@@ -229,6 +229,7 @@ def test_own_proposal_that_comes_back_undoes_nothing_that_is_newer(tmp_path: Pat
     book.adopt(None, 0)
     book.proposal()
     settle(book, [Claim("users", ("/api/people",), 5)])
+    assert book.proposal() is None, "one at a time"
     assert not book.adopt({"/api/users": "users"}, 4)
     assert book.proposal() == ({"/api/people": "users"}, 4)
 
