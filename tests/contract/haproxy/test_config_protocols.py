@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from haproxy.controller.model import EdgeState
+from tests.contract.haproxy.test_config_streams import Talker, asked, chunk, say_back, until
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually
 from tests.support.recorder import Upstream
@@ -56,6 +57,46 @@ def test_h2c_instance_is_checked_and_asked_in_http2(tmp_path: Path) -> None:
             assert curl(running, "/api/grpc/x", "--http2") == "HTTP/2.0 2"
     finally:
         nginx.kill()
+
+
+PASSING_ON = """
+daemon off; pid {folder}/pid; error_log stderr; events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+    server {{
+        listen 127.0.0.1:{port} http2;
+        proxy_http_version 1.1; proxy_request_buffering off; proxy_buffering off;
+        location / {{ proxy_pass http://127.0.0.1:{behind}; }}
+    }}
+}}
+"""
+
+
+def test_two_way_stream_of_http2_goes_on_piece_by_piece(tmp_path: Path) -> None:
+    """As a gRPC client stream does: the instance hears the first piece, and answers, while the second is still to come."""
+    port = free_port()
+    talker = Talker(say_back)
+    config = PASSING_ON.format(folder=tmp_path, port=port, behind=talker.port)
+    (tmp_path / "nginx.conf").write_text(config)
+    nginx = Process(
+        ["nginx", "-e", "stderr", "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)], tmp_path / "log"
+    )
+    nginx.start()
+    try:
+        eventually(lambda: accepts(port), 5)
+        with edge(EdgeState((backend("grpc", port, protocol="h2c", check_identity=False),))) as running:
+            lines = ("POST /api/grpc/x", "Transfer-Encoding: chunked")
+            with asked(running, *lines, timeout_s=10) as client:
+                for piece in (b"one", b"two"):
+                    client.sendall(chunk(piece))
+                    assert piece in until(client, piece)
+                client.sendall(b"0\r\n\r\n")
+                assert until(client, b"0\r\n\r\n")
+    finally:
+        nginx.kill()
+        talker.close()
 
 
 def test_http2_request_meets_the_same_rules() -> None:
