@@ -112,7 +112,7 @@ class AnswerCache:
             now,
             incoming.deadline,
             asked,
-            patient=incoming.deadline - now >= PATIENT * min(LOAD_S, incoming.timeout_s),
+            patient=_patient(incoming, now),
             detach=lambda: self._detach(incoming),
             pass_by=lambda: self._passing.mark(base, headers),
             look_up=lambda: self._passing.clear(base, headers),
@@ -127,11 +127,13 @@ class AnswerCache:
         load: Callable[[], Answer],
         *,
         identity: Identity | None = None,
+        asked: Incoming | None = None,
     ) -> Part:
         """One part of a composed answer, by `GET target` of `service`; only answers with status 200 are stored.
 
         With scope `subject` it is `identity` that it is kept for; without one it is not kept. Bodies come as bytes. What `load`
-        raises passes through, unless a stored answer may stand in; so does an answer that is an upstream's 5xx.
+        raises passes through, unless a stored answer may stand in; so does an answer that is an upstream's 5xx. `asked` is the
+        request that `load` sends: its time is its own, and is put off where it is sent for others.
         """
         own = policy.scope == "subject"
         now = self._clock.monotonic()
@@ -144,6 +146,8 @@ class AnswerCache:
             Spec((), own),
             now,
             now + PART_PATIENCE_S,
+            patient=asked is None or _patient(asked, now),
+            detach=lambda: self._detach(asked) if asked is not None else None,
         )
         return part_of(self._engine.obtain(want, lambda _: load()))
 
@@ -241,6 +245,10 @@ class AnswerCache:
         # What goes on in the background ends neither with the client's connection, nor with its time.
         incoming.connection = None
         incoming.deadline = self._clock.monotonic() + incoming.timeout_s
+
+
+def _patient(incoming: Incoming, now: float) -> bool:
+    return incoming.deadline - now >= PATIENT * min(LOAD_S, incoming.timeout_s)
 
 
 def _uncounted(_: str) -> None:

@@ -129,7 +129,12 @@ class Fetcher:
             return _checked(name, part, self._call(part, asked))
         identity = asked.identify() if policy.scope == "subject" else None
         kept = self._cache.part(
-            part.service, asked.target, policy, lambda: self._call(part, asked), identity=identity
+            part.service,
+            asked.target,
+            policy,
+            lambda: self._call(part, asked),
+            identity=identity,
+            asked=asked,
         )
         result = _checked(name, part, kept.answer)
         state = "stale" if result.usable and kept.stale_s > 0 else result.state

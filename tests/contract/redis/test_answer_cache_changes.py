@@ -10,7 +10,7 @@ import time
 import pytest
 from redis import Redis
 
-from discovery.errors import NotSent, ResponseLost
+from discovery.errors import NotSent, ResponseLost, ResponseTimeout
 from gateway.cache import PartPolicy
 from gateway.cache.lastgood import REMOVED_S
 from gateway.errors import Refused
@@ -22,6 +22,7 @@ from tests.support.cache_rig import (
     ADMIN,
     ANN,
     BOB,
+    CLOCK,
     PATH,
     PUBLIC,
     Instance,
@@ -31,7 +32,7 @@ from tests.support.cache_rig import (
     keys,
     later,
 )
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, time_scale
 
 Pair = tuple[Instance, Instance]
 
@@ -368,6 +369,32 @@ def test_part_is_kept_as_declared_and_ended_by_a_write(pair: Pair, origin: Origi
     eventually(lambda: other.cache.part("pears", f"{PATH}?a=1", policy, load).answer.body == b"2", 3)
     one.get(method="PUT")
     assert one.cache.part("pears", f"{PATH}?a=1", policy, load).answer.body == b"3"
+
+
+def test_part_that_one_with_little_time_asks_for_keeps_nobody_waiting(pair: Pair) -> None:
+    """And a new one, asked for beside a stale answer, has the time that a part has."""
+    one, _ = pair
+    hasty, policy = incoming(within_s=0.5), PartPolicy(1, 60)
+    hasty.timeout_s = 3.0
+
+    def slow() -> Answer:
+        quick = one.cache.part("pears", PATH, policy, lambda: Answer(200, [], b"quick"), asked=incoming())
+        assert (quick.state, quick.answer.body) == ("MISS", b"quick")
+        raise ResponseTimeout("pears")
+
+    began = time.perf_counter()
+    with pytest.raises(ResponseTimeout):
+        one.cache.part("pears", PATH, policy, slow, asked=hasty)
+    assert time.perf_counter() - began < 2 * time_scale()
+    later(2)
+    left: list[float] = []
+
+    def anew() -> Answer:
+        left.append(hasty.deadline - CLOCK.monotonic())
+        return Answer(200, [], b"new")
+
+    assert one.cache.part("pears", PATH, policy, anew, asked=hasty).state == "STALE"
+    assert eventually(lambda: left, 5)[0] > 1
 
 
 def test_part_of_scope_subject_is_its_subjects(pair: Pair) -> None:

@@ -158,7 +158,14 @@ class Store:
     asked: list[tuple[str, str, PartPolicy, Identity | None]] = field(default_factory=list)
 
     def part(
-        self, service: str, target: str, policy: PartPolicy, load: Any, *, identity: Identity | None = None
+        self,
+        service: str,
+        target: str,
+        policy: PartPolicy,
+        load: Any,
+        *,
+        identity: Identity | None = None,
+        asked: Incoming | None = None,
     ) -> Part:
         self.asked.append((service, target, policy, identity))
         return self.kept or Part(load(), "MISS")

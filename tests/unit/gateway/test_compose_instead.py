@@ -16,7 +16,7 @@ from discovery import (
 from gateway.cache import Part, PartPolicy
 from gateway.compose import Compositions
 from gateway.errors import PartFailed
-from gateway.model import Answer
+from gateway.model import Answer, Incoming
 from services.kit.auth import Identity
 from tests.support.eventually import time_scale
 from tests.unit.gateway.composing import (
@@ -140,6 +140,7 @@ def test_what_is_of_no_use_is_never_kept(tmp_path: Path) -> None:
             load: Any,
             *,
             identity: Identity | None = None,
+            asked: Incoming | None = None,
         ) -> Part:
             try:
                 return Part(load(), "MISS")
