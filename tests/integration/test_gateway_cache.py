@@ -53,7 +53,8 @@ class Page:
 
 
 def get(rig: Rig, pears: Service, gateway: int = ONE, path: str = "/1", **headers: str) -> Answer:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    # The client's, as the edge passes it on to whichever gateway.
+    sent = {"Host": "edge.test"} | {name.replace("_", "-"): value for name, value in headers.items()}
     return rig.ask("GET", pears.path + path, service=pears, gateway=gateway, headers=sent)
 
 
@@ -126,6 +127,21 @@ def test_private_answer_is_its_owners_alone_on_every_gateway(rig: Rig) -> None:
                     rig, pears, gateway, **({"Authorization": authorization} if authorization else {})
                 )
                 assert ann.encode() not in other.body
+
+
+@pytest.mark.parametrize("control", ["max-age=60", "public, max-age=60"])
+@pytest.mark.parametrize("header", ["Cookie", "X_Api_Key"])
+def test_answer_made_from_a_cookie_or_a_key_is_nobody_elses(rig: Rig, control: str, header: str) -> None:
+    name = header.lower().replace("_", "-")
+
+    def named(handler: Handler) -> None:
+        handler.answer(200, handler.seen.headers.get(name, "none").encode(), Cache_Control=control)
+
+    with rig.service(named) as pears:
+        sent: list[dict[str, str]] = [{header: "u=1"}, {header: "u=2"}, {}, {header: "u=1"}, {}]
+        for gateway in (ONE, OTHER):
+            bodies = [get(rig, pears, gateway, **each).body.decode() for each in sent]
+            assert bodies == [each.get(header, "none") for each in sent]
 
 
 def test_write_and_purge_through_one_gateway_end_it_on_both(rig: Rig) -> None:
@@ -216,6 +232,30 @@ def test_what_says_nothing_is_passed_by_and_streams(rig: Rig) -> None:
             assert answer.read() == b"b"
             assert answer.getheader("X-Cache") == "BYPASS"
         assert rig.redis is not None
+
+
+def test_answer_that_pauses_is_passed_on_at_once_and_then_kept(rig: Rig) -> None:
+    gate = threading.Event()
+
+    def slow(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Cache-Control", "public, max-age=60")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"1\r\na\r\n")
+        handler.wfile.flush()
+        gate.wait(10)
+        handler.wfile.write(b"1\r\nb\r\n0\r\n\r\n")
+
+    with rig.service(slow) as pears:
+        with rig.open("GET", f"{pears.path}/1", service=pears) as answer:
+            assert answer.read1(1) == b"a"
+            gate.set()
+            assert answer.read() == b"b"
+            assert answer.getheader("X-Cache") == "MISS"
+        kept = eventually(lambda: (found := get(rig, pears)).headers["x-cache"] == "HIT" and found, 5)
+        assert isinstance(kept, Answer)
+        assert (kept.body, kept.headers["content-length"]) == (b"ab", "2")
 
 
 def test_hit_is_counted_and_the_state_of_redis_shown(rig: Rig) -> None:
