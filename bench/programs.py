@@ -44,7 +44,7 @@ def program(
     log: Path,
     *,
     port: int | None = None,
-    within_s: float = 60,
+    within_s: float = 120,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program with its output in `log`; yields once it listens on `port`.
@@ -66,7 +66,7 @@ def program(
         return port is None or listening(port)
 
     try:
-        wait_until(f"{arguments[0]} on port {port}", up, within_s)
+        wait_until(f"{' '.join(arguments[-3:])} on port {port}, {log}", up, within_s)
         yield process
     finally:
         process.terminate()
