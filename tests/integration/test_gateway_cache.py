@@ -94,7 +94,7 @@ def test_200_clients_of_two_gateways_on_one_expired_hot_key_cost_two_calls_at_mo
         for connection in connections:
             connection.connect()
         time.sleep(1.1)
-        page.number, page.takes_s = 2, 0.5
+        page.number, page.takes_s, page.control = 2, 0.5, "public, max-age=60"
         before = len(pears.requests)
         given: list[tuple[int, bytes]] = []
         gate = threading.Barrier(clients)
