@@ -66,8 +66,8 @@ def _id(kind: str) -> str:
 
 @contextlib.contextmanager
 def services(folder: Path, env: Mapping[str, str]) -> Iterator[dict[str, list[int]]]:
-    """Two instances each of users and products; yields their ports."""
-    ports: dict[str, list[int]] = {"users": [], "products": []}
+    """Two instances each of users and products, and of products as a service whose lane is the gateway's; yields their ports."""
+    ports: dict[str, list[int]] = {"users": [], "products": [], "smart": []}
     with contextlib.ExitStack() as stack:
         for name, own in ports.items():
             for port in servers.free_ports(INSTANCES):
@@ -122,19 +122,6 @@ def gateway(folder: Path, env: Mapping[str, str]) -> Iterator[Running]:
         yield Running(public, (process.pid, pid))
 
 
-def _register_smart(consul: servers.ConsulServer, ports: Sequence[int]) -> None:
-    """The instances of products once more, as a service whose lane is the gateway's."""
-    meta = {
-        "edge-path": "/api/smart",
-        "edge-auth": "public",
-        "edge-lane": "gateway",
-        "edge-check-identity": "off",
-    }
-    for port in ports:
-        entry = {"ID": f"smart-{port}", "Name": "smart", "Address": "127.0.0.1", "Port": port, "Meta": meta}
-        consul.call("PUT", "/v1/agent/service/register", entry)
-
-
 def _read(url: str) -> Any:
     """The JSON that is answered with 200. Raises OSError."""
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own, on loopback
@@ -162,7 +149,6 @@ def _subjects() -> Iterator[list[Subject]]:
         redis = stack.enter_context(servers.redis(folder))
         env = {"CONSUL_HTTP_ADDR": consul.address, "REDIS_CACHE_URL": redis.url, "DATA_DIR": str(folder)}
         behind = stack.enter_context(services(folder, env))
-        _register_smart(consul, behind["products"])
         theirs = stack.enter_context(tutorial_gateway(folder, behind))
         more = stack.enter_context(tutorial_gateway(folder, behind, MORE_WORKERS))
         ours = stack.enter_context(gateway(folder, env))

@@ -67,12 +67,20 @@ def users() -> ServiceApp:
 
 
 def products() -> ServiceApp:
-    """`/product/<id>` for the tutorial's gateway, `/api/products/<id>` for ours, `/api/smart/<id>` for its plain forwarding."""
-    app = create_service("products", paths=["/api/products"], auth="public")
+    """`/product/<id>` for the tutorial's gateway, `/api/products/<id>` for ours."""
+    return _products(create_service("products", paths=["/api/products"], auth="public"), "/api/products")
 
+
+def smart() -> ServiceApp:
+    """The same at `/api/smart/<id>`, for plain forwarding by our gateway."""
+    return _products(
+        create_service("smart", paths=["/api/smart"], auth="public", lane="gateway"), "/api/smart"
+    )
+
+
+def _products(app: ServiceApp, path: str) -> ServiceApp:
     @app.get("/product/<product_id>", endpoint="tutorial")
-    @app.get("/api/products/<product_id>", endpoint="contract")
-    @app.get("/api/smart/<product_id>", endpoint="smart")
+    @app.get(f"{path}/<product_id>", endpoint="contract")
     def product(product_id: str) -> object:
         headers = _work(product_id)
         return {"data": {"product_id": product_id, "name": f"Produit_{product_id}", "price": 19.99}}, headers
@@ -81,4 +89,4 @@ def products() -> ServiceApp:
 
 
 if __name__ == "__main__":
-    run({"users": users, "products": products}[sys.argv[1]])
+    run({"users": users, "products": products, "smart": smart}[sys.argv[1]])
