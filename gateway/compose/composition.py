@@ -83,7 +83,8 @@ class Composition:
         needed = [each for each in results if route.parts[each.name].required and not each.usable]
         if needed:
             # What is to be done first, where several are missing: say who you are, then ask for what you may have.
-            raise problem(min(needed, key=lambda each: each.answer_status), results)
+            worst = min(needed, key=lambda each: (each.state == "cancelled", each.answer_status))
+            raise problem(worst, results)
         answer = whole(incoming, results, personal=self._personal, vary=self._vary)
         fresh_s = shared_s(answer, self._vary)
         if not fresh_s:
