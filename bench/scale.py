@@ -86,7 +86,7 @@ def thousand_services(_rounds: int, _seconds: float) -> Result:
         "e",
         f"{SERVICES:,} services with {total:,} instances",
         (
-            Figure("connections to Consul", connections, "", 8, at_least=False),
+            Figure("connections to Consul", connections, "", 10, at_least=False),
             Figure("memory of the controller, peak", peak_mb, "MB", 200, at_least=False),
             Figure("one change, p99", quantile(changes, 0.99), "ms", 250, at_least=False),
             Figure("first full sync", first_sync_s, "s"),

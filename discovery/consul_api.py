@@ -39,9 +39,11 @@ from discovery.model import EMPTY, Instance, Registration, Status
 # A blocking query may take up to a sixteenth longer than asked for, so that clients do not return all at once.
 JITTER_SHARE = 1 / 16
 BLOCKING_MARGIN_S = 2.0
-WATCH_CONNECTIONS = 4
-# No id is empty, so that this selects nothing and leaves the service's index in the header.
+# A view's four, and two keys that the edge controller follows.
+WATCH_CONNECTIONS = 6
+# No id and no name is empty, so that these select nothing and leave the index in the header.
 _NOTHING = quote('Service.ID == ""')
+_NO_NODE = 'Node == ""'
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class ConsulApi:
     """One agent. Thread-safe but for `read_services` and `service_indexes`, which take turns on one connection.
 
     `address` is `host:port` or `http://host:port`. Every call ends within its timeout and raises only ConsulError
-    (ContractError for a registration that is not allowed). It holds at most `pool` connections: four for blocking
+    (ContractError for a registration that is not allowed). It holds at most `pool` connections: six for blocking
     queries, one pipeline, the rest for single requests.
     """
 
@@ -68,7 +70,7 @@ class ConsulApi:
         *,
         connect_timeout_s: float = 1.0,
         read_timeout_s: float = 5.0,
-        pool: int = 8,
+        pool: int = 10,
     ) -> None:
         host, port = _split_address(address)
         headers = {"X-Consul-Token": token} if token else {}
@@ -159,6 +161,12 @@ class ConsulApi:
         params = {"consistent": ""} if consistent else {}
         found, data = self._blocking("/v1/catalog/services", index, wait_s, params)
         return found, frozenset(as_dict(data))
+
+    def nodes_index(self, index: int = 0, wait_s: float = 0.0) -> tuple[int, None]:
+        """The index of the list of nodes, which moves with a node's address and not with its checks. Blocks like the above."""
+        found, data = self._blocking("/v1/catalog/nodes", index, wait_s, {"filter": _NO_NODE})
+        as_list(data)
+        return found, None
 
     def health_state(
         self, index: int = 0, wait_s: float = 0.0, state: str = "any"

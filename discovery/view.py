@@ -1,25 +1,27 @@
 """The last good snapshot of the catalog, and its age.
 
-Three blocking queries tell *that* something changed: the list of services (any change of a registration), and the checks
-that are critical or warning (which also name whom they concern). What changed is then found by the index that Consul keeps
-for every service, and only that is read again. So the cost of a change does not grow with the size of the fleet's answers:
-`/v1/health/state/any` would be 4.5 MB for ten thousand instances, sent again for every change of one check.
+Four blocking queries tell *that* something changed: the list of services (any change of a registration), that of nodes (an
+instance without an address of its own has its node's), and the checks that are critical or warning (which also name whom they
+concern). What changed is then found by the index that Consul keeps for every service, and only that is read again. So the cost
+of a change does not grow with the size of the fleet's answers: `/v1/health/state/any` would be 4.5 MB for ten thousand
+instances, sent again for every change of one check.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.consul_api import ConsulApi, ServiceRead
+from discovery.consul_api import ConsulApi
 from discovery.consul_json import CheckState
 from discovery.errors import ConsulError, ConsulMalformed
 from discovery.loop import Loop, backoff_s
 from discovery.model import Change, Snapshot
-from discovery.records import Records
+from discovery.records import Records, each_read
 from discovery.watch import WAIT_S, TokenBucket, Turn, Watch
 
 log = structlog.get_logger(__name__)
@@ -32,6 +34,7 @@ SUSPECT_RETRIES = 4
 GRACE_S = 15.0
 Listener = Callable[[list[Change], Snapshot], None]
 Checks = dict[tuple[str, str], CheckState]
+T = TypeVar("T")
 
 
 class View:
@@ -39,7 +42,7 @@ class View:
 
     Promises: an error, a hang or a broken answer of Consul leaves the last good state. A service loses its last instance
     only when the list of services and its health agree. After Consul was reset or out of reach, instances that are
-    missing stay for `grace_s`, so that they can register again. Holds at most four connections: three blocking, one pipeline.
+    missing stay for `grace_s`, so that they can register again. Holds five connections: four for blocking queries, one pipeline.
 
     Thread-safe. Callbacks run on the view's own thread, one at a time: while one runs, changes gather.
     """
@@ -84,26 +87,27 @@ class View:
         self._sweep_budget = TokenBucket(rate_per_s=0.5, burst=10.0, clock=clock)
         self._watches = self._make_watches(wait_s)
 
-    def _make_watches(self, wait_s: float) -> list[Watch[frozenset[str]] | Watch[Checks]]:
-        def checks(state: str) -> Watch[Checks]:
+    def _make_watches(self, wait_s: float) -> list[Watch[frozenset[str]] | Watch[None] | Watch[Checks]]:
+        def watch(
+            name: str, fetch: Callable[[int, float], tuple[int, T]], on_answer: Callable[[T, Turn], None]
+        ) -> Watch[T]:
             return Watch(
+                name, fetch, on_answer, lambda _: self._on_error(name), clock=self._clock, wait_s=wait_s
+            )
+
+        def checks(state: str) -> Watch[Checks]:
+            return watch(
                 state,
                 lambda index, wait: self._api.health_state(index, wait, state),
                 lambda answer, turn: self._on_checks(state, answer, turn),
-                lambda error: self._on_error(state),
-                clock=self._clock,
-                wait_s=wait_s,
             )
 
-        names = Watch(
-            "services",
-            self._api.catalog_services,
-            self._on_names,
-            lambda error: self._on_error("services"),
-            clock=self._clock,
-            wait_s=wait_s,
-        )
-        return [names, checks("critical"), checks("warning")]
+        return [
+            watch("services", self._api.catalog_services, self._on_names),
+            watch("nodes", self._api.nodes_index, self._on_nodes),
+            checks("critical"),
+            checks("warning"),
+        ]
 
     # -- reading
 
@@ -163,9 +167,15 @@ class View:
             if turn != "same":
                 self._moves += 1
                 self._sweep_due = True
-            if self._ready.is_set() and (empty or turn in ("reset", "rejoined")):
-                self._hold("empty" if empty else turn)
+            if empty and self._ready.is_set():
+                self._hold("empty")
             self._answered("services", turn)
+
+    def _on_nodes(self, _: None, turn: Turn) -> None:
+        """The indexes of a node's services move with its address: a sweep finds them."""
+        with self._wake:
+            self._sweep_due |= turn != "same"
+            self._answered("nodes", turn)
 
     def _confirm_empty(self) -> None:
         """A 200 with nothing in it can come during an election: believed only when a leader stands behind it."""
@@ -182,32 +192,22 @@ class View:
 
     def _on_checks(self, state: str, answer: Checks, turn: Turn) -> None:
         with self._wake:
-            before = self._checks[state]
-            changed = [
-                check
-                for check in {**before, **answer}.values()
-                if before.get((check.node, check.check_id)) != answer.get((check.node, check.check_id))
-            ]
+            changed = {check for _, check in self._checks[state].items() ^ answer.items()}
             self._checks[state] = answer
-            self._dirty |= {
-                check.service for check in changed if check.service and self._follows(check.service)
-            }
+            services = {check.service for check in changed if check.service}
+            self._dirty |= services if self._scope is None else services & self._scope
             nodes = {check.node for check in changed if not check.service}
             if nodes:
                 self._dirty |= self._records.on_nodes(nodes)
-            if turn in ("reset", "rejoined"):
-                self._sweep_due = True
-                if self._ready.is_set():
-                    self._hold(turn)
             self._answered(state, turn)
-
-    def _follows(self, service: str) -> bool:
-        return self._scope is None or service in self._scope
 
     def _answered(self, watch: str, turn: Turn) -> None:
         self._answered_at[watch] = self._clock.monotonic()
         self._failing.discard(watch)
         if turn in ("reset", "rejoined"):
+            self._sweep_due = True
+            if self._ready.is_set():
+                self._hold(turn)
             self._sure = False
             self._hurry()
         self._wake.notify_all()
@@ -336,9 +336,8 @@ class View:
 
     def _look(self, names: Sequence[str]) -> set[str]:
         """Ask for the index of each service, and read those whose index is another; answers whom to read again."""
-        moved = {
-            read.service for read in self._ask(names, self._api.service_indexes) if self._records.moved(read)
-        }
+        reads = each_read(names, self._api.service_indexes(names))
+        moved = {read.service for read in reads if self._records.moved(read)}
         # What a watch has named meanwhile goes along.
         retry = self._read(moved | self._take_dirty())
         self._publish()
@@ -369,10 +368,10 @@ class View:
 
     def _read(self, services: set[str]) -> set[str]:
         """Read services anew; answers those without a usable answer. Where it raises, all of them stay to be read."""
-        left = set(services)
+        names, left = sorted(services), set(services)
         retry: set[str] = set()
         try:
-            for read in self._ask(sorted(services), self._api.read_services):
+            for read in each_read(names, self._api.read_services(names)):
                 with self._wake:
                     listed = read.service in (self._names or ())
                     hold = self._clock.monotonic() < self._hold_until
@@ -384,17 +383,6 @@ class View:
                 self._dirty |= left | retry
             raise
         return retry
-
-    def _ask(
-        self, services: Sequence[str], ask: Callable[[Sequence[str]], Iterator[ServiceRead | ConsulError]]
-    ) -> Iterator[ServiceRead]:
-        """The answers to `ask`; a broken one comes as a read of nothing (index -1, no instances)."""
-        # The answers come first: a generator that is not asked for its end holds the connection, and gives it up with itself.
-        for answer, name in zip(ask(services), services, strict=False):
-            if isinstance(answer, ConsulError):
-                log.debug("service not read", service=name[:63], error=str(answer))
-                answer = ServiceRead(name, -1, None)
-            yield answer
 
     def _publish(self) -> None:
         changes = self._records.publish()

@@ -56,6 +56,17 @@ def test_changed_metadata_alone_is_seen(api: ConsulApi, view: View) -> None:
     eventually(lambda: view.snapshot().instances("two")[0].meta["edge-weight"] == "41", 2)
 
 
+def test_address_of_an_external_node_is_followed(server: ConsulServer, view: View) -> None:
+    """Its instances have none of their own. More than once: the first change may meet the sweep that a new service causes."""
+    node: dict[str, object] = {"Node": "external", "Address": "127.0.0.11"}
+    service = {"ID": "eight-1", "Service": "eight", "Port": 7008}
+    server.call("PUT", "/v1/catalog/register", node | {"Service": service})
+    eventually(lambda: view.snapshot().instances("eight"), 2)
+    for address in ("127.0.0.12", "127.0.0.13", "127.0.0.14"):
+        server.call("PUT", "/v1/catalog/register", node | {"Address": address})
+        eventually(lambda: view.snapshot().instances("eight")[0].address == address, 2)  # noqa: B023
+
+
 def test_maintenance_of_instance_is_not_called_critical(api: ConsulApi, view: View) -> None:
     api.register(registration("three", 7003))
     eventually(lambda: view.snapshot().callable("three"), 2)

@@ -66,6 +66,19 @@ def test_weight_backup_and_address_change_without_a_reload(running: Edge) -> Non
     assert running.reloads() == before
 
 
+def test_address_of_an_external_node_is_followed(running: Edge) -> None:
+    node: dict[str, object] = {"Node": "external", "Address": "127.0.0.11"}
+    service = {"ID": "extern-1", "Service": "extern", "Port": 7008, "Meta": meta("extern")}
+    running.consul.call("PUT", "/v1/catalog/register", node | {"Service": service})
+    eventually(lambda: running.servers("extern")["extern-1"].address == "127.0.0.11", 5)
+    before = running.reloads()
+    for address in ("127.0.0.12", "127.0.0.13"):
+        running.consul.call("PUT", "/v1/catalog/register", node | {"Address": address})
+        # Beside its old server, which is drained.
+        eventually(lambda: address in {each.address for each in running.servers("extern").values()}, 2)  # noqa: B023
+    assert running.reloads() == before
+
+
 def test_instance_that_comes_back_at_another_port_is_all_that_is_asked_under_load(running: Edge) -> None:
     """Although the program at the old port lives on, and its connections are in use without a break."""
     old = running.instance("moves", "moves-1")
