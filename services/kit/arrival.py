@@ -18,7 +18,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from services.kit.body import declared_length
 
-# HAProxy's buffer holds 15 KiB of head and body (tune.bufsize less tune.maxrewrite), and keeps books of its own in it.
+# Any HAProxy's buffer holds 15 KiB of head and body (tune.bufsize less tune.maxrewrite), ours more, and keeps books of its own in it.
 WHOLE_AT_THE_EDGE = 12 * 1024
 _PER_HEADER = 32
 # Where greenlets wait in place of threads: a fraction of the connections that a worker takes.
