@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from discovery import ConsulApi
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, time_scale
 from tests.support.scripted import upstream
 from tests.support.servers import ConsulServer, consul, free_port
 
@@ -37,7 +37,7 @@ def run(server: ConsulServer, *arguments: str, **variables: str) -> subprocess.C
         env=environment(CONSUL_HTTP_ADDR=server.address, **variables),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=20 * time_scale(),
         cwd=ROOT,
     )
 
@@ -62,7 +62,7 @@ def test_register_resolve_deregister(server: ConsulServer) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["register", "Foreign", "--port", "7001"],
+        ["register", "foreign!", "--port", "7001"],
         ["register", "foreign", "--port", "0"],
         ["register", "foreign", "--port", "7001", "--path", "/health"],
         ["register", "foreign", "--port", "7001", "--meta", "edge-auth=public"],

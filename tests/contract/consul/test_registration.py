@@ -178,7 +178,7 @@ def test_keeper_outlives_what_it_does_not_expect(server: ConsulServer, api: Cons
 
 def test_bad_registration_is_refused_before_it_is_sent(api: ConsulApi) -> None:
     with pytest.raises(ContractError):
-        Keeper(api, Registration("Not_A_Name", "127.0.0.1", 7100, "x")).start()
+        Keeper(api, Registration("not a name", "127.0.0.1", 7100, "x")).start()
 
 
 def test_environment_does_not_override_the_address(

@@ -31,7 +31,7 @@ BASE = "/api/things"
 class Verifier:
     """In the place of the kit's: which token is whose is not what is tested here."""
 
-    def verify(self, token: str) -> Identity:
+    def verify(self, token: str, within_s: float) -> Identity:
         return TOKENS[token.removesuffix(".x.x")]
 
 
