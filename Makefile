@@ -7,10 +7,10 @@ one_word = '$(subst ','\'',$(value $(1)))'
 OF_SERVICE = $(if $(value SERVICE),--service $(call one_word,SERVICE))
 NUMBER = $(if $(value N),--number $(call one_word,N))
 
-.PHONY: help up down status logs kill stop start scale seed plan token run test test-compose bench lint lock clean
+.PHONY: help up down status logs kill stop start scale seed plan token run test test-long test-compose bench lint lock clean
 
 help:
-	@echo "make up | down | status | seed | plan | test | test-compose | bench | lint"
+	@echo "make up | down | status | seed | plan | test | test-long | test-compose | bench | lint"
 	@echo "make test [BACKENDS=full]        full: the services' own tests on PostgreSQL as well"
 	@echo "make lock [UPGRADE=1]            make the lock files anew from requirements*.in"
 	@echo "make clean                       take away state and virtual environment; packages stay"
@@ -38,5 +38,5 @@ run:
 	$(LAUNCH) run $(call one_word,FILE) $(OF_SERVICE)
 
 # ARGS go to pytest: make test ARGS="tests/unit -q". BACKENDS comes to the tests by the environment.
-test test-compose bench:
+test test-long test-compose bench:
 	$(LAUNCH) $@ $(ARGS)

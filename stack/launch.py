@@ -20,8 +20,18 @@ from stack import account, engine, install, ports, processes
 
 REPO = Path(__file__).resolve().parents[1]
 
-LEVELS = {"up": "run", "test": "test", "test-compose": "compose", "lint": "test", "bench": "bench"}
+LEVELS = {
+    "up": "run",
+    "test": "test",
+    "test-long": "test",
+    "test-compose": "compose",
+    "lint": "test",
+    "bench": "bench",
+}
 """Commands that install, and what. Every other needs only the virtual environment that is there."""
+
+TESTS = {"test": "not long", "test-long": "long"}
+"""Command → which tests it runs where none are named."""
 
 BACKENDS = ("default", "full")
 """What `make test` takes as BACKENDS: the services' own tests on SQLite, or on PostgreSQL as well."""
@@ -52,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 def launch(command: str, arguments: list[str]) -> int:
     """Returns only where the virtual environment is missing or linters ran; else this process becomes the command."""
-    if command == "test":
+    if command in TESTS:
         check_backends(os.environ)
     os.umask(0o022)
     home, who = _home_and_account(dict(os.environ), tell=command in LEVELS)
@@ -87,10 +97,10 @@ def launch(command: str, arguments: list[str]) -> int:
         (var / "home").mkdir(exist_ok=True)
     if command == "lint":
         return _lint(python, environment)
-    if command == "test":
+    if command in TESTS:
         # Most tests wait for servers more than they compute.
-        workers = [] if arguments else ["-n", "3", "--dist", "loadscope"]
-        words = ["-m", "pytest", "-p", "no:cacheprovider", *workers, *arguments]
+        whole = ["-n", "3", "--dist", "loadscope", "-m", TESTS[command]]
+        words = ["-m", "pytest", "-p", "no:cacheprovider", *(arguments or whole)]
     elif command == "bench":
         words = ["-m", "bench", *arguments]
     else:
