@@ -12,6 +12,7 @@ NUMBER = $(if $(value N),--number $(call one_word,N))
 help:
 	@echo "make up | down | status | seed | plan | test | test-long | test-compose | bench | lint"
 	@echo "make test [BACKENDS=full]        full: the services' own tests on PostgreSQL as well"
+	@echo "make test-long                   the tests that take a minute or more each"
 	@echo "make lock [UPGRADE=1]            make the lock files anew from requirements*.in"
 	@echo "make clean                       take away state and virtual environment; packages stay"
 	@echo "make logs [SERVICE=users] [LINES=40] [FOLLOW=1]"

@@ -120,7 +120,7 @@ def _test_containers(
     python: str, arguments: list[str], who: account.Account, environment: dict[str, str], home: Path
 ) -> int:
     """The tests on containers, as an ordinary user where the Docker engine is our own. Returns their exit status."""
-    chosen = arguments or ["-m", "needs_stack", "tests/containers", "tests/resilience"]
+    chosen = arguments or ["-m", "needs_stack and not long", "tests/containers", "tests/resilience"]
     argv = [python, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
     environment |= {"FLEET": "containers", "PYTHONDONTWRITEBYTECODE": "1"}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an engine must not be left behind

@@ -253,6 +253,7 @@ def test_empty_consul_gets_the_same_tokens_back(tmp_path: Path) -> None:
         assert one.register("users", "users") == 200
 
 
+@pytest.mark.long
 def test_three_servers_elect_and_outlive_one_and_a_client_joins(tmp_path: Path) -> None:
     vault = Vault(tmp_path / "secrets")
     serf = free_ports(4)

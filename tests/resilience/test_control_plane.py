@@ -88,6 +88,7 @@ def test_controller_killed_in_mid_change_converges_when_it_is_back(fleet: Fleet,
     assert_nothing_lost(fleet, load.report())
 
 
+@pytest.mark.long
 def test_consul_killed_for_a_minute_costs_no_request_and_is_followed_again(
     fleet: Fleet, account: Account
 ) -> None:

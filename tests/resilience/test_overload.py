@@ -68,6 +68,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 # -- the storm
 
 
+@pytest.mark.long
 def test_retry_storm_is_over_when_its_cause_is(rig: Rig) -> None:
     """Twice the load that the upstream can carry, 8 s in which it hangs, and users who ask three times as soon as they are refused.
 
