@@ -21,7 +21,8 @@ def store() -> Iterator[Redis]:
 
 
 def sessions(store: Redis, *keys: bytes) -> Sessions:
-    return Sessions(store, 60, MultiFernet([Fernet(key) for key in keys]))
+    # Longer than a run of all tests, at whose begin `AT` is read.
+    return Sessions(store, 86_400, MultiFernet([Fernet(key) for key in keys]))
 
 
 def name(token: str) -> str:
