@@ -372,7 +372,7 @@ def test_failed_start_leaves_nothing(stack: Stack) -> None:
             StackSettings.isolated(Path(folder)), service_env={"users": {"DATABASE_URL": "nonsense://"}}
         )
         with pytest.raises(StackError, match="users-1"):
-            broken.up(within_s=15)
+            broken.up(within_s=15 * time_scale())
         assert processes.of_stack(broken.settings.var) == []
 
 

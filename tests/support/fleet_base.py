@@ -116,7 +116,8 @@ class FleetBase(ABC):
         return [
             EdgeServer(
                 backend=row["pxname"],
-                name=row["svname"],
+                # An instance that came back at another address stands as "id:hash" beside its former server.
+                name=row["svname"].partition(":")[0],
                 status=row["status"],
                 weight=int(row["weight"] or 0),
                 errors=sum(int(row[key] or 0) for key in ("econ", "eresp", "wretr", "wredis")),
