@@ -8,8 +8,8 @@ from flask import Flask, jsonify
 from gunicorn.arbiter import Arbiter
 
 from services.kit import Kit, ServiceSettings, create_service, run
-from services.kit.api import ServiceApp
-from services.kit.server import Server, listen
+from services.kit.server.run import Server, listen
+from services.kit.web.api import ServiceApp
 
 PATH = "/api/bench/1"
 BODY = {"data": {"id": 1, "text": "x" * 170}}  # about 200 bytes as JSON

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bench.programs import MEASURED_CORE, pinned, program
 from discovery.model import Auth, Route
-from haproxy.controller.model import Backend, EdgeState, Server, VerifyKey
-from haproxy.controller.render import prepare_files, render
+from haproxy.controller.config.model import Backend, EdgeState, Server, VerifyKey
+from haproxy.controller.config.template import prepare_files, render
 from haproxy.controller.settings import EdgeSettings
 from tests.support.servers import free_ports
 

@@ -13,7 +13,7 @@ import requests
 from flask import Flask, jsonify
 
 from services.kit import create_service, run
-from services.kit.api import ServiceApp
+from services.kit.web.api import ServiceApp
 
 # -- the gateway: shared/seeds, second document, word for word but for where the services are
 

@@ -29,7 +29,7 @@ UPSTREAM_WAIT_S = 0.02
 CONNECTIONS = 32
 LOADS = ("json", "wait", "mixed")
 HASHING = 2
-KIT = "services.kit.workers.ThreadWorker"
+KIT = "services.kit.server.worker.ThreadWorker"
 
 
 @dataclass(frozen=True)

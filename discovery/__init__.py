@@ -1,10 +1,14 @@
 """Discovery: register instances in Consul, follow the catalog, and call services through it."""
 
-from discovery.breaker import Breaker, BreakerSettings, BreakerSnapshot, Transition, Who
-from discovery.client import ServiceClient
-from discovery.client_settings import ClientSettings
+from discovery.balancing.ejection import OutlierSettings
+from discovery.calls.client import ServiceClient
+from discovery.calls.observer import Observer
+from discovery.calls.settings import ClientSettings
 from discovery.clock import SYSTEM_CLOCK, Clock, SystemClock
-from discovery.consul_api import ConsulApi
+from discovery.consul.api import ConsulApi
+from discovery.consul.catalog import View
+from discovery.consul.registration import Keeper
+from discovery.consul.static import Reading, StaticView
 from discovery.errors import (
     AnswerTooLarge,
     BreakerOpen,
@@ -20,15 +24,11 @@ from discovery.errors import (
     ResponseLost,
     ResponseTimeout,
 )
-from discovery.http_headers import Headers
+from discovery.http.headers import Headers
+from discovery.http.transport import Response
 from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
-from discovery.observer import Observer
-from discovery.outlier import OutlierSettings
-from discovery.registration import Keeper
-from discovery.retry import RetrySettings
-from discovery.static_view import Reading, StaticView
-from discovery.transport import Response
-from discovery.view import View
+from discovery.resilience.breaker import Breaker, BreakerSettings, BreakerSnapshot, Transition, Who
+from discovery.resilience.retry import RetrySettings
 
 __all__ = [
     "SYSTEM_CLOCK",

@@ -18,15 +18,15 @@ from typing import Annotated, Any, NoReturn
 import structlog
 import typer
 
-from discovery.balancer import usable, weight_of
+from discovery.balancing.balancer import usable, weight_of
 from discovery.bell import Bell
-from discovery.consul_api import ConsulApi
+from discovery.consul.api import ConsulApi
+from discovery.consul.catalog import View
+from discovery.consul.lifecycle import Lifecycle
+from discovery.consul.registration import Keeper
 from discovery.contract import KEYS, check_name, parse_route
 from discovery.errors import ConsulError, ContractError
-from discovery.lifecycle import Lifecycle
 from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
-from discovery.registration import Keeper
-from discovery.view import View
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -11,30 +11,30 @@ from redis import Redis
 import discovery
 from discovery.contract import Policy
 from discovery.model import Domain
-from gateway import breakers
-from gateway.breaker_line import TIMEOUT_S as LINE_TIMEOUT_S
-from gateway.breaker_line import Line
+from gateway.breakers import admin
+from gateway.breakers.sync import Sharing
 from gateway.cache import AnswerCache
-from gateway.cache import views as cache_views
+from gateway.cache import admin as cache_views
 from gateway.calls import Calls
 from gateway.compose import Compositions, Declaration, DeclarationError
-from gateway.compose.declaration import FOLDER, load
-from gateway.departures import Departures
+from gateway.compose.config import FOLDER, load
+from gateway.disconnects import Departures
 from gateway.fallbacks import Fallbacks
-from gateway.forward import Forward
-from gateway.incoming import Reader
-from gateway.limits import Limits
+from gateway.handler import Pipeline
+from gateway.limits.loadshed import Shed
+from gateway.limits.places import Places
+from gateway.limits.ratelimit import Limits
 from gateway.metrics import BreakerMetrics, CacheMetrics, GatewayMetrics, LimitMetrics, ShedMetrics
-from gateway.pipeline import Pipeline
-from gateway.places import Places
 from gateway.problems import Problems
+from gateway.proxy import Forward
+from gateway.redis_link import TIMEOUT_S as LINE_TIMEOUT_S
+from gateway.redis_link import Line
+from gateway.request import Reader
 from gateway.routes import Exposed, Routes
 from gateway.settings import GatewaySettings
-from gateway.sharing import Sharing
-from gateway.shed import Shed
 from services.kit import ServiceApp, create_service
 from services.kit.app import put_in_front
-from services.kit.kit import Kit
+from services.kit.container import Kit
 from services.kit.redis_client import connect
 from services.kit.settings import secret
 
@@ -87,7 +87,7 @@ class Parts:
         kit.on_start(self._start)
         self._app = app
         self._sharing: Sharing | None = None
-        breakers.install(app, lambda: self._sharing)
+        admin.install(app, lambda: self._sharing)
         self._cache: AnswerCache | None = None
         cache_views.install(app, own, lambda: self._cache)
 
@@ -146,7 +146,7 @@ class Parts:
     def _client(self, view: Exposed) -> discovery.ServiceClient:
         """The client of all calls, its breakers shared with the group's."""
         settings, metrics = self.settings, BreakerMetrics(self.kit.metrics.registry)
-        observer = breakers.BreakerObserver(self.kit.metrics, metrics)
+        observer = admin.BreakerObserver(self.kit.metrics, metrics)
         client = discovery.ServiceClient(
             view,
             settings=discovery.ClientSettings(
@@ -161,7 +161,7 @@ class Parts:
         self,
         client: discovery.ServiceClient,
         view: Exposed,
-        observer: breakers.BreakerObserver,
+        observer: admin.BreakerObserver,
         metrics: BreakerMetrics,
     ) -> Sharing:
         """The breakers' own way to the losable Redis: its subscription keeps a connection, and nobody waits for its answers."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import discovery
-from discovery.call import Relay
-from discovery.client import FAILED_STATUSES
+from discovery.balancing.ejection import Identity
+from discovery.calls.call import Relay
+from discovery.calls.client import FAILED_STATUSES
 from discovery.model import Domain
-from discovery.outlier import Identity
 from gateway.errors import Overloaded
+from gateway.limits.loadshed import Shed, Ticket
 from gateway.model import Incoming
-from gateway.shed import Shed, Ticket
 
 
 class Calls:

@@ -19,15 +19,15 @@ import structlog
 from gevent.pool import Pool
 from pydantic_core import to_json
 
-from discovery.balancer import usable
+from discovery.balancing.balancer import usable
 from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.consul.static import Reading
 from discovery.contract import parse_route
 from discovery.errors import ContractError
 from discovery.model import Instance, Route
-from discovery.static_view import Reading
 from gateway.errors import Refused
 from gateway.model import Answer, Incoming
-from services.kit.context import current
+from services.kit.web.context import current
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from socket import socket
 from typing import Self
 
 from discovery.model import Domain, Route
-from services.kit.auth import Identity
+from services.kit.auth.verifier import Identity
 
 Headers = list[tuple[str, str]]
 

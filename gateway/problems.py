@@ -20,7 +20,7 @@ from discovery.errors import (
     NotSent,
     ResponseTimeout,
 )
-from discovery.http_body import BodyFailed
+from discovery.http.body import BodyFailed
 from gateway.errors import GatewayError, LimitExceeded, Overloaded, PartFailed, Refused, RouteUnknown
 from gateway.model import Answer, Headers, Incoming
 

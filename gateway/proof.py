@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.errors import Refused
 from gateway.model import Incoming
-from services.kit.auth import Identity
+from services.kit.auth.verifier import Identity
 
 
 def proven(incoming: Incoming, service: str = "") -> Identity:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
-from discovery.admission import GATEWAY, Admissions, Admitted
+from discovery.admission.rules import GATEWAY, Admissions, Admitted
 from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.consul.static import Reading
 from discovery.contract import Policy, check_name
 from discovery.errors import ContractError
 from discovery.model import Domain, Instance, Route, Snapshot
-from discovery.static_view import Reading
 
 # Routes of services that are gone are kept for their fallbacks; the oldest go first.
 MAX_REMEMBERED = 4096

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from discovery.breaker import BreakerSettings
 from discovery.contract import Policy, check_port, parse_networks
 from discovery.errors import ContractError
 from discovery.model import Domain
-from gateway.concurrency import ConcurrencySettings
-from gateway.limits import LimitSettings, policies
-from gateway.shed import ShedSettings
+from discovery.resilience.breaker import BreakerSettings
+from gateway.limits.concurrency import ConcurrencySettings
+from gateway.limits.loadshed import ShedSettings
+from gateway.limits.ratelimit import LimitSettings, policies
 from services.kit.settings import ServiceSettings
 
 

@@ -14,21 +14,21 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError, NotSent
 from gateway.cache.circuit import Away, Circuit
 from gateway.cache.engine import Engine, Load, Want
-from gateway.cache.freshness import Verdict, part_verdict, verdict, wish
-from gateway.cache.keys import GUESS, Names, Spec, audience, base_of, base_of_part
-from gateway.cache.lastgood import LastGood
+from gateway.cache.key import GUESS, Names, Spec, audience, base_of, base_of_part
+from gateway.cache.last_good import LastGood
 from gateway.cache.leases import LOAD_S, Leases
 from gateway.cache.link import Link
 from gateway.cache.memory import MAX_BYTES, Memory
 from gateway.cache.passing import Passing
 from gateway.cache.policy import Part, PartPolicy, part_of
+from gateway.cache.rules import Verdict, part_verdict, verdict, wish
 from gateway.cache.store import Store
 from gateway.errors import Refused
 from gateway.metrics import CacheMetrics
 from gateway.model import Answer, Incoming
 from gateway.proof import proven
-from services.kit.answers import Change, plain_path
-from services.kit.auth import Identity
+from services.kit.auth.verifier import Identity
+from services.kit.stale.stored_form import Change, plain_path
 
 log = structlog.get_logger(__name__)
 

@@ -18,15 +18,15 @@ import structlog
 
 from discovery.clock import Clock
 from gateway.cache.circuit import Away
+from gateway.cache.coalesce import Flight, Flights, again
 from gateway.cache.entry import Entry, unpack
-from gateway.cache.flights import Flight, Flights, again
-from gateway.cache.freshness import NO_WISH, Verdict, Wish
 from gateway.cache.giving import give, passed_on
-from gateway.cache.keys import Base, Spec, Variant, variant_of
+from gateway.cache.key import Base, Spec, Variant, variant_of
 from gateway.cache.leases import LOAD_S
 from gateway.cache.link import Link
 from gateway.cache.loading import Loader, Loading
 from gateway.cache.memory import Held, Memory
+from gateway.cache.rules import NO_WISH, Verdict, Wish
 from gateway.cache.store import Fetched, Store, token
 from gateway.errors import Refused
 from gateway.model import Answer

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.cache.freshness import Lifetime
+from gateway.cache.rules import Lifetime
 from gateway.model import Headers
-from services.kit.answers import headers_of, seal, unseal
+from services.kit.stale.stored_form import headers_of, seal, unseal
 
 # A clock may be this much ahead of another's.
 MAX_SKEW_S = 5.0

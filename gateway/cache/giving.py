@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from gateway.cache.entry import Entry
 from gateway.cache.policy import State
 from gateway.model import Answer, Headers
-from services.kit.etag import names_tag
+from services.kit.web.etag import names_tag
 
 CHUNK_HEADERS = frozenset({"content-length", "content-type", "content-encoding", "content-language"})
 

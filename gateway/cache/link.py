@@ -17,8 +17,14 @@ from discovery.clock import Clock
 from gateway.cache.circuit import Away, Circuit
 from gateway.cache.leases import Leases
 from gateway.cache.memory import Memory
-from services.kit.answers import CHANGED_PATTERN, Change, changed_channel, read_change, service_of_channel
-from services.kit.snapshot_queue import note_changes
+from services.kit.stale.stored_form import (
+    CHANGED_PATTERN,
+    Change,
+    changed_channel,
+    read_change,
+    service_of_channel,
+)
+from services.kit.stale.writer import note_changes
 
 log = structlog.get_logger(__name__)
 

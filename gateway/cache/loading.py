@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from discovery.client import FAILED_STATUSES
+from discovery.calls.client import FAILED_STATUSES
 from discovery.clock import Clock
 from discovery.errors import CallError
+from gateway.cache.coalesce import Flight
 from gateway.cache.entry import Entry, pack
-from gateway.cache.flights import Flight
-from gateway.cache.freshness import Lifetime, Verdict, initial_age_s, refreshed, stored_headers
 from gateway.cache.giving import Beside, give, passed_on, read_whole
-from gateway.cache.keys import Spec, Variant
+from gateway.cache.key import Spec, Variant
 from gateway.cache.memory import Held, Memory
+from gateway.cache.rules import Lifetime, Verdict, initial_age_s, refreshed, stored_headers
 from gateway.cache.store import Store
 from gateway.errors import Overloaded
 from gateway.model import Answer

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.cache.entry import Entry
-from gateway.cache.keys import Base, Spec, Variant
-from services.kit.answers import Change, plain_path, prefixes, short_prefix
+from gateway.cache.key import Base, Spec, Variant
+from services.kit.stale.stored_form import Change, plain_path, prefixes, short_prefix
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_SPECS = 8192

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-from gateway.cache.keys import Base
+from gateway.cache.key import Base
 
 # After it one request looks again.
 PASS_S = 5.0

@@ -1,7 +1,7 @@
 """The shared layer: answers in Redis, the leases of those who load them, and the changes that end them.
 
 Every answer carries the version of its path: an epoch, and the words of the buckets that its path and its prefixes fall into
-(`services.kit.answers`). A change sets a new word, so that what was loaded before it, or is being loaded by another
+(`services.kit.stale.stored_form`). A change sets a new word, so that what was loaded before it, or is being loaded by another
 instance, is valid no more, whatever its key: nothing has to be found and deleted. A lost hash of versions has a new epoch.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 from redis import Redis
 
 from gateway.cache.circuit import Away, Circuit, refuses
-from gateway.cache.keys import Names, Spec, Variant, read_spec
+from gateway.cache.key import Names, Spec, Variant, read_spec
 from gateway.cache.leases import LEASE_MS, Leases
-from services.kit import answers
-from services.kit.answers import Change, SnapshotName
-from services.kit.snapshot_queue import forget, note_changes
+from services.kit.stale import stored_form
+from services.kit.stale.stored_form import Change, SnapshotName
+from services.kit.stale.writer import forget, note_changes
 
 # The kit keeps bodies of up to 256 KiB; the rest is for the head.
 MAX_SNAPSHOT_BYTES = 512 * 1024
@@ -106,8 +106,8 @@ class Store:
         """What is stored of a variant (`text` is its text), in one round trip; with `lease`, also the lease where nothing is."""
         base = variant.base
         key = self._names.lease(text)
-        keys = [answers.versions_key(base.service), self._names.spec(base), self._names.entry(text), key]
-        words = answers.buckets(answers.plain_path(base.path))
+        keys = [stored_form.versions_key(base.service), self._names.spec(base), self._names.entry(text), key]
+        words = stored_form.buckets(stored_form.plain_path(base.path))
         arguments: list[str | bytes | int] = [token, LEASE_MS if lease else 0, spec.text(), *words]
         found: Any = self._asked(
             key, token if lease else "", lambda r: self._fetch(keys, arguments, client=r)
@@ -171,7 +171,7 @@ class Store:
 
     def forget_snapshots(self, service: str, path: str) -> None:
         """Delete the last good answers of a plain path that are for everybody, and keep out those on their way."""
-        key = answers.public_key(service, path)
+        key = stored_form.public_key(service, path)
         self._circuit.run(lambda r: forget(r, key))
 
     def snapshots(
@@ -179,16 +179,16 @@ class Store:
     ) -> tuple[list[bytes | None], float]:
         """The sealed last good answers of a plain path under these names (None also for one that is too long to be one), and
         when the path was last removed, in Unix time; 0 for never."""
-        keys = [*(name.key for name in names), answers.versions_key(service)]
+        keys = [*(name.key for name in names), stored_form.versions_key(service)]
         arguments: list[str | bytes | int] = [
             MAX_SNAPSHOT_BYTES,
-            answers.TIME_CHARS + 1,
+            stored_form.TIME_CHARS + 1,
             *(name.slot for name in names),
-            *answers.removals(path),
+            *stored_form.removals(path),
         ]
         found: Any = self._circuit.run(lambda r: self._snapshots(keys, arguments, client=r))
         told = [each if isinstance(each, bytes) else None for each in found]
-        return told[: len(names)], max(map(answers.said_at, told[len(names) :]), default=0.0)
+        return told[: len(names)], max(map(stored_form.said_at, told[len(names) :]), default=0.0)
 
 
 def token() -> str:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.static_view import Reading
+from discovery.consul.static import Reading
 from gateway.cache import AnswerCache
-from gateway.compose.composition import Composition
-from gateway.compose.declaration import Declaration, DeclarationError
-from gateway.compose.fetch import Fetcher, Sending
+from gateway.compose.compose import Composition
+from gateway.compose.config import Declaration, DeclarationError
+from gateway.compose.part import Fetcher, Sending
 from gateway.compose.wholes import Wholes
 from gateway.health import FleetHealth
 from gateway.metrics import GatewayMetrics

@@ -15,8 +15,8 @@ from rich.console import Console
 from discovery.errors import DiscoveryError
 from haproxy.controller import app as controller
 from haproxy.controller.errors import EdgeError
+from haproxy.controller.loop.plan_command import look, show
 from haproxy.controller.settings import EdgeSettings
-from haproxy.controller.show import look, show
 
 cli = typer.Typer(
     add_completion=False, no_args_is_help=True, help="The edge controller: HAProxy in step with Consul."

@@ -12,26 +12,26 @@ from pathlib import Path
 
 import structlog
 
-from discovery.consul_api import ConsulApi
+from discovery.consul.api import ConsulApi
+from discovery.consul.catalog import View
 from discovery.model import Change, Snapshot
-from discovery.view import View
-from haproxy.controller.agreement import Agreement
-from haproxy.controller.desired import Desire
+from haproxy.controller.config.model import EdgeState, Server
+from haproxy.controller.consul.agreement import Agreement
+from haproxy.controller.consul.pins import PinWatch
+from haproxy.controller.consul.verdicts import VerdictWriter
 from haproxy.controller.errors import ConfigRefused, EdgeError
-from haproxy.controller.keys import SERVICE as AUTH
-from haproxy.controller.keys import KeyPoll, stored_keys
+from haproxy.controller.loop.reload import Reloader, check_config
+from haproxy.controller.loop.steady import PAUSE_S, Health, survives
+from haproxy.controller.loop.sync import Sync
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.model import EdgeState, Server
-from haproxy.controller.owners import OwnerBook
-from haproxy.controller.policy import PinWatch
-from haproxy.controller.reaper import Reaper
-from haproxy.controller.reload import Reloader, check_config
-from haproxy.controller.revoked import RevocationPoll
-from haproxy.controller.runtime import Master, Runtime
+from haproxy.controller.runtime.reaper import Reaper
+from haproxy.controller.runtime.socket import Master, Runtime
 from haproxy.controller.settings import EdgeSettings
-from haproxy.controller.steady import PAUSE_S, Health, survives
-from haproxy.controller.sync import Sync
-from haproxy.controller.verdicts import VerdictWriter
+from haproxy.controller.wanted.election import Desire
+from haproxy.controller.wanted.jwks import SERVICE as AUTH
+from haproxy.controller.wanted.jwks import KeyPoll, stored_keys
+from haproxy.controller.wanted.ownership import OwnerBook
+from haproxy.controller.wanted.revocations import RevocationPoll
 
 log = structlog.get_logger(__name__)
 

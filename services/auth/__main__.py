@@ -14,7 +14,7 @@ from services.auth.app import create_app
 from services.auth.keyring import KekError
 from services.auth.service import Auth
 from services.kit import ServiceApp, run
-from services.kit.migrate import MigrationError
+from services.kit.db.migrate import MigrationError
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -19,10 +19,10 @@ from services.auth.settings import AuthSettings
 from services.auth.store import AccountGone
 from services.auth.tokens import Minter, OwnToken
 from services.kit import Kit, Problem, ServiceApp, create_service
-from services.kit.auth import TokenVerifier
-from services.kit.errors import render
-from services.kit.jwks import KeySet
-from services.kit.revocations import Revocations
+from services.kit.auth.jwks import KeySet
+from services.kit.auth.revocations import Revocations
+from services.kit.auth.verifier import TokenVerifier
+from services.kit.web.problems import render
 
 
 def create_app(settings: AuthSettings | None = None) -> ServiceApp:

@@ -13,8 +13,8 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from services.auth.models import Revocation
-from services.kit.db import Database
-from services.kit.upsert import insert_new
+from services.kit.db.session import Database
+from services.kit.db.upsert import insert_new
 
 
 def revoke(session: Session, subject: str, now: float, longest_s: float) -> None:

@@ -22,7 +22,7 @@ from services.auth.settings import AuthSettings
 from services.auth.store import Claim, Identity
 from services.auth.tokens import Access, Minter
 from services.kit import Kit, Problem
-from services.kit.revocations import Revocations
+from services.kit.auth.revocations import Revocations
 
 log = structlog.get_logger(__name__)
 

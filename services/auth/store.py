@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from services.auth.domain import email_key, narrow
 from services.auth.lockout import SOURCE, Standing, Tally, attempted, succeeded, wait_s
 from services.auth.models import Account, TallyRow
-from services.kit.upsert import insert_new
+from services.kit.db.upsert import insert_new
 
 # Longest window of any rule: an older tally counts for nothing.
 TALLY_KEPT_S = 86400.0

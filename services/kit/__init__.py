@@ -14,15 +14,15 @@ if __name__ == "__main__":
 
 from services.kit import early  # isort: skip  # noqa: F401
 
-from services.kit.api import ServiceApp, ServiceBlueprint
 from services.kit.app import create_service
-from services.kit.auth import require_scope
-from services.kit.context import Caller, current, kit
-from services.kit.errors import Problem
-from services.kit.kit import Kit
-from services.kit.server import run
+from services.kit.auth.verifier import require_scope
+from services.kit.container import Kit
+from services.kit.server.run import run
 from services.kit.settings import ServiceSettings
-from services.kit.snapshot import snapshot
+from services.kit.stale.decorator import snapshot
+from services.kit.web.api import ServiceApp, ServiceBlueprint
+from services.kit.web.context import Caller, current, kit
+from services.kit.web.problems import Problem
 
 __all__ = [
     "Caller",

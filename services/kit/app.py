@@ -12,14 +12,16 @@ from sqlalchemy import MetaData
 
 from discovery import contract
 from discovery.model import Auth, Balance, Domain, Lane, Route
-from services.kit import auth as auth_module
-from services.kit import cors, errors, logs, metrics, snapshot
-from services.kit.api import ServiceApp
-from services.kit.context import current
-from services.kit.forwarded import Forwarded
-from services.kit.kit import Kit
-from services.kit.observe import REFUSED, Front, Observer
+from services.kit.auth import verifier as auth_module
+from services.kit.container import Kit
 from services.kit.settings import ServiceSettings
+from services.kit.stale import decorator
+from services.kit.telemetry import logs, metrics
+from services.kit.web import cors, problems
+from services.kit.web.api import ServiceApp
+from services.kit.web.context import current
+from services.kit.web.forwarded import Forwarded
+from services.kit.web.middleware import REFUSED, Front, Observer
 
 
 def create_service(
@@ -71,11 +73,11 @@ def create_service(
     app.config.update(MAX_BODY_BYTES=settings.max_body_bytes)
     kit = Kit(name, settings, route=route, metadata=models_metadata, migrations=migrations)
     app.extensions["kit"] = kit
-    errors.install(app, name)
+    problems.install(app, name)
     _install_own_routes(app, kit)
     app.before_request(_before)
     cors.install(app, settings)
-    snapshot.install(app, kit)
+    decorator.install(app, kit)
     # A gateway's own way of answering stands before this: it passes the headers on as they came.
     inside = Forwarded(app.wsgi_app, settings.trusted_proxies)
     app.wsgi_app = Observer(inside, app, kit)  # type: ignore[method-assign]
@@ -104,7 +106,7 @@ def _before() -> None:
     refused = request.environ.get(REFUSED)
     if refused is not None:
         headers = {"Retry-After": "1"} if refused == 503 else {}
-        raise errors.Problem(refused, detail=_REFUSALS[refused], headers=headers)
+        raise problems.Problem(refused, detail=_REFUSALS[refused], headers=headers)
 
 
 def _install_own_routes(app: ServiceApp, kit: Kit) -> None:

@@ -21,7 +21,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from services.kit.addresses import check_advertised, check_networks
+from services.kit.server.addresses import check_advertised, check_networks
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.ASCII)
 

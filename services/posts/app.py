@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 
 from services.kit import Problem, create_service, current, kit, require_scope, snapshot
-from services.kit.conditional import conditional, require_match
-from services.kit.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
-from services.kit.shapes import NOTHING, read
+from services.kit.web.conditional import conditional, require_match
+from services.kit.web.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
+from services.kit.web.schemas import NOTHING, read
 from services.posts import idempotency, store
 from services.posts.answers import CommentAnswer, CommentsAnswer, PostAnswer, PostsAnswer, Tags
 from services.posts.delivery import CountDelivery, Flusher

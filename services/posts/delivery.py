@@ -12,7 +12,7 @@ import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError
-from services.kit.db import Database
+from services.kit.db.session import Database
 from services.posts import idempotency, outbox
 from services.posts.domain import AuthorCount, retry_delay_s
 

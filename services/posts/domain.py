@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
-from services.kit.paging import Page
 from services.kit.text import iso, one_line, prose
+from services.kit.web.paging import Page
 
 MAX_TITLE = 200
 MAX_CONTENT = 20_000

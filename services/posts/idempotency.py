@@ -12,7 +12,7 @@ from collections.abc import Callable
 from sqlalchemy import BigInteger, String, Text, delete, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from services.kit.upsert import insert_new
+from services.kit.db.upsert import insert_new
 from services.posts.domain import Answer
 from services.posts.tables import Base
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import BigInteger, ForeignKey, Integer, String, Text, delete, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
-from services.kit.fulltext import matches
+from services.kit.db.fulltext import matches
 from services.posts.domain import Comment, NewPost, Post, PostChange
 from services.posts.outbox import owe_count
 from services.posts.tables import NUMBER, Base

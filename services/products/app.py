@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 
 from services.kit import Problem, create_service, kit, require_scope, snapshot
-from services.kit.conditional import conditional, require_match
-from services.kit.paging import BadCursor, page_json
-from services.kit.shapes import NOTHING, read
+from services.kit.web.conditional import conditional, require_match
+from services.kit.web.paging import BadCursor, page_json
+from services.kit.web.schemas import NOTHING, read
 from services.products import store
 from services.products.answers import ProductAnswer, ProductsAnswer
 from services.products.domain import MAX_AGE_S, NewProduct, Product, ProductChange, ProductQuery

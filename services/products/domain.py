@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
-from services.kit.paging import Key, Page, decode_cursor, encode_cursor, scope_of
 from services.kit.text import iso, one_line, prose
+from services.kit.web.paging import Key, Page, decode_cursor, encode_cursor, scope_of
 from services.products.currencies import CURRENCIES
 
 # A hundred million units of a currency with four decimals still fits; the database column holds 64 bits.

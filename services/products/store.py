@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from services.kit.fulltext import matches
+from services.kit.db.fulltext import matches
 from services.products.domain import NewProduct, Product, ProductChange, ProductQuery
 
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")

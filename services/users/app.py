@@ -14,10 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.exc import IntegrityError
 
 from services.kit import Problem, create_service, current, kit, require_scope, snapshot
-from services.kit.etag import names_tag
 from services.kit.names import check_name
-from services.kit.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
-from services.kit.shapes import NOTHING, read
+from services.kit.web.etag import names_tag
+from services.kit.web.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
+from services.kit.web.schemas import NOTHING, read
 from services.users import store
 from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
 from services.users.domain import (

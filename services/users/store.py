@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from services.kit.upsert import insert_new
+from services.kit.db.upsert import insert_new
 from services.users.domain import REMOVAL_FIRST_S, User, removal_wait_s, usernames
 from services.users.models import Removal, UserRow
 

@@ -13,10 +13,10 @@ from multiprocessing.connection import Connection
 import pytest
 from redis import Redis
 
-from gateway.counts import PREFIX
 from gateway.errors import LimitExceeded
-from gateway.limits import Limits, LimitSettings, policies
-from services.kit.auth import Identity
+from gateway.limits.counts import PREFIX
+from gateway.limits.ratelimit import Limits, LimitSettings, policies
+from services.kit.auth.verifier import Identity
 from services.kit.redis_client import connect
 from stack.redis_servers import rules
 from tests.support.eventually import eventually, time_scale

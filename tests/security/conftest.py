@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from haproxy.controller.model import Backend, EdgeState
+from haproxy.controller.config.model import Backend, EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.recorder import Upstream
 

@@ -22,9 +22,9 @@ from discovery.errors import ResponseLost
 from gateway.cache import PartPolicy
 from gateway.errors import Refused
 from gateway.model import Answer, Incoming
-from services.kit import answers
-from services.kit.auth import Identity
-from services.kit.snapshot_queue import Keep, SnapshotQueue
+from services.kit.auth.verifier import Identity
+from services.kit.stale import stored_form
+from services.kit.stale.writer import Keep, SnapshotQueue
 from tests.support import servers
 from tests.support.cache_rig import Instance, Origin, at_once, incoming, later
 from tests.support.eventually import eventually
@@ -211,7 +211,9 @@ class Stage:
         identity = IDENTITIES[ask.who]
         subject = identity.subject if identity is not None else None
         body = name_of(replace(ask, headers=())) if identity is not None else "all"
-        name = answers.snapshot_name("pears", answers.plain_path(prefix + ask.path), ask.query, subject)
+        name = stored_form.snapshot_name(
+            "pears", stored_form.plain_path(prefix + ask.path), ask.query, subject
+        )
         assert name is not None
         scopes = sorted(identity.scopes) if identity is not None else []
         now = self.instances[0].cache._clock.time()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from haproxy.controller.model import EdgeState
+from haproxy.controller.config.model import EdgeState
 from tests.security.test_tokens import PASSES, REFUSED, Door, Make
 from tests.security.tokens import Issuer
 from tests.support.edge import backend, edge

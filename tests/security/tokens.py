@@ -14,7 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from haproxy.controller.model import VerifyKey
+from haproxy.controller.config.model import VerifyKey
 
 
 def b64(data: bytes) -> str:

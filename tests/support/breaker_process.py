@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from discovery import BreakerOpen, BreakerSettings, ClientSettings, Instance, ServiceClient, StaticView
-from gateway.breaker_line import TIMEOUT_S, Line
-from gateway.breaker_news import orders_channel, trips_channel
-from gateway.breakers import BreakerObserver
+from gateway.breakers.admin import BreakerObserver
+from gateway.breakers.messages import orders_channel, trips_channel
+from gateway.breakers.sync import Sharing
 from gateway.metrics import BreakerMetrics
-from gateway.sharing import Sharing
-from services.kit.metrics import Metrics
+from gateway.redis_link import TIMEOUT_S, Line
 from services.kit.redis_client import connect
+from services.kit.telemetry.metrics import Metrics
 from tests.support.eventually import eventually
 from tests.support.servers import RedisServer
 

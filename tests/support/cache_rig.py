@@ -14,7 +14,7 @@ from redis import Redis
 from discovery.clock import SystemClock
 from gateway.cache import AnswerCache
 from gateway.model import Answer, Incoming
-from services.kit.auth import Identity
+from services.kit.auth.verifier import Identity
 from services.kit.redis_client import connect
 from tests.support.eventually import eventually
 

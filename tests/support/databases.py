@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import MetaData
 from sqlalchemy.engine import make_url
 
-from services.kit.db import Database
+from services.kit.db.session import Database
 from tests.support.postgres import PostgresServer
 
 KINDS = ("sqlite", "postgresql")

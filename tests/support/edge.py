@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from discovery.model import Route
-from haproxy.controller.model import Backend, EdgeState, Server
-from haproxy.controller.render import prepare_files, render
+from haproxy.controller.config.model import Backend, EdgeState, Server
+from haproxy.controller.config.template import prepare_files, render
 from haproxy.controller.settings import EdgeSettings
 from tests.support.servers import HAProxyServer, free_ports, haproxy
 from tests.support.wire import Reply, Wire

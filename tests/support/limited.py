@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.model import Incoming
-from services.kit.auth import Identity
+from services.kit.auth.verifier import Identity
 
 
 def request(

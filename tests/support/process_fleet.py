@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from haproxy.controller.errors import Unreachable
-from haproxy.controller.runtime import Master
+from haproxy.controller.runtime.socket import Master
 from stack.api import INFRASTRUCTURE, Stack
 from stack.consul_agent import ConsulAcl
 from stack.settings import REPO, StackSettings

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from haproxy.controller.runtime import Master
+from haproxy.controller.runtime.socket import Master
 from stack.ports import free_ports as free_ports
 from tests.support.eventually import eventually
 

@@ -84,7 +84,7 @@ def test_only_the_adapter_knows_the_consul_client() -> None:
             for name in imports(path.read_text(), module, is_package=path.name == "__init__.py")
         )
     ]
-    assert set(users) <= {"discovery/consul_api.py"}
+    assert set(users) <= {"discovery/consul/api.py"}
 
 
 def test_consul_folder_shadows_no_package() -> None:
@@ -95,10 +95,10 @@ def test_consul_folder_shadows_no_package() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
-        ("discovery.view", "from discovery.model import Snapshot", False),
-        ("discovery.view", "from . import model", False),
-        ("discovery.view", "import haproxy.controller", True),
-        ("discovery.view", "def f():\n    from services.kit import run", True),
+        ("discovery.consul.catalog", "from discovery.model import Snapshot", False),
+        ("discovery.consul.catalog", "from . import model", False),
+        ("discovery.consul.catalog", "import haproxy.controller", True),
+        ("discovery.consul.catalog", "def f():\n    from services.kit import run", True),
         ("services.users.app", "from services.kit import create_service", False),
         ("services.users.app", "from services.posts import store", True),
         ("services.users.app", "from services import posts", True),
@@ -106,8 +106,8 @@ def test_consul_folder_shadows_no_package() -> None:
         ("services.users.app", "from .store import users", False),
         ("services.kit.app", "from services.users import app", True),
         ("services.kit.app", "import haproxy", True),
-        ("haproxy.controller.plan", "from discovery.model import Route", False),
-        ("haproxy.controller.plan", "from gateway import app", True),
+        ("haproxy.controller.runtime.diff", "from discovery.model import Route", False),
+        ("haproxy.controller.runtime.diff", "from gateway import app", True),
         ("stack.cli", "import services.auth", False),
         ("stack.cli", "import tests.support.load", True),
         ("stack.cli", "import json, flask", False),

@@ -18,7 +18,7 @@ import pytest
 
 from discovery import ConsulApi, HttpCheck, Keeper, Registration, View
 from discovery.clock import SystemClock
-from discovery.consul_api import ServiceRead
+from discovery.consul.api import ServiceRead
 from discovery.errors import ConsulError, ConsulUnreachable
 from tests.support.eventually import eventually, time_scale
 from tests.support.faulty import Fault, FaultyProxy, Passing, faulty_proxy

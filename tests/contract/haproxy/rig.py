@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from haproxy.controller.runtime import Runtime
+from haproxy.controller.runtime.observed import ObservedServer
+from haproxy.controller.runtime.socket import Runtime
 from haproxy.controller.settings import EdgeSettings
-from haproxy.controller.state import ObservedServer
 from tests.support.eventually import eventually
 from tests.support.servers import ConsulServer, Process, accepts, consul, free_ports
 

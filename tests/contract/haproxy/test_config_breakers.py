@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from haproxy.controller.model import Backend, EdgeState
+from haproxy.controller.config.model import Backend, EdgeState
 from tests.security.tokens import Issuer
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually, time_scale

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from haproxy.controller.model import EdgeState
+from haproxy.controller.config.model import EdgeState
 from tests.security.tokens import Issuer
 from tests.support.edge import Edge, backend, edge
 from tests.support.recorder import Answer, Request, Upstream

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from haproxy.controller.model import EdgeState
+from haproxy.controller.config.model import EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan, Report

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from haproxy.controller.model import EdgeState
-from haproxy.controller.pages import pages
+from haproxy.controller.config.error_pages import pages
+from haproxy.controller.config.model import EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import time_scale
 from tests.support.recorder import Answer, Request, Upstream, refusing_port

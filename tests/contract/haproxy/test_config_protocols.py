@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from haproxy.controller.model import EdgeState
+from haproxy.controller.config.model import EdgeState
 from tests.contract.haproxy.test_config_streams import Talker, asked, chunk, say_back, until
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually

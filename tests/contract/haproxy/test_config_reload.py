@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from haproxy.controller.model import EdgeState
+from haproxy.controller.config.model import EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually
 from tests.support.load import Load, Plan

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from haproxy.controller import render as rendering
-from haproxy.controller.model import Backend, EdgeState, Server
+from haproxy.controller.config import template as rendering
+from haproxy.controller.config.model import Backend, EdgeState, Server
 from haproxy.controller.settings import EdgeSettings
 from tests.support.edge import Edge, backend, edge, valid
 from tests.support.eventually import eventually, time_scale

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from haproxy.controller.model import EdgeState
+from haproxy.controller.config.model import EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually, time_scale
 

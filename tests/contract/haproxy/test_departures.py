@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from haproxy.controller.model import EdgeState
+from haproxy.controller.config.model import EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually
 from tests.support.scripted import Handler, Upstream, upstream

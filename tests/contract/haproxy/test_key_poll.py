@@ -10,8 +10,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
-from haproxy.controller.keys import PATH
-from haproxy.controller.revoked import PATH as REVOCATIONS
+from haproxy.controller.wanted.jwks import PATH
+from haproxy.controller.wanted.revocations import PATH as REVOCATIONS
 from tests.contract.haproxy.rig import Edge, Program, edge
 from tests.support.eventually import eventually
 

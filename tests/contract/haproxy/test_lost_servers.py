@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from discovery.model import Route
+from haproxy.controller.config.model import Backend, EdgeState, Server
 from haproxy.controller.errors import Unreachable
-from haproxy.controller.model import Backend, EdgeState, Server
-from haproxy.controller.reaper import Reaper, gone_down
-from haproxy.controller.runtime import Master, Runtime
-from haproxy.controller.steady import Health
+from haproxy.controller.loop.steady import Health
+from haproxy.controller.runtime.reaper import Reaper, gone_down
+from haproxy.controller.runtime.socket import Master, Runtime
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from haproxy.controller.runtime import Runtime, command
+from haproxy.controller.runtime.socket import Runtime, command
 from tests.contract.haproxy.rig import Edge, edge
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from discovery.model import Route
+from haproxy.controller.config.model import Backend, EdgeState, Server
+from haproxy.controller.config.template import server_params
 from haproxy.controller.errors import Unreachable
-from haproxy.controller.model import Backend, EdgeState, Server
-from haproxy.controller.plan import plan_backend
-from haproxy.controller.reload import Reloader
-from haproxy.controller.render import server_params
-from haproxy.controller.runtime import Master, Runtime, Session, command, succeeded
+from haproxy.controller.loop.reload import Reloader
+from haproxy.controller.runtime.diff import plan_backend
+from haproxy.controller.runtime.observed import ObservedServer
+from haproxy.controller.runtime.socket import Master, Runtime, Session, command, succeeded
 from haproxy.controller.settings import EdgeSettings
-from haproxy.controller.state import ObservedServer
 from tests.contract.haproxy.rig import Program
 from tests.support.eventually import eventually, time_scale
 from tests.support.servers import HAProxyServer, free_ports, haproxy

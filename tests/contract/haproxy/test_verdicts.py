@@ -8,12 +8,12 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from discovery.consul_api import ConsulApi
+from discovery.consul.api import ConsulApi
 from discovery.model import Route
-from haproxy.controller.desired import Election, Outcome
+from haproxy.controller.consul.verdicts import VerdictWriter
+from haproxy.controller.loop.steady import Health
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.steady import Health
-from haproxy.controller.verdicts import VerdictWriter
+from haproxy.controller.wanted.election import Election, Outcome
 from tests.support.eventually import eventually
 from tests.support.servers import ConsulServer, consul
 

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from services.kit.db import Database, database_url, passes
-from services.kit.migrate import MigrationError, lock
+from services.kit.db.migrate import MigrationError, lock
+from services.kit.db.session import Database, database_url, passes
 from services.kit.settings import ServiceSettings
 from tests.support.eventually import eventually, time_scale
 from tests.support.postgres import PostgresServer, postgres
@@ -58,7 +58,7 @@ def test_migration_lock_is_waited_for_and_then_given_up(
 def test_migration_takes_its_time_and_a_request_does_not(
     postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.kit.db.STATEMENT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("services.kit.db.session.STATEMENT_TIMEOUT_S", 0.3)
     folder = migrations(tmp_path, "first")
     slow = folder / "versions" / "0001_first.py"
     slow.write_text(slow.read_text().replace("time.sleep(0.2)", 'op.execute("SELECT pg_sleep(1)")'))
@@ -132,7 +132,7 @@ def test_read_only_session_is_read_only_on_the_server_too(postgres_server: Postg
 def test_replica_is_read_and_a_refused_write_leads_to_new_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("services.kit.postgres.DROP_EVERY_S", 60.0)
+    monkeypatch.setattr("services.kit.db.postgres.DROP_EVERY_S", 60.0)
     with postgres(durable=True) as server:
         db = database(server.database(), pool_size=3)
         db.migrate()
@@ -174,7 +174,7 @@ def test_server_that_stands_still_is_an_error_in_time(
     postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a transaction, with a pooled connection, and with a new one."""
-    monkeypatch.setattr("services.kit.db.STATEMENT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("services.kit.db.session.STATEMENT_TIMEOUT_S", 0.5)
     db = database(postgres_server.database(), timeout_s=0.5)
 
     def ask() -> bool:

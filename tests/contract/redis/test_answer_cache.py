@@ -357,7 +357,7 @@ def test_lease_of_one_who_died_is_taken_over(pair: Pair, redis: Redis, origin: O
     assert fetched == []  # given back after the load
     # Somebody holds it, and is never heard of again.
     asked = incoming()
-    from gateway.cache.keys import GUESS, Names, Variant, base_of
+    from gateway.cache.key import GUESS, Names, Variant, base_of
 
     name = Names("business").lease(Variant(base_of(asked), (), (), "").text())
     assert GUESS.text() == "+all"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from redis import Redis
 
-from services.kit import answers
-from services.kit.snapshot_queue import Keep, SnapshotQueue
+from services.kit.stale import stored_form
+from services.kit.stale.writer import Keep, SnapshotQueue
 from tests.support.cache_rig import CLOCK, PATH, Instance, Origin, incoming
 from tests.support.eventually import eventually
 
@@ -20,10 +20,10 @@ def sent_by(redis: Redis) -> int:
 
 def test_last_good_answer_of_any_size_is_not_fetched(pair: Pair, redis: Redis) -> None:
     one, _ = pair
-    name = answers.snapshot_name("pears", PATH, "", None)
+    name = stored_form.snapshot_name("pears", PATH, "", None)
     assert name is not None
     head = {"status": 200, "headers": [], "at": CLOCK.time(), "stale_s": 60, "scopes": []}
-    redis.hset(name.key, name.slot, answers.seal(name.whole, head, BOMB))
+    redis.hset(name.key, name.slot, stored_form.seal(name.whole, head, BOMB))
     before = sent_by(redis)
     assert one.cache.last_good(incoming()) is None
     assert sent_by(redis) - before < 64 * 1024
@@ -42,8 +42,8 @@ def test_last_good_answer_of_any_size_is_not_fetched(pair: Pair, redis: Redis) -
 
 def test_words_of_any_size_are_forgotten(pair: Pair, redis: Redis, origin: Origin) -> None:
     one, other = pair
-    key = answers.versions_key("pears")
-    for field in ("e", answers.bucket(PATH, prefix=False)):
+    key = stored_form.versions_key("pears")
+    for field in ("e", stored_form.bucket(PATH, prefix=False)):
         redis.hset(key, field, BOMB)
         before = sent_by(redis)
         assert one.state(query=f"q={field}") == "MISS"

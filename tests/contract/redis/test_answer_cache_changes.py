@@ -12,12 +12,12 @@ from redis import Redis
 
 from discovery.errors import NotSent, ResponseLost, ResponseTimeout
 from gateway.cache import PartPolicy
-from gateway.cache.lastgood import REMOVED_S
+from gateway.cache.last_good import REMOVED_S
 from gateway.errors import Refused
 from gateway.model import Answer
-from services.kit import answers
-from services.kit.auth import Identity
-from services.kit.snapshot_queue import Keep, SnapshotQueue, note_changes
+from services.kit.auth.verifier import Identity
+from services.kit.stale import stored_form
+from services.kit.stale.writer import Keep, SnapshotQueue, note_changes
 from tests.support.cache_rig import (
     ADMIN,
     ANN,
@@ -203,13 +203,13 @@ def test_event_of_any_program_ends_what_is_stored_everywhere(
 
 
 def test_change_that_a_service_tells_ends_what_is_stored(pair: Pair, redis: Redis, origin: Origin) -> None:
-    from services.kit.snapshot_queue import SnapshotQueue
+    from services.kit.stale.writer import SnapshotQueue
 
     one, other = pair
     one.get()
     other.get()
     origin.body, origin.headers["ETag"] = b"two", '"2"'
-    SnapshotQueue(redis).change("pears", answers.Change(PATH))
+    SnapshotQueue(redis).change("pears", stored_form.Change(PATH))
     eventually(lambda: one.get().body == b"two" and other.get().body == b"two", 1)
 
 
@@ -270,7 +270,7 @@ def test_garbage_where_the_spec_is_leads_to_no_wrong_answer(
     redis.delete(*keys(redis, "gateway:business:c:s:*"))
 
 
-@pytest.mark.parametrize("key", [answers.versions_key("pears")])
+@pytest.mark.parametrize("key", [stored_form.versions_key("pears")])
 def test_versions_that_are_lost_or_no_hash_end_what_was_stored(
     pair: Pair, redis: Redis, origin: Origin, key: str
 ) -> None:
@@ -302,7 +302,7 @@ def last_good(who: Identity, pair: Pair, path: str = PATH) -> bytes | None:
 
 def keep(redis: Redis, who: Identity, path: str, after_s: float = 0.0) -> None:
     """As the kit does for a view of scope subject, by the clock of who tells of changes."""
-    name = answers.snapshot_name("pears", path, "", who.subject)
+    name = stored_form.snapshot_name("pears", path, "", who.subject)
     assert name is not None
     at, scopes = time.time() + after_s, sorted(who.scopes)
     head = {"status": 200, "headers": [], "at": at, "stale_s": 86_400, "scopes": scopes}
@@ -328,7 +328,7 @@ def test_removal_ends_the_last_good_answers_of_all_who_have_seen_it(
         one.cache.purge("pears", PATH, prefix=True)
     else:
         note_changes(
-            redis, "pears", [answers.Change(PATH if how == "deleted there" else "/api", prefix=True)]
+            redis, "pears", [stored_form.Change(PATH if how == "deleted there" else "/api", prefix=True)]
         )
     assert (last_good(ADMIN, pair), last_good(ADMIN, pair, below)) == (None, None)
     assert last_good(ADMIN, pair, beside) == (None if how == "above" else beside.encode())
@@ -343,7 +343,7 @@ def test_removal_ends_the_last_good_answers_of_all_who_have_seen_it(
 @pytest.mark.parametrize("word", [b"", b"a1b2c3d4e5f6", b"x" * 11 + b"-", b"9" * 70_000])
 def test_word_that_tells_no_time_removes_nothing(pair: Pair, redis: Redis, word: bytes) -> None:
     keep(redis, ADMIN, PATH)
-    redis.hset(answers.versions_key("pears"), answers.bucket(PATH, prefix=True), word)
+    redis.hset(stored_form.versions_key("pears"), stored_form.bucket(PATH, prefix=True), word)
     assert last_good(ADMIN, pair) == PATH.encode()
 
 

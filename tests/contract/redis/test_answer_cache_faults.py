@@ -13,11 +13,11 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
-from gateway.cache.lastgood import HELD_S
+from gateway.cache.last_good import HELD_S
 from gateway.model import Answer
-from services.kit import answers
-from services.kit.auth import Identity
-from services.kit.snapshot_queue import Keep, SnapshotQueue
+from services.kit.auth.verifier import Identity
+from services.kit.stale import stored_form
+from services.kit.stale.writer import Keep, SnapshotQueue
 from tests.support import servers
 from tests.support.cache_rig import ANN, BOB, CLOCK, PATH, Instance, Origin, incoming, keys, later
 from tests.support.eventually import eventually, time_scale
@@ -260,7 +260,7 @@ def test_heartbeat_that_is_late_costs_no_more_than_others(
 
 
 def test_last_good_answers_cost_no_time_when_redis_is_hung(world: World) -> None:
-    name = answers.snapshot_name("pears", PATH, "", None)
+    name = stored_form.snapshot_name("pears", PATH, "", None)
     assert name is not None
     queue = SnapshotQueue(world.redis)
     queue.put(
@@ -284,7 +284,7 @@ def test_last_good_answer_outlives_a_short_absence_of_redis(world: World) -> Non
     queue = SnapshotQueue(world.redis)
     head = {"status": 200, "headers": [], "stale_s": 60}
     for subject, body, age_s in ((None, b"for all", 1), (ANN.subject, b"hers", 0)):
-        name = answers.snapshot_name("pears", PATH, "", subject)
+        name = stored_form.snapshot_name("pears", PATH, "", subject)
         assert name is not None
         queue.put(
             Keep(name, {**head, "at": CLOCK.time() - age_s, "scopes": ["user"] if subject else []}, body, 60)

@@ -9,7 +9,7 @@ import pytest
 
 import services.auth
 from services.auth.models import Base
-from services.kit.db import Database
+from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 from tests.support.databases import KINDS, database
 from tests.support.postgres import PostgresServer

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from services.auth.keyring import KekError, KeyRing, read_kek
 from services.auth.models import SigningKey
 from services.auth.tokens import Minter, OwnToken
-from services.kit.db import Database
+from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 
 KEK = Fernet.generate_key()

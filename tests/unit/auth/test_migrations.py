@@ -4,7 +4,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from services.auth.models import Base
-from services.kit.db import Database
+from services.kit.db.session import Database
 
 
 def test_migrations_make_exactly_the_tables_of_the_models(db: Database) -> None:

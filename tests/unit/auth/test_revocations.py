@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from services.auth import revocations
-from services.kit.db import Database
+from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.balancer import Balancer, balance_of, candidates, rendezvous, usable, weight_of
+from discovery.balancing.balancer import Balancer, balance_of, candidates, rendezvous, usable, weight_of
+from discovery.balancing.ejection import identity
 from discovery.model import Instance
-from discovery.outlier import identity
 from tests.support.clock import ManualClock
 
 

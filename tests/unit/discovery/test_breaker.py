@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from discovery.breaker import Breaker, BreakerSettings, Permit
 from discovery.errors import BreakerOpen
+from discovery.resilience.breaker import Breaker, BreakerSettings, Permit
 from tests.support.clock import ManualClock
 
 SETTINGS = BreakerSettings(window_s=10.0, min_calls=10, rate=0.5, open_s=5.0, trials=3, successes=2)

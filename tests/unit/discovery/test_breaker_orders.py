@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from discovery.breaker import Breaker, BreakerSettings, Who
 from discovery.errors import BreakerOpen
-from discovery.window import BUCKETS, MAX_CALLERS, CallWindow
+from discovery.resilience.breaker import Breaker, BreakerSettings, Who
+from discovery.resilience.window import BUCKETS, MAX_CALLERS, CallWindow
 from tests.support.clock import ManualClock
 
 SETTINGS = BreakerSettings(window_s=10.0, min_calls=10, rate=0.5, open_s=5.0, trials=3, successes=2)

@@ -15,7 +15,7 @@ from discovery import (
     ServiceClient,
     StaticView,
 )
-from discovery.outlier import Identity, identity
+from discovery.balancing.ejection import Identity, identity
 from tests.support.eventually import eventually
 from tests.support.scripted import Handler, Upstream, ok, upstream
 from tests.unit.discovery.calling import client

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from discovery import BreakerSettings, ClientSettings, DeadlineExceeded, OutlierSettings
-from discovery.call import Relay
+from discovery.calls.call import Relay
 from discovery.errors import CallError
-from discovery.patience import Patience
+from discovery.resilience.patience import Patience
 from tests.support.scripted import Handler, Upstream, upstream
 from tests.unit.discovery.calling import client, hang, status
 

@@ -74,7 +74,7 @@ class Network:
 @pytest.fixture(params=range(10))
 def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Network:
     made = Network(Simulation(request.param))
-    monkeypatch.setattr("discovery.transport.connect", made.connect)
+    monkeypatch.setattr("discovery.http.transport.connect", made.connect)
     return made
 
 

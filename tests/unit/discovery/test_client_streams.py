@@ -9,7 +9,7 @@ import time
 import pytest
 
 from discovery import BreakerSettings, OutlierSettings, ResponseLost, ResponseTimeout
-from discovery.call import Relay
+from discovery.calls.call import Relay
 from tests.support.eventually import time_scale
 from tests.support.scripted import Handler, Upstream, upstream
 from tests.unit.discovery.calling import client
@@ -156,7 +156,7 @@ def test_short_answer_that_pauses_is_passed_on_as_far_as_it_has_come(
 
     go_on = threading.Event()
     good.behave = pause
-    monkeypatch.setattr("discovery.client.GATHER_S", 0.2)
+    monkeypatch.setattr("discovery.calls.client.GATHER_S", 0.2)
     relay = Relay(5.0, 5.0, whole_bytes=100)
     with client(good).request("GET", "users", "/", stream=True, relay=relay) as response:
         assert not response.complete

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.http_answer import MAX_HEAD_BYTES, AnswerParser, BadAnswer, CutOff
+from discovery.http.answer import MAX_HEAD_BYTES, AnswerParser, BadAnswer, CutOff
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from discovery.lifecycle import Lifecycle
+from discovery.consul.lifecycle import Lifecycle
 from tests.support.clock import ManualClock
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from discovery.balancing.ejection import Outliers, OutlierSettings, identity
 from discovery.model import Instance
-from discovery.outlier import Outliers, OutlierSettings, identity
 from tests.support.clock import ManualClock
 
 ONE = Instance("users", "u-1", "n", "127.0.0.1", 20001)

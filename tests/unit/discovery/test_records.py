@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from discovery.consul_api import ServiceRead
+from discovery.consul.api import ServiceRead
+from discovery.consul.catalog_state import Records
 from discovery.model import Instance
-from discovery.records import Records
 
 
 def instance(number: int, **fields: object) -> Instance:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from discovery.admission import Admissions
+from discovery.admission.resolver import Resolver, is_host, system_addresses
+from discovery.admission.rules import Admissions
 from discovery.contract import Policy
 from discovery.model import Instance
-from discovery.resolver import Resolver, is_host, system_addresses
 from tests.support.eventually import eventually
 
 Answers = dict[str, tuple[str, ...]]

@@ -14,8 +14,8 @@ from discovery.errors import (
     ResponseLost,
     ResponseTimeout,
 )
-from discovery.retry import RetryBudget, RetrySettings, backoff_s, may_retry, may_run_twice
-from discovery.window import Window
+from discovery.resilience.retry import RetryBudget, RetrySettings, backoff_s, may_retry, may_run_twice
+from discovery.resilience.window import Window
 from tests.support.clock import ManualClock
 
 LOST = ResponseLost("users")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from discovery import AnswerTooLarge, ResponseLost
-from discovery.http_body import Decoder
+from discovery.http.body import Decoder
 from tests.support.eventually import eventually, time_scale
 from tests.support.raw import ANSWER, Peer, RawServer, answering, client_of, raw_server, recording
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 import discovery
+from discovery.consul.static import StaticView
 from discovery.errors import ConnectFailed, ResponseTimeout
-from discovery.static_view import StaticView
 from tests.support.scripted import Handler, Upstream, ok, upstream
 
 

@@ -21,7 +21,7 @@ from discovery import (
     StaticView,
 )
 from discovery.clock import SystemClock
-from discovery.http_connection import connect
+from discovery.http.connection import connect
 from tests.support.eventually import eventually
 from tests.support.raw import ANSWER, Peer, RawServer, answering, client_of, raw_server, recording
 
@@ -130,7 +130,7 @@ def test_connection_reset_before_anything_was_written_is_a_failed_one(
     def reset(peer: Peer) -> None:
         peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    monkeypatch.setattr("discovery.transport.connect", connect_slowly)
+    monkeypatch.setattr("discovery.http.transport.connect", connect_slowly)
     server.behave = reset
     with pytest.raises(ConnectFailed):
         client_of(server.instance()).request("POST", "users", "/", body=b"x")

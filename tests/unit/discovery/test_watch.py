@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from discovery.consul.watch import TokenBucket, Turn, Watch, backoff_s
 from discovery.errors import ConsulMalformed, ConsulUnreachable
-from discovery.watch import TokenBucket, Turn, Watch, backoff_s
 from tests.support.clock import ManualClock
 
 

@@ -17,9 +17,9 @@ from discovery import (
 )
 from gateway.cache import Part, PartPolicy
 from gateway.compose import Compositions
-from gateway.compose.declaration import load
+from gateway.compose.config import load
 from gateway.model import Answer, Incoming
-from services.kit.auth import Identity
+from services.kit.auth.verifier import Identity
 
 U = "a1" * 16
 PAIR = """

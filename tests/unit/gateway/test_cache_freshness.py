@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.cache import PartPolicy
-from gateway.cache.freshness import (
+from gateway.cache.rules import (
     MAX_S,
     Lifetime,
     Verdict,

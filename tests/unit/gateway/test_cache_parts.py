@@ -15,16 +15,16 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from discovery.errors import BreakerOpen, CallError, ConnectFailed, DeadlineExceeded, ResponseTimeout
 from gateway.cache.circuit import OPEN_S, Away, Circuit
+from gateway.cache.coalesce import Flights, again
 from gateway.cache.entry import Entry, pack, unpack
-from gateway.cache.flights import Flights, again
-from gateway.cache.freshness import Lifetime
 from gateway.cache.giving import Beside, give, passed_on, read_whole
-from gateway.cache.keys import GUESS, Base, Spec, Variant, audience, base_of, read_spec, variant_of
+from gateway.cache.key import GUESS, Base, Spec, Variant, audience, base_of, read_spec, variant_of
 from gateway.cache.memory import MAX_SPECS, REMEMBERED, Held, Memory
 from gateway.cache.passing import MAX_MARKS, PASS_S, Passing
+from gateway.cache.rules import Lifetime
 from gateway.model import Answer, Incoming
-from services.kit.answers import Change
-from services.kit.auth import Identity
+from services.kit.auth.verifier import Identity
+from services.kit.stale.stored_form import Change
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
 

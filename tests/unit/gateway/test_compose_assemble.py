@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.compose.assemble import problem, strictest, varied, whole
+from gateway.compose.merge import problem, strictest, varied, whole
 from gateway.compose.result import Result
 from gateway.model import Incoming
 

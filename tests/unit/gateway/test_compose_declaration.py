@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from discovery.model import Domain
-from gateway.compose.declaration import Declaration, DeclarationError, load
+from gateway.compose.config import Declaration, DeclarationError, load
 
 GOOD = """
 [[route]]

@@ -17,7 +17,7 @@ from gateway.cache import Part, PartPolicy
 from gateway.compose import Compositions
 from gateway.errors import PartFailed
 from gateway.model import Answer, Incoming
-from services.kit.auth import Identity
+from services.kit.auth.verifier import Identity
 from tests.support.eventually import time_scale
 from tests.unit.gateway.composing import (
     PAIR,

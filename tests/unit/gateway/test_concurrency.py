@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.concurrency import AdaptiveLimit, ConcurrencySettings
+from gateway.limits.concurrency import AdaptiveLimit, ConcurrencySettings
 from tests.support.clock import ManualClock
 
 SETTINGS = ConcurrencySettings()

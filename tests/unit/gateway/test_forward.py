@@ -10,16 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from discovery.call import Relay
+from discovery.calls.call import Relay
 from discovery.errors import NoInstance, ResponseLost
 from discovery.model import Balance, Domain, Instance, Protocol, Route
 from gateway.calls import Calls
-from gateway.departures import Departures
+from gateway.disconnects import Departures
 from gateway.errors import Overloaded, Refused, RouteUnknown
 from gateway.fallbacks import Fallbacks
-from gateway.forward import SMALL_BYTES, Forward, answer_of
 from gateway.model import Answer, Incoming
 from gateway.problems import Problems
+from gateway.proxy import SMALL_BYTES, Forward, answer_of
 
 PEARS = Route("pears", ("/api/pears", "/api/pears/ripe"))
 

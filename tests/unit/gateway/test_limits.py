@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from gateway import limits as module
-from gateway.counts import DAY_S
 from gateway.errors import LimitExceeded
-from gateway.limits import Limits, LimitSettings, policies
+from gateway.limits import ratelimit as module
+from gateway.limits.counts import DAY_S
+from gateway.limits.ratelimit import Limits, LimitSettings, policies
 from gateway.model import Headers, Incoming
 from gateway.settings import GatewaySettings
 from tests.support.clock import ManualClock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.places import NO_PLACE, Places, source
+from gateway.limits.places import NO_PLACE, Places, source
 
 
 def test_bounds_hold_and_what_is_left_can_be_had_again() -> None:

@@ -16,7 +16,7 @@ from discovery.errors import (
     ResponseLost,
     ResponseTimeout,
 )
-from discovery.http_body import BodyFailed
+from discovery.http.body import BodyFailed
 from gateway.errors import GatewayError, LimitExceeded, Overloaded, PartFailed, Refused, RouteUnknown
 from gateway.model import Answer
 from gateway.problems import Problems, fault_of

@@ -7,9 +7,9 @@ from types import MappingProxyType
 
 import pytest
 
+from discovery.consul.static import StaticView
 from discovery.contract import Policy, parse_networks
 from discovery.model import Instance, Snapshot
-from discovery.static_view import StaticView
 from gateway.routes import Exposed, Routes, holds, is_gateway
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale

@@ -9,10 +9,10 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.concurrency import ConcurrencySettings
 from gateway.errors import Overloaded
+from gateway.limits.concurrency import ConcurrencySettings
+from gateway.limits.loadshed import QUIET_S, Shed, ShedSettings, Ticket
 from gateway.settings import GatewaySettings
-from gateway.shed import QUIET_S, Shed, ShedSettings, Ticket
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from discovery.admission import admit
+from discovery.admission.rules import admit
 from discovery.contract import Policy, check_instance_name
 from discovery.model import Instance, Status
-from haproxy.controller.desired import Desire, Election, elect
-from haproxy.controller.owners import OwnerBook
-from haproxy.controller.verdicts import verdict
+from haproxy.controller.consul.verdicts import verdict
+from haproxy.controller.wanted.election import Desire, Election, elect
+from haproxy.controller.wanted.ownership import OwnerBook
 from tests.support.clock import ManualClock
 
 POLICY = Policy(control_ports=frozenset({8500}))

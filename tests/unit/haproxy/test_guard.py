@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from haproxy.controller.guard import Guard
-from haproxy.controller.model import Server
+from haproxy.controller.config.model import Server
+from haproxy.controller.wanted.mass_exit import Guard
 
 FLEET = {f"s{n}": Server(f"s{n}", "127.0.0.1", 20000 + n) for n in range(10)}
 

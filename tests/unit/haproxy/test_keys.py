@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from discovery.errors import ContractError
-from haproxy.controller.files import write_atomically
-from haproxy.controller.keys import parse_jwks, stored_keys
+from haproxy.controller.config.files import write_atomically
+from haproxy.controller.wanted.jwks import parse_jwks, stored_keys
 
 
 def jwk(bits: int = 2048, **changes: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import urllib.request
 
 import pytest
 
+from haproxy.controller.loop.steady import Health
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.steady import Health
 from tests.support.servers import free_port
 
 

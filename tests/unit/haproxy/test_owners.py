@@ -8,7 +8,7 @@ import pytest
 
 from discovery.errors import ContractError
 from discovery.model import Route
-from haproxy.controller.owners import Claim, OwnerBook, parse_pins, resolve
+from haproxy.controller.wanted.ownership import Claim, OwnerBook, parse_pins, resolve
 
 
 def granted(

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from discovery.model import Route
-from haproxy.controller.model import VerifyKey
-from haproxy.controller.patience import FORGET_S, FREE_CHANGES, MOST_S, RELOAD_EVERY_S, Patience
+from haproxy.controller.config.model import VerifyKey
+from haproxy.controller.loop.backoff import FORGET_S, FREE_CHANGES, MOST_S, RELOAD_EVERY_S, Patience
 
 STEADY = {"users": Route("users", ("/api/users",))}
 

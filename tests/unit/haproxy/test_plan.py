@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from discovery.model import Route
+from haproxy.controller.config.model import Backend, Server
+from haproxy.controller.config.template import server_params
 from haproxy.controller.errors import BadWord
-from haproxy.controller.model import Backend, Server
-from haproxy.controller.plan import Step, draining, plan_backend
-from haproxy.controller.render import server_params
-from haproxy.controller.runtime import command
-from haproxy.controller.state import ObservedServer
+from haproxy.controller.runtime.diff import Step, draining, plan_backend
+from haproxy.controller.runtime.observed import ObservedServer
+from haproxy.controller.runtime.socket import command
 
 ROUTE = Route("users", ("/api/users",))
 A = Server("a", "127.0.0.1", 20001)

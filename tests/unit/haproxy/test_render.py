@@ -10,8 +10,8 @@ import pytest
 
 from discovery.errors import ContractError
 from discovery.model import Route
-from haproxy.controller.model import Backend, EdgeState, Server, VerifyKey
-from haproxy.controller.render import address_of, prepare_files, render, server_params
+from haproxy.controller.config.model import Backend, EdgeState, Server, VerifyKey
+from haproxy.controller.config.template import address_of, prepare_files, render, server_params
 from haproxy.controller.settings import EdgeSettings
 from tests.support.edge import valid
 

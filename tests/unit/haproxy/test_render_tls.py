@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from haproxy.controller import tls
+from haproxy.controller.config import tls
 from haproxy.controller.settings import EdgeSettings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
-from haproxy.controller.steady import Health, steady, survives
+from haproxy.controller.loop.steady import Health, steady, survives
 
 
 def test_loop_that_fails_shows_until_a_turn_ends_well() -> None:

@@ -8,7 +8,7 @@ import socket
 import pytest
 from pydantic import ValidationError
 
-from services.kit import addresses
+from services.kit.server import addresses
 from services.kit.settings import ServiceSettings
 
 

@@ -412,7 +412,7 @@ def test_route_that_the_edge_would_refuse_is_refused_here(make: Make, options: d
 
 def test_every_request_leaves_one_line_with_its_ids(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[bytes] = []
-    monkeypatch.setattr("services.kit.logs.RawWriter.info", lambda _, line: lines.append(line))
+    monkeypatch.setattr("services.kit.telemetry.logs.RawWriter.info", lambda _, line: lines.append(line))
     client = make().test_client()
     started = time.monotonic()
     client.get("/api/hello?password=secret", headers={"X-Request-ID": "b" * 16}).close()

@@ -15,9 +15,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from services.kit.auth import BEARER, InvalidToken, TokenVerifier
-from services.kit.jwks import PATIENCE_S, KeySet, KeysUnavailable
-from services.kit.revocations import Revocations
+from services.kit.auth.jwks import PATIENCE_S, KeySet, KeysUnavailable
+from services.kit.auth.revocations import Revocations
+from services.kit.auth.verifier import BEARER, InvalidToken, TokenVerifier
 from tests.support.eventually import eventually, time_scale
 
 KEYS = {kid: rsa.generate_private_key(public_exponent=65537, key_size=2048) for kid in ("a", "b")}

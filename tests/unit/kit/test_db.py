@@ -15,8 +15,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from services.kit.db import Database, Places, database_url
-from services.kit.migrate import MigrationError
+from services.kit.db.migrate import MigrationError
+from services.kit.db.session import Database, Places, database_url
 from services.kit.settings import ServiceSettings
 from tests.support.eventually import time_scale
 

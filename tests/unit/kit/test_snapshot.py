@@ -12,11 +12,12 @@ from flask import Response, request, stream_with_context
 from flask.testing import FlaskClient
 from redis import Redis
 
-from services.kit import Problem, ServiceSettings, answers, create_service, kit, require_scope, snapshot
+from services.kit import Problem, ServiceSettings, create_service, kit, require_scope, snapshot
 from services.kit import snapshot as snapshot_decorator
-from services.kit.auth import Identity
-from services.kit.kit import Kit
-from services.kit.snapshot_queue import MAX_WAITING, Keep, SnapshotQueue
+from services.kit.auth.verifier import Identity
+from services.kit.container import Kit
+from services.kit.stale import stored_form
+from services.kit.stale.writer import MAX_WAITING, Keep, SnapshotQueue
 from tests.support.eventually import eventually, time_scale
 from tests.support.servers import RedisServer
 
@@ -92,10 +93,10 @@ def kept(
     redis: Redis, path: str, query: str = "", subject: str | None = None
 ) -> tuple[dict[str, Any], bytes] | None:
     """What stands under the name that the gateway reads, made from what the gateway knows."""
-    name = answers.snapshot_name("things", answers.plain_path(f"{BASE}/{path}"), query, subject)
+    name = stored_form.snapshot_name("things", stored_form.plain_path(f"{BASE}/{path}"), query, subject)
     assert name is not None
     data = redis.hget(name.key, name.slot)
-    return answers.unseal(name.whole, data) if data is not None else None  # type: ignore[arg-type]
+    return stored_form.unseal(name.whole, data) if data is not None else None  # type: ignore[arg-type]
 
 
 def test_good_answer_is_kept_with_what_a_reader_needs(service: Service, redis: Redis) -> None:
@@ -110,7 +111,7 @@ def test_good_answer_is_kept_with_what_a_reader_needs(service: Service, redis: R
     assert before <= head["at"] <= time.time()
     assert head["stale_s"] == 60
     assert dict(map(tuple, head["headers"])) == {"Content-Type": "text/x", "ETag": '"1"'}
-    name = answers.snapshot_name("things", f"{BASE}/open", "", None)
+    name = stored_form.snapshot_name("things", f"{BASE}/open", "", None)
     assert name is not None
     assert 0 < redis.pttl(name.key) <= 60_000
 
@@ -269,16 +270,16 @@ def test_reader_who_has_it_already_still_gets_304_and_the_answer_is_kept(
 
 def test_write_tells_the_gateways_which_paths_hold_no_more(service: Service, redis: Redis) -> None:
     with redis.pubsub(ignore_subscribe_messages=True) as heard:
-        heard.subscribe(answers.changed_channel("things"))
+        heard.subscribe(stored_form.changed_channel("things"))
         assert heard.get_message(timeout=2) is None
         service.client.delete(f"{BASE}/open")
         service.client.post(f"{BASE}/missing")
         message = eventually(lambda: heard.get_message(timeout=0.1), 5)
-    change = answers.read_change(message["data"])
-    assert change == answers.Change(f"{BASE}/open", prefix=True)
+    change = stored_form.read_change(message["data"])
+    assert change == stored_form.Change(f"{BASE}/open", prefix=True)
     service.settled()
-    versions = redis.hgetall(answers.versions_key("things"))
-    assert list(versions) == [answers.bucket(f"{BASE}/open", prefix=True).encode()]
+    versions = redis.hgetall(stored_form.versions_key("things"))
+    assert list(versions) == [stored_form.bucket(f"{BASE}/open", prefix=True).encode()]
 
 
 def test_same_answer_is_not_written_again_at_once_and_another_is(service: Service, redis: Redis) -> None:
@@ -297,11 +298,11 @@ def test_same_answer_is_not_written_again_at_once_and_another_is(service: Servic
 
 def test_random_queries_displace_neither_memory_nor_the_plain_list(service: Service, redis: Redis) -> None:
     service.get("open")
-    for number in range(3 * answers.SLOTS):
+    for number in range(3 * stored_form.SLOTS):
         service.get(f"open?q={number}")
     service.settled()
     assert kept(redis, "open") is not None
-    assert redis.hlen(answers.public_key("things", f"{BASE}/open")) <= answers.SLOTS
+    assert redis.hlen(stored_form.public_key("things", f"{BASE}/open")) <= stored_form.SLOTS
 
 
 def test_hung_redis_slows_no_request_drops_are_counted_and_removals_come_later(
@@ -329,8 +330,8 @@ def test_hung_redis_slows_no_request_drops_are_counted_and_removals_come_later(
 
 
 def test_key_of_another_type_is_replaced(service: Service, redis: Redis) -> None:
-    redis.set(answers.public_key("things", f"{BASE}/open"), "garbage")
-    redis.set(answers.versions_key("things"), "garbage")
+    redis.set(stored_form.public_key("things", f"{BASE}/open"), "garbage")
+    redis.set(stored_form.versions_key("things"), "garbage")
     service.get("open")
     service.client.delete(f"{BASE}/open")
     service.settled()
@@ -352,11 +353,11 @@ def test_waiting_answers_are_bounded_by_bytes(redis_server: RedisServer) -> None
     queue._thread = threading.current_thread()  # nobody takes from it
     accepted = 0
     for number in range(100):
-        name = answers.snapshot_name("things", f"/{number}", "", None)
+        name = stored_form.snapshot_name("things", f"/{number}", "", None)
         assert name is not None
         accepted += queue.put(Keep(name, {}, bytes(256 * 1024), 60))
     assert accepted == 64
-    again = answers.snapshot_name("things", "/0", "", None)
+    again = stored_form.snapshot_name("things", "/0", "", None)
     assert again is not None
     assert queue.put(Keep(again, {}, bytes(256 * 1024), 60))
 

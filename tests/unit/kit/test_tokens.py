@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from services.kit.tokens import TokenSource
+from services.kit.auth.service_token import TokenSource
 from tests.support.eventually import eventually
 
 

@@ -10,10 +10,10 @@ import pytest
 
 import discovery
 from discovery.errors import CallError
-from services.kit.context import Caller, set_current
-from services.kit.metrics import Metrics
-from services.kit.tokens import TokenSource
-from services.kit.upstream import Upstreams
+from services.kit.auth.service_token import TokenSource
+from services.kit.calls.client import Upstreams
+from services.kit.telemetry.metrics import Metrics
+from services.kit.web.context import Caller, set_current
 from tests.support.eventually import time_scale
 from tests.support.scripted import Handler, Upstream, upstream
 

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from services.kit import body, trace
-from services.kit.observe import deadline_s
 from services.kit.settings import ServiceSettings, secret
+from services.kit.web import body, trace
+from services.kit.web.middleware import deadline_s
 
 
 def test_settings_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

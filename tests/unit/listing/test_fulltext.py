@@ -11,7 +11,7 @@ from alembic.operations import Operations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.kit.fulltext import create_search, drop_search, matches
+from services.kit.db.fulltext import create_search, drop_search, matches
 
 ROWS = {
     1: ("Hello World", "quick brown fox"),

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.kit.etag import entity_tag, names_tag
-from services.kit.paging import MAX_CURSOR_LENGTH, BadCursor, decode_cursor, encode_cursor, scope_of
 from services.kit.text import iso, one_line, prose
+from services.kit.web.etag import entity_tag, names_tag
+from services.kit.web.paging import MAX_CURSOR_LENGTH, BadCursor, decode_cursor, encode_cursor, scope_of
 
 
 def forged(*values: object) -> str:

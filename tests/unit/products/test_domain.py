@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from services.kit.paging import BadCursor
+from services.kit.web.paging import BadCursor
 from services.products.currencies import CURRENCIES
 from services.products.domain import MAX_PRICE, NewProduct, Product, ProductChange, ProductQuery
 

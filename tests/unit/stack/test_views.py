@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from discovery.breaker import Transition
-from gateway.breakers import BreakerObserver as GatewayObserver
+from discovery.resilience.breaker import Transition
+from gateway.breakers.admin import BreakerObserver as GatewayObserver
 from gateway.metrics import BreakerMetrics
-from services.kit.metrics import Metrics
-from services.kit.upstream import BreakerObserver
+from services.kit.calls.client import BreakerObserver
+from services.kit.telemetry.metrics import Metrics
 from stack import views
 
 

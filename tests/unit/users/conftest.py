@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import services.users
-from services.kit.db import Database
+from services.kit.db.session import Database
 from services.users.models import Base
 from tests.support.databases import KINDS, database
 from tests.support.postgres import PostgresServer

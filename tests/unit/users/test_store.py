@@ -6,7 +6,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from services.kit.db import Database
+from services.kit.db.session import Database
 from services.users import store
 from services.users.domain import User
 from services.users.models import Base

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from services.kit.fulltext import create_search, drop_search
+from services.kit.db.fulltext import create_search, drop_search
 
 revision = "0001"
 down_revision = None

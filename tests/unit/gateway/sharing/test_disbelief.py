@@ -12,8 +12,8 @@ import pytest
 from redis import Redis
 
 from discovery import BreakerSettings, Instance
-from gateway.breaker_line import TIMEOUT_S, Line
-from gateway.breaker_news import MAX_PICTURE_BYTES, hand_key, picture_key, trip_key, trips_channel
+from gateway.breakers.messages import MAX_PICTURE_BYTES, hand_key, picture_key, trip_key, trips_channel
+from gateway.redis_link import TIMEOUT_S, Line
 from services.kit.redis_client import connect
 from tests.support.breaker_process import OPEN_S, Process, ignored, names, news, tell
 from tests.support.eventually import eventually, time_scale

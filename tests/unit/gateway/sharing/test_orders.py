@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 
 from discovery import Instance
-from gateway.breaker_news import trip_key
+from gateway.breakers.messages import trip_key
 from stack.redis_servers import rules
 from tests.support.breaker_process import OPEN_S, SETTINGS, Process, ignored, news, tell, try_all
 from tests.support.eventually import eventually, time_scale

@@ -1,0 +1,103 @@
+"""What was read of every service, and what of it is believed. No I/O, no threads: the view's thread owns it."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from types import MappingProxyType
+
+import structlog
+
+from discovery.consul.api import ServiceRead
+from discovery.errors import ConsulError
+from discovery.model import Change, Instance, Snapshot
+
+log = structlog.get_logger(__name__)
+
+
+def each_read(names: Sequence[str], answers: Iterator[ServiceRead | ConsulError]) -> Iterator[ServiceRead]:
+    """The answers for `names`; a broken one comes as a read of nothing (index -1, no instances)."""
+    # The answers come first: a generator that is not asked for its end holds the connection, and gives it up with itself.
+    for answer, name in zip(answers, names, strict=False):
+        if isinstance(answer, ConsulError):
+            log.debug("service not read", service=name[:63], error=str(answer))
+            answer = ServiceRead(name, -1, None)
+        yield answer
+
+
+class Records:
+    """The reads behind a snapshot. `held` names the services that keep instances which are missing from Consul."""
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+        self.held: set[str] = set()
+        self._reads: dict[str, ServiceRead] = {}
+        self._touched: set[str] = set()
+        self._changed_at: dict[str, int] = {}
+
+    def moved(self, read: ServiceRead) -> bool:
+        """Whether a service's index is another than at its last read: also a lower one, of a Consul that was restored."""
+        known = self._reads.get(read.service)
+        return known is None or known.index != read.index
+
+    def unlisted(self, names: Iterable[str]) -> set[str]:
+        """Services that have instances here and are not among `names`."""
+        return self._reads.keys() - set(names)
+
+    def latest(self, names: Collection[str], count: int) -> list[str]:
+        """Up to `count` of `names`: those that changed last."""
+        known = (name for name in self._changed_at if name in names)
+        return heapq.nlargest(count, known, key=lambda name: self._changed_at[name])
+
+    def on_nodes(self, nodes: set[str]) -> set[str]:
+        """Services with an instance on one of the nodes."""
+        return {
+            service
+            for service, instances in self.snapshot.services.items()
+            if any(instance.node in nodes for instance in instances)
+        }
+
+    def accept(self, read: ServiceRead, *, listed: bool, hold: bool) -> bool:
+        """Take a read in. False when it is not to be believed yet.
+
+        `listed`: the list of services has the service, so that an empty answer contradicts it. `hold`: Consul has just
+        been reset or out of reach, so that what is missing may only have had no time to register again.
+        """
+        if read.instances is None:
+            return False
+        known = self._reads.get(read.service)
+        old: tuple[Instance, ...] = (known.instances if known else None) or ()
+        if old and not read.instances and listed:
+            return False
+        present = {instance.key for instance in read.instances}
+        missing = tuple(instance for instance in old if instance.key not in present)
+        if hold and missing:
+            self.held.add(read.service)
+            merged = sorted((*read.instances, *missing), key=lambda instance: instance.key)
+            read = ServiceRead(read.service, read.index, tuple(merged))
+        self._reads[read.service] = read
+        self._touched.add(read.service)
+        return True
+
+    def publish(self) -> list[Change]:
+        """Bring `snapshot` up to date with what was accepted; answers what differs."""
+        touched, self._touched = self._touched, set()
+        services = dict(self.snapshot.services)
+        changes: list[Change] = []
+        for name in sorted(touched):
+            before = services.get(name, ())
+            after = self._reads[name].instances or ()
+            if after:
+                services[name] = after
+            else:
+                services.pop(name, None)
+                del self._reads[name]
+            if before != after:
+                changes.append(Change(name, before, after))
+        if changes:
+            self.snapshot = Snapshot(MappingProxyType(services), self.snapshot.version + 1)
+            for change in changes:
+                self._changed_at[change.service] = self.snapshot.version
+                if not change.after:
+                    del self._changed_at[change.service]
+        return changes

@@ -1,0 +1,152 @@
+"""What gateways tell each other of their breakers through Redis: under which keys, in what shape, and what is not believed.
+
+    channel  gateway:<group>:breakers                        trips and closings of the group's own processes
+    key      gateway:<group>:breaker:<service>               the last trip, for as long as it holds
+    channel  gateway:shared:breakers:orders:<group>          what operators order, at whichever gateway
+    key      gateway:shared:breakers:hand:<group>:<service>  an opening by hand, for as long as it holds
+    key      gateway:shared:breakers:<group>:<instance>      a process's picture of its breakers, a few seconds long
+
+Only the gateways may write there (Redis' users see to it). Still everything is checked: what is not of this shape is no news.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from discovery.model import Domain
+from discovery.resilience.breaker import BreakerSnapshot, Who
+
+GROUPS: tuple[Domain, ...] = get_args(Domain)
+# Seconds: what an operator may ask for, and what he gets when he says nothing.
+LONGEST_HOLD_S = 86_400
+USUAL_HOLD_S = 300
+# What is longer is not even looked at.
+MAX_NEWS_BYTES = 4096
+MAX_PICTURE_BYTES = 256 * 1024
+MAX_REFS = 8
+
+State = Literal["open", "half-open", "closed"]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:/-]{1,250}$")]
+Text = Annotated[str, StringConstraints(max_length=300)]
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class News(_Shape):
+    """A change of one breaker. `at_ms` is Unix time; `for_ms` how long the news holds from then on.
+
+    A trip (`who` `local`, `open`) holds until its process tries again; a closing names in `of` the trips that are over. An
+    order (`hand`) to open holds until the operator's time is over, and `first` is the instance that then tries
+    again before the others; `request_id` is of the request that ordered it.
+    """
+
+    id: Id
+    origin: Id
+    service: Name
+    state: State
+    who: Literal["local", "hand"]
+    at_ms: int = Field(ge=0, le=2**53)
+    for_ms: int = Field(ge=0, le=LONGEST_HOLD_S * 1000)
+    of: Annotated[tuple[Id, ...], Field(max_length=MAX_REFS)] = ()
+    reason: Text = ""
+    first: str = Field(default="", max_length=250)
+    request_id: str = Field(default="", max_length=64)
+
+    def left_s(self, now: float) -> float:
+        """Seconds for which it still holds at Unix time `now`; a clock that is behind ours makes it no longer."""
+        return min(self.for_ms, self.at_ms + self.for_ms - now * 1000) / 1000
+
+
+class TransitionPicture(_Shape):
+    at: float
+    before: str
+    state: State
+    who: Who
+    reason: Text
+
+
+class BreakerPicture(_Shape):
+    """As `discovery.BreakerSnapshot`; `who` caused the present state."""
+
+    state: State
+    who: Who | None
+    held: bool
+    calls: int
+    failures: int
+    refused: int
+    retry_after_s: float
+    transitions: tuple[TransitionPicture, ...] = Field(default=(), max_length=100)
+
+    @classmethod
+    def of(cls, snapshot: BreakerSnapshot, most: int) -> BreakerPicture:
+        """With the last `most` transitions."""
+        last = snapshot.transitions[-1] if snapshot.transitions else None
+        return cls.model_validate(
+            {
+                "state": snapshot.state,
+                "who": last.who if last else None,
+                "held": snapshot.held,
+                "calls": snapshot.calls,
+                "failures": snapshot.failures,
+                "refused": snapshot.refused,
+                "retry_after_s": round(snapshot.retry_after_s, 3),
+                "transitions": tuple(
+                    {
+                        "at": round(each.at, 3),
+                        "before": each.before,
+                        "state": each.state,
+                        "who": each.who,
+                        "reason": each.reason,
+                    }
+                    for each in snapshot.transitions[-most:]
+                ),
+            }
+        )
+
+
+class Picture(_Shape):
+    """One process's breakers at `at` (Unix time). `sharing`: whether it hears of the others; `obeyed`: ids of orders carried out."""
+
+    instance: Id
+    group: Domain
+    at: float
+    sharing: bool
+    obeyed: Annotated[tuple[Id, ...], Field(max_length=64)] = ()
+    breakers: dict[Name, BreakerPicture]
+
+
+def read(model: type[AnyModel], data: bytes | None, most: int) -> AnyModel | None:
+    """What was found in Redis, or None when it is not that, or longer than `most` bytes."""
+    if not data or len(data) > most:
+        return None
+    try:
+        return model.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+def trips_channel(group: str) -> str:
+    return f"gateway:{group}:breakers"
+
+
+def orders_channel(group: str) -> str:
+    return f"gateway:shared:breakers:orders:{group}"
+
+
+def trip_key(group: str, service: str) -> str:
+    return f"gateway:{group}:breaker:{service}"
+
+
+def hand_key(group: str, service: str) -> str:
+    return f"gateway:shared:breakers:hand:{group}:{service}"
+
+
+def picture_key(group: str, instance: str) -> str:
+    return f"gateway:shared:breakers:{group}:{instance}"

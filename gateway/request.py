@@ -1,0 +1,298 @@
+"""From a WSGI environment to an `Incoming`: headers, path, deadline, body, and who asks."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import gevent
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from discovery.model import Route
+from discovery.resilience.retry import may_run_twice
+from gateway.errors import Refused, RouteUnknown
+from gateway.limits.places import Place, Places, source
+from gateway.model import Incoming
+from gateway.routes import Routes, is_gateway
+from gateway.settings import GatewaySettings
+from services.kit.auth.jwks import KeysUnavailable
+from services.kit.auth.verifier import BEARER, Identity, InvalidToken
+from services.kit.container import Kit
+from services.kit.web import body as limits
+from services.kit.web.arrival import stop_reading
+from services.kit.web.context import Caller
+
+# Each comes within a time limit: small enough for a slow line.
+CHUNK_BYTES = 16 * 1024
+# What a second try has beyond the route's own time.
+AGAIN_S = 1.0
+TOO_LARGE = "The body is larger than the gateway passes on."
+NOT_WHOLE = "The body is not whole."
+# They are about the way itself, as at the edge.
+_REFUSED_METHODS = frozenset({"CONNECT", "TRACE"})
+PASSED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_LONGEST_ADDRESS = 45
+# Goes with all that a gateway asks for, and none takes what bears it: a service may be registered at a gateway's own address.
+# Clients cannot send it, for the edge takes off what begins with X-Edge-.
+VIA = "x-edge-via"
+VIA_KEY = "HTTP_X_EDGE_VIA"
+# The same that the edge denies: what an instance might read as another path than we do.
+_TRICK = re.compile(
+    r"//|/\.\.?(?:/|$)|[\\;#]|[^!-~]|%(?:00|0a|0d|2e|2f|5c|25|(?![0-9a-f]{2}))", re.IGNORECASE
+)
+# RFC 9110, section 7.6.1; and what is ours to say: the length and coding of what we send, and to whom. Host goes its own way.
+_DROPPED = frozenset(
+    {
+        "HTTP_CONNECTION",
+        "HTTP_EXPECT",
+        "HTTP_HOST",
+        "HTTP_KEEP_ALIVE",
+        "HTTP_PROXY_AUTHENTICATE",
+        "HTTP_PROXY_AUTHORIZATION",
+        "HTTP_PROXY_CONNECTION",
+        "HTTP_TE",
+        "HTTP_TRAILER",
+        "HTTP_TRANSFER_ENCODING",
+        "HTTP_UPGRADE",
+        "HTTP_X_DEADLINE_MS",
+        "HTTP_X_FORWARDED_PREFIX",
+    }
+)
+# Header names are looked up more often than spelled; a stranger's inventions must not fill the memory.
+_NAMES: dict[str, str] = {}
+_MAX_NAMES = 1024
+
+
+class Reader:
+    """Makes `Incoming`s for one group."""
+
+    def __init__(self, kit: Kit, settings: GatewaySettings, routes: Routes) -> None:
+        self._kit = kit
+        self._settings = settings
+        self._routes = routes
+        # Each body that is waited for holds a connection, and few bytes are enough to make one wait.
+        self._arriving = Places(settings.gateway_bodies, settings.gateway_bodies_per_client)
+
+    def read(self, environ: dict[str, Any], caller: Caller) -> Incoming:
+        """The request. Raises Refused, RouteUnknown."""
+        method = environ["REQUEST_METHOD"]
+        if method in _REFUSED_METHODS:
+            raise Refused(405, "This method is not passed on.", headers=[("Allow", PASSED_METHODS)])
+        if VIA_KEY in environ:
+            raise Refused(508, "This request has been through a gateway.")
+        path, _, query = environ["RAW_URI"].partition("?")
+        if path[:1] != "/":
+            path = _after_authority(path)
+        if _TRICK.search(path):
+            raise Refused(400, "The path holds what could be read in two ways.")
+        route = self._route(path, environ.get("HTTP_X_EDGE_ROUTE"))
+        now = time.monotonic()
+        if caller.deadline <= now:
+            raise Refused(504, "The time for this request is over.", service=route.service if route else "")
+        headers = _headers(environ, caller, self._kit.name)
+        timeout_s = float(route.timeout_s) if route is not None else self._settings.own_deadline_s
+        again_s = AGAIN_S if route is not None and may_run_twice(method, headers) else 0.0
+        deadline = min(caller.deadline, now + timeout_s + again_s)
+        asker = Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION"))
+        client = _client(environ)
+        return Incoming(
+            method=method,
+            path=path,
+            query=query,
+            headers=headers,
+            service=route.service if route is not None else self._kit.name,
+            domain=self._settings.gateway_domain,
+            client=client,
+            request_id=caller.request_id,
+            traceparent=caller.traceparent,
+            deadline=deadline,
+            timeout_s=timeout_s,
+            body=self._body(environ, deadline, client),
+            identify=asker,
+            unchecked=lambda: asker.keys_away,
+            route=route,
+            connection=environ.get("gunicorn.socket"),
+            host=environ.get("HTTP_HOST", ""),
+        )
+
+    def _route(self, path: str, named: str | None) -> Route | None:
+        """The route to forward on, None where the gateway has to answer by itself."""
+        route = self._routes.find(path, named)
+        if route is None or is_gateway(route.service):
+            return None
+        if route.domain != self._settings.gateway_domain:
+            raise RouteUnknown(route.service, "Another gateway answers for this path.")
+        return route
+
+    def _body(self, environ: dict[str, Any], until: float, client: str) -> bytes | Body | None:
+        """Short bodies whole, so that they can be sent again; others as they come, by the deadline at the latest."""
+        length = limits.declared_length(environ)
+        if not length and not environ.get("HTTP_TRANSFER_ENCODING"):
+            return None
+        if not limits.limit(environ, self._settings.max_body_bytes):
+            raise Refused(413, TOO_LARGE)
+        place = self._arriving.take(source(client))
+        try:
+            if place is None:
+                raise Refused(503, "Too many bodies are waited for.", headers=[("Retry-After", "1")])
+            body = Body(environ["wsgi.input"], length, self._settings.body_timeout_s, until, place)
+            return body.begin(self._settings.replay_body_bytes)
+        except BaseException:
+            if place is not None:
+                place.leave()
+            # The server would wait for the rest, to be able to keep the connection.
+            stop_reading(environ.get("gunicorn.socket"))
+            raise
+
+
+class Body:
+    """A request's body, read with a time limit for each piece and one for all of it; an iterator of what `begin` left.
+
+    All of it raises Refused: 408 too late, 413 too long, 400 broken off. `place` is held until it has all come, or `close`.
+    """
+
+    def __init__(self, stream: Any, length: int | None, pause_s: float, until: float, place: Place) -> None:
+        self._stream = stream
+        self._left = length
+        self._pause_s = pause_s
+        self._until = until
+        self._place = place
+        self._first: bytes | None = None
+
+    def begin(self, most_bytes: int) -> bytes | Body:
+        """The whole body if it is not longer, else this object."""
+        pieces: list[bytes] = []
+        size = 0
+        while not self.over and size < most_bytes:
+            pieces.append(self.read())
+            size += len(pieces[-1])
+        first = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self.over:
+            self.close()
+            return first
+        self._first = first
+        return self
+
+    def __iter__(self) -> Body:
+        return self
+
+    def __next__(self) -> bytes:
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        while not self.over:
+            data = self.read()
+            if data:
+                return data
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """No more of it is waited for."""
+        self._place.leave()
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it has been read."""
+        return self._left == 0
+
+    def read(self) -> bytes:
+        """The next piece: `CHUNK_BYTES`, or what is left."""
+        size = CHUNK_BYTES if self._left is None else min(CHUNK_BYTES, self._left)
+        data = self._read(size)
+        if self._left is None:
+            self._left = 0 if len(data) < size else None
+        elif len(data) < size:
+            raise Refused(400, NOT_WHOLE)
+        else:
+            self._left -= size
+        return data
+
+    def _read(self, size: int) -> bytes:
+        left_s = self._until - time.monotonic()
+        late = gevent.Timeout(max(0.001, min(self._pause_s, left_s)))
+        late.start()
+        try:
+            data: bytes = self._stream.read(size)
+        except gevent.Timeout as timeout:
+            if timeout is not late:
+                raise
+            raise Refused(408, "The body did not come in time.") from None
+        except RequestEntityTooLarge:
+            raise Refused(413, TOO_LARGE) from None
+        except Exception as error:  # gunicorn's own, for framing that is broken or ends too soon
+            raise Refused(400, NOT_WHOLE) from error
+        finally:
+            late.close()
+        return data
+
+
+class Asker:
+    """Who sent a request, verified at first use."""
+
+    __slots__ = ("_caller", "_given", "_identity", "_kit", "keys_away")
+
+    def __init__(self, kit: Kit, caller: Caller, given: str | None) -> None:
+        self._kit = kit
+        self._caller = caller
+        self._given = given
+        self._identity: Identity | None = None
+        self.keys_away = False
+
+    def __call__(self) -> Identity | None:
+        """None without a token that proves something now."""
+        given, self._given = self._given, None
+        match = BEARER.fullmatch(given) if given else None
+        if match is not None:
+            try:
+                self._identity = self._kit.tokens.verify(match[1], self._caller.remaining_s())
+            except InvalidToken:
+                return None
+            except KeysUnavailable:
+                self.keys_away = True
+                return None
+            self._caller.subject, self._caller.scopes = self._identity.subject, self._identity.scopes
+        return self._identity
+
+
+def _after_authority(uri: str) -> str:
+    """The path of an absolute URI. Raises Refused."""
+    _, scheme, rest = uri.partition("://")
+    if not scheme:
+        raise Refused(400, "The request names no path.")
+    return "/" + rest.partition("/")[2]
+
+
+def _client(environ: dict[str, Any]) -> str:
+    """The address that the edge saw, which it writes last."""
+    told: str = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+    address: str = environ["REMOTE_ADDR"]
+    return told if 0 < len(told) <= _LONGEST_ADDRESS else address
+
+
+def _headers(environ: dict[str, Any], caller: Caller, gateway: str) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for key, value in environ.items():
+        if key[:5] == "HTTP_" and key not in _DROPPED:
+            name = _NAMES.get(key)
+            headers[name if name is not None else _name(key)] = value
+    for key, name in (("CONTENT_TYPE", "content-type"), ("CONTENT_LENGTH", "content-length")):
+        value = environ.get(key)
+        if value:
+            headers[name] = value
+    connection = environ.get("HTTP_CONNECTION")
+    if connection and connection.lower() not in ("keep-alive", "close"):
+        for each in connection.split(","):
+            headers.pop(each.strip().lower(), None)
+    headers["x-request-id"] = caller.request_id
+    headers["traceparent"] = caller.traceparent
+    headers[VIA] = gateway
+    return headers
+
+
+def _name(key: str) -> str:
+    name = key[5:].replace("_", "-").lower()
+    if len(_NAMES) < _MAX_NAMES:
+        _NAMES[key] = name
+    return name

@@ -1,0 +1,276 @@
+"""The configuration file and the reload: render, check, replace, reload, and make sure that the new worker came up."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+
+from discovery.errors import ContractError
+from discovery.model import Route
+from haproxy.controller.config.files import sync_folder, write_atomically
+from haproxy.controller.config.model import EdgeState, VerifyKey
+from haproxy.controller.config.template import prepare_files, render
+from haproxy.controller.errors import ConfigRefused, ReloadFailed, Unreachable
+from haproxy.controller.loop.steady import Health, steady, survives
+from haproxy.controller.runtime.observed import down_lines
+from haproxy.controller.runtime.socket import Master, ProcessInfo, Runtime
+from haproxy.controller.settings import EdgeSettings
+
+log = structlog.get_logger(__name__)
+
+# 5,000 servers take `haproxy -c` 0.1 s, and a reload 0.13 s (FACTS); a machine under load many times that.
+CHECK_TIMEOUT_S = 30.0
+RELOAD_TIMEOUT_S = 20.0
+_POLL_S = 0.005
+_TEMPLATE = Path(__file__).resolve().parents[2] / "haproxy.cfg.j2"
+
+
+def fingerprint(routes: Mapping[str, Route], keys: Iterable[VerifyKey], settings: EdgeSettings) -> str:
+    """What a reload is needed for: it changes with routes, keys, settings and the template, not with servers."""
+    digest = hashlib.sha256(_settings_print(settings).encode())
+    for key in keys:
+        digest.update(f"{key.kid}\n".encode() + key.pem)
+    for name in sorted(routes):
+        digest.update(json.dumps(asdict(routes[name]), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _settings_print(settings: EdgeSettings) -> str:
+    digest = hashlib.sha256(_TEMPLATE.read_bytes())
+    digest.update(settings.model_dump_json(exclude={"consul_http_token"}).encode())
+    return digest.hexdigest()
+
+
+class Reloader:
+    """Owns the file. Thread-safe: the lazy writer and the sync loop take turns."""
+
+    def __init__(self, settings: EdgeSettings, runtime: Runtime, master: Master) -> None:
+        self._settings = settings
+        self._runtime = runtime
+        self._master = master
+        self._lock = threading.Lock()
+        self._turn = 0
+        self._marker = settings.edge_dir.absolute() / "loaded.json"
+        self._settings_mark = settings.edge_dir.absolute() / "settings.sha256"
+
+    def loaded(self, process: ProcessInfo) -> str | None:
+        """The fingerprint that this worker was loaded with; None when it was not loaded by a controller of ours."""
+        try:
+            marker = json.loads(self._marker.read_bytes())
+            if (marker["pid"], marker["started"]) == (process.pid, process.started):
+                return str(marker["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def prepare(self) -> None:
+        """Make the files beside the configuration: certificate, error pages."""
+        prepare_files(EdgeState(), self._settings)
+
+    def written_for(self, settings: EdgeSettings) -> bool:
+        """Whether the file at hand was written with these settings: its ports may be another stack's by now."""
+        try:
+            return self._settings_mark.read_text() == _settings_print(settings)
+        except OSError:
+            return False
+
+    @property
+    def turn(self) -> int:
+        """Counts reloads: what was made ready in one turn must not replace the file of the next."""
+        return self._turn
+
+    def write(self, state: EdgeState, turn: int) -> bool:
+        """Bring the file up to date without a reload; False when it already was, or a reload came since `turn`.
+
+        No reload waits for this: only what takes no time is done under the lock. Raises ConfigRefused, OSError.
+        """
+        text = _rendered(state, self._settings)
+        with self._lock:
+            if turn != self._turn or text.encode() == self._present():
+                return False
+            self._prepare(state)
+        try:
+            with self._checked(text, hurry=False) as new, self._lock:
+                if turn == self._turn:
+                    self._put(new)
+        except ConfigRefused:
+            # A reload clears away the maps of the configuration that it replaces.
+            if turn == self._turn:
+                raise
+        return turn == self._turn
+
+    def reload(self, state: EdgeState) -> ProcessInfo:
+        """Put a new worker in place, and return it as soon as it answers. Raises ConfigRefused, ReloadFailed, Unreachable, OSError.
+
+        The file always holds every server that may serve now; those on their way out are not in it, and finish in the old worker.
+        """
+        with self._lock:
+            self._turn += 1
+            before = self._runtime.info()
+            self._prepare(state)
+            former = self._replace(_rendered(state, self._settings))
+            try:
+                self._keep_down_servers()
+                after = self._new_worker(before)
+            except BaseException:
+                # Whoever starts HAProxy next must not meet a file that no worker has come up with.
+                if former is not None:
+                    write_atomically(self._settings.config_path, former)
+                raise
+            finally:
+                self._settings.server_state_file.unlink(missing_ok=True)
+            return after
+
+    def mark(self, process: ProcessInfo, print_: str) -> None:
+        """Note what a worker was loaded with, so that a controller to come need not load it again. Raises OSError."""
+        marker = {"pid": process.pid, "started": process.started, "fingerprint": print_}
+        write_atomically(self._marker, json.dumps(marker).encode())
+
+    def _prepare(self, state: EdgeState) -> None:
+        """Make the files that the configuration of this state refers to."""
+        prepare_files(state, self._settings)
+        for key in state.keys:
+            path = Path(key.pem_path)
+            if key.pem and not (path.exists() and path.read_bytes() == key.pem):
+                write_atomically(path, key.pem)
+
+    def _replace(self, text: str) -> bytes | None:
+        """Check the text and put it in place; returns the former content, or None when it is the same."""
+        former = self._present()
+        if text.encode() == former:
+            return None
+        with self._checked(text, hurry=True) as new:
+            self._put(new)
+        return former
+
+    def _present(self) -> bytes:
+        path = self._settings.config_path
+        return path.read_bytes() if path.exists() else b""
+
+    @contextlib.contextmanager
+    def _checked(self, text: str, *, hurry: bool) -> Iterator[Path]:
+        """The text in a file of its own beside the one in use, which HAProxy has found good. Raises ConfigRefused."""
+        folder = self._settings.config_path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".haproxy.cfg.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            check_config(Path(name), self._settings.haproxy_binary, hurry=hurry)
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _put(self, new: Path) -> None:
+        new.replace(self._settings.config_path)
+        sync_folder(self._settings.config_path.parent)
+        write_atomically(self._settings_mark, _settings_print(self._settings).encode())
+
+    def _keep_down_servers(self) -> None:
+        try:
+            with self._runtime.session() as session:
+                text = down_lines(session.all_servers_state())
+            write_atomically(self._settings.server_state_file, text.encode(), mode=0o600)
+        except (Unreachable, OSError) as error:
+            log.warning("servers that are down are not handed over", error=str(error))
+
+    def _new_worker(self, before: ProcessInfo) -> ProcessInfo:
+        try:
+            known = self._master.info()
+            self._master.reload()
+        except Unreachable as error:
+            raise ReloadFailed(f"the master's CLI does not answer: {error}") from error
+        until = time.monotonic() + RELOAD_TIMEOUT_S
+        while time.monotonic() < until:
+            time.sleep(_POLL_S)
+            # The master restarts itself in place, so that its socket is away for a moment.
+            with contextlib.suppress(Unreachable):
+                now = self._master.info()
+                if now.failed > 0 and now.reloads > known.reloads:
+                    raise ReloadFailed("the master could not start a new worker; its log says why")
+                fresh = set(now.workers) - set(known.workers) - {before.pid}
+                info = self._runtime.info()
+                if info.pid in fresh:
+                    return info
+        raise ReloadFailed(f"no new worker within {RELOAD_TIMEOUT_S} s")
+
+
+def _rendered(state: EdgeState, settings: EdgeSettings) -> str:
+    try:
+        return render(state, settings)
+    except ContractError as error:
+        raise ConfigRefused(str(error)) from error
+
+
+def check_config(path: Path, binary: str = "haproxy", *, hurry: bool = True) -> None:
+    """`haproxy -c`; without `hurry` it gives way to everything else on the machine, HAProxy first of all.
+
+    Raises ConfigRefused with what HAProxy says, also when it does not end in time or is missing.
+    """
+    patience = [] if hurry else ["nice", "-n", "19"]
+    try:
+        done = subprocess.run(
+            [*patience, binary, "-c", "-q", "-f", str(path)],
+            capture_output=True,
+            timeout=CHECK_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigRefused(f"{binary} -c did not run: {error}") from error
+    if done.returncode != 0:
+        # The name is another one each time, and the same refusal is told once.
+        output = (done.stdout + done.stderr).decode(errors="replace")
+        raise ConfigRefused(output.replace(str(path), "haproxy.cfg"))
+
+
+class FileWriter:
+    """Keeps the file in step with run-time changes, off the hot path: a thread that writes the latest state given to it.
+
+    A failure is told, and tried again with the next state.
+    """
+
+    def __init__(self, reloader: Reloader, health: Health) -> None:
+        self._reloader = reloader
+        self._waiting: tuple[EdgeState, int] | None = None
+        self._health = health
+        self._wake = threading.Condition()
+        self._loop = steady("file", self._turn, health)
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def stop(self) -> None:
+        """Write what is waiting, and end."""
+        self._loop.stop()
+        with self._wake:
+            self._wake.notify()
+        self._loop.join(CHECK_TIMEOUT_S)
+        survives("file", self._turn, self._health)
+
+    def submit(self, state: EdgeState) -> None:
+        """Write this state soon, in place of one that still waits; a reload in the meantime makes it void."""
+        with self._wake:
+            self._waiting = (state, self._reloader.turn)
+            self._wake.notify()
+
+    def _turn(self) -> float:
+        with self._wake:
+            self._wake.wait_for(lambda: self._loop.stopped or self._waiting is not None)
+            waiting, self._waiting = self._waiting, None
+        if waiting is not None and self._reloader.write(*waiting):
+            log.debug("configuration file brought up to date")
+        return 0.0

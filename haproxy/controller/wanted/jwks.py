@@ -1,0 +1,192 @@
+"""The keys that tokens are verified with: polled from a live instance of `auth`, checked, and kept as PEM files."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from discovery.errors import ContractError
+from haproxy.controller.config.model import Server, VerifyKey
+from haproxy.controller.loop.steady import Health, steady
+from haproxy.controller.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+SERVICE = "auth"
+PATH = "/api/auth/.well-known/jwks.json"
+MAX_KEYS = 8
+MIN_BITS = 2048
+# A key of more bits costs the edge more for every token than any issuer needs.
+MAX_BITS = 8192
+MAX_BYTES = 65536
+TIMEOUT_S = 2.0
+_KID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def parse_jwks(data: bytes) -> dict[str, bytes]:
+    """kid → PEM SubjectPublicKeyInfo. Raises ContractError unless every key is an RSA public key fit for RS256.
+
+    An empty set is refused as well: it would lock everybody out, and no issuer means it.
+    """
+    try:
+        document = json.loads(data)
+        keys = document["keys"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ContractError("jwks", data[:80], f"not a key set: {error!r}") from None
+    if not isinstance(keys, list) or not 1 <= len(keys) <= MAX_KEYS:
+        raise ContractError("jwks", data[:80], f"must hold 1 to {MAX_KEYS} keys")
+    found: dict[str, bytes] = {}
+    for key in keys:
+        kid, pem = _parse_key(key)
+        if kid in found:
+            raise ContractError("kid", kid, "stands there twice")
+        found[kid] = pem
+    return found
+
+
+def _parse_key(key: Any) -> tuple[str, bytes]:
+    if not isinstance(key, dict):
+        raise ContractError("jwks", key, "not a key")
+    kid = key.get("kid")
+    if not isinstance(kid, str) or not _KID.fullmatch(kid):
+        raise ContractError("kid", kid, "must be 1-64 of A-Z, a-z, 0-9, _ and -")
+    if key.get("kty") != "RSA" or key.get("alg", "RS256") != "RS256" or key.get("use", "sig") != "sig":
+        raise ContractError("kid", kid, "must be an RSA key for RS256 signatures")
+    if "d" in key or "p" in key:
+        raise ContractError("kid", kid, "is a private key")
+    modulus, exponent = _number(kid, key.get("n")), _number(kid, key.get("e"))
+    if not MIN_BITS <= modulus.bit_length() <= MAX_BITS:
+        raise ContractError("kid", kid, f"must have {MIN_BITS} to {MAX_BITS} bits")
+    try:
+        public = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+    except ValueError as error:
+        raise ContractError("kid", kid, str(error)) from None
+    return kid, public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _number(kid: str, text: Any) -> int:
+    if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,2048}", text):
+        raise ContractError("kid", kid, "n and e must be base64url numbers")
+    try:
+        return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
+    except ValueError:  # 4k+1 characters are no bytes
+        raise ContractError("kid", kid, "n and e must be base64url numbers") from None
+
+
+def stored_keys(folder: Path) -> tuple[VerifyKey, ...]:
+    """The keys that are kept in a folder, sorted by kid; files that are none are left out."""
+    keys = []
+    for path in sorted(folder.glob("*.pem")):
+        if not _KID.fullmatch(path.stem):
+            continue
+        try:
+            pem = path.read_bytes()
+            public = serialization.load_pem_public_key(pem)
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
+            log.error("stored key left out", path=str(path), error=str(error))
+            continue
+        if isinstance(public, rsa.RSAPublicKey) and public.key_size >= MIN_BITS:
+            keys.append(VerifyKey(path.stem, str(path.absolute()), pem))
+    return tuple(keys)[:MAX_KEYS]
+
+
+def fetch(server: Server, path: str = PATH, most: int = MAX_BYTES) -> bytes:
+    """Ask one instance for a document of at most so many bytes, after it has said that it is `auth`: a port may have been reused.
+
+    Raises OSError or http.client.HTTPException.
+    """
+    connection = http.client.HTTPConnection(server.address, server.port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", "/health/ready")
+        answer = connection.getresponse()
+        answer.read(MAX_BYTES)
+        if answer.status != 200 or answer.getheader("X-Service") != SERVICE:
+            raise http.client.HTTPException(f"{server.name} is no ready instance of {SERVICE}")
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read(most + 1)
+        if answer.status != 200 or len(body) > most:
+            raise http.client.HTTPException(f"{server.name} answered {answer.status}, {len(body)} bytes")
+        return body
+    finally:
+        connection.close()
+
+
+class KeyPoll:
+    """Polls on a thread of its own; `callback` gets the whole set when it changes. auth away: the set stays."""
+
+    def __init__(
+        self,
+        folder: Path,
+        servers: Callable[[], Iterable[Server]],
+        callback: Callable[[tuple[VerifyKey, ...]], None],
+        metrics: Metrics,
+        health: Health,
+        every_s: float,
+    ) -> None:
+        self._folder = folder
+        self._servers = servers
+        self._callback = callback
+        self._metrics = metrics
+        self._every_s = every_s
+        self._known: dict[str, bytes] = {}
+        self._failing = False
+        self._loop = steady("keys", self._turn, health)
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def stop(self) -> None:
+        self._loop.stop()
+
+    def look(self) -> None:
+        """Poll at once: auth has changed."""
+        self._loop.hurry()
+
+    def poll(self) -> bool:
+        """Ask instances in turn until one gives a good set; answers whether one did."""
+        problem = "no live instance"
+        for server in self._servers():
+            try:
+                self._accept(parse_jwks(fetch(server)))
+            except Exception as error:  # whatever one instance sends, the next is asked
+                problem = f"{server.name}: {error}"
+                continue
+            self._failing = False
+            return True
+        self._metrics.errors.labels("keys").inc()
+        if not self._failing:
+            log.warning("keys not polled, those at hand stay", problem=problem)
+        self._failing = True
+        return False
+
+    def prune(self) -> None:
+        """Delete the files of keys that are out of use; call it after a reload without them."""
+        for path in self._folder.glob("*.pem") if self._known else ():
+            if path.stem not in self._known:
+                path.unlink(missing_ok=True)
+
+    def _accept(self, keys: dict[str, bytes]) -> None:
+        if keys == self._known:
+            return
+        self._known = keys
+        log.info("keys to verify tokens with", kids=sorted(keys))
+        files = {kid: str((self._folder / f"{kid}.pem").absolute()) for kid in keys}
+        self._callback(tuple(VerifyKey(kid, files[kid], keys[kid]) for kid in sorted(keys)))
+
+    def _turn(self) -> float:
+        good = self.poll()
+        # Until the first set is here, soon: nobody's token is accepted before.
+        return self._every_s if good or self._known else min(1.0, self._every_s)

@@ -1,0 +1,188 @@
+"""What a service gets from the kit, in one object: `app.extensions["kit"]`, or `kit()` inside of a request."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from redis import Redis
+from sqlalchemy import MetaData
+
+import discovery
+from discovery.model import HttpCheck, Registration, Route
+from services.kit.auth.jwks import KeySet
+from services.kit.auth.revocations import Revocations
+from services.kit.auth.service_token import DEADLINE_S, TokenSource
+from services.kit.auth.verifier import TokenVerifier
+from services.kit.cache import Cache
+from services.kit.calls.client import JWKS_PATH, REVOCATIONS_PATH, Upstreams, fetch_document
+from services.kit.db.session import Database, database_url
+from services.kit.redis_client import connect
+from services.kit.server.addresses import NoAddress, default_instance_id, own_address
+from services.kit.server.state import State
+from services.kit.settings import ServiceSettings, secret
+from services.kit.stale.decorator import Snapshots
+from services.kit.stale.writer import SnapshotQueue
+from services.kit.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+
+# Nobody waits for what is written besides the requests.
+BACKGROUND_TIMEOUT_S = 0.5
+
+
+class lazily(Generic[T]):  # noqa: N801 - reads as a decorator
+    """A property that is worked out once, at first use, under the object's `_lock` (an RLock)."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
+
+    def __get__(self, owner: Any, _: type | None = None) -> T:
+        with owner._lock:
+            values: dict[str, T] = owner.__dict__
+            if self._name not in values:
+                values[self._name] = self._make(owner)
+            return values[self._name]
+
+
+class Kit:
+    """The parts of one service. Connections are made at first use, in the worker process, never before its fork."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: ServiceSettings,
+        *,
+        route: Route | None,
+        metadata: MetaData | None = None,
+        migrations: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.route = route
+        self.state = State()
+        self.metrics = Metrics(name)
+        self._on_start: list[Callable[[], object]] = []
+        self.instance_id = settings.instance_id or default_instance_id(name, settings.host, settings.port)
+        self.db = Database(
+            database_url(settings, name),
+            metadata=metadata,
+            migrations=migrations,
+            pool_size=min(settings.db_pool_size, settings.threads_to_wait() or settings.db_pool_size),
+            timeout_s=settings.db_timeout_s,
+        )
+        self._lock = threading.RLock()
+
+    @lazily
+    def cache(self) -> Cache:
+        """The JSON cache; without `REDIS_CACHE_URL` it only loads."""
+        redis = self._redis(self.settings.redis_cache_url, self.settings.redis_cache_timeout_s)
+        return Cache(redis, self.name, operations=self.metrics.cache)
+
+    @lazily
+    def redis_state(self) -> Redis | None:
+        """The Redis for state that must not be evicted, or None without `REDIS_STATE_URL`. Its errors become 503."""
+        return self._redis(self.settings.redis_state_url, self.settings.redis_state_timeout_s)
+
+    @lazily
+    def snapshots(self) -> Snapshots:
+        """The last good answers that `@snapshot` keeps; without `REDIS_CACHE_URL` none."""
+        redis = self._redis(self.settings.redis_cache_url, BACKGROUND_TIMEOUT_S)
+        queue = SnapshotQueue(redis, outcomes=self.metrics.snapshots) if redis is not None else None
+        return Snapshots(self.name, queue)
+
+    @lazily
+    def tokens(self) -> TokenVerifier:
+        """Verifies access tokens with auth's keys."""
+        settings = self.settings
+        if self.revocations is not None:
+            self.revocations.start()
+        return TokenVerifier(
+            KeySet(lambda: fetch_document(self._plain, JWKS_PATH, settings.auth_jwks_url)),
+            issuer=settings.auth_issuer,
+            audience=settings.auth_audience,
+            revocations=self.revocations,
+        )
+
+    @lazily
+    def revocations(self) -> Revocations | None:
+        """auth's list of tokens that ended early. None for another issuer's tokens, unless it says where its list is."""
+        url = self.settings.auth_revocations_url
+        if self.settings.auth_jwks_url and not url:
+            return None
+        return Revocations(lambda: fetch_document(self._plain, REVOCATIONS_PATH, url))
+
+    @lazily
+    def token_source(self) -> TokenSource:
+        """This service's own tokens; gives None without `SERVICE_CLIENT_SECRET`."""
+        return TokenSource(self.name, secret(self.settings.service_client_secret), self._ask_auth)
+
+    @lazily
+    def client(self) -> Upstreams:
+        """Calls to other services, with this service's token."""
+        return Upstreams(lambda: self.view, self.metrics, self.token_source)
+
+    @lazily
+    def view(self) -> discovery.View:
+        """The view of Consul, following it from now on; it may not have its first answer yet."""
+        api = discovery.ConsulApi(self.settings.consul_http_addr, secret(self.settings.consul_http_token))
+        view = discovery.View(api)
+        view.start()
+        return view
+
+    @lazily
+    def _plain(self) -> Upstreams:
+        # Asking auth for keys and tokens needs no token, and must not ask for one.
+        return Upstreams(lambda: self.view, self.metrics)
+
+    def follow_auth(self) -> None:
+        """Begin what checking tokens needs, so that the first one finds auth's address and list of revocations known."""
+        if not self.settings.auth_jwks_url:
+            _ = self.view
+        _ = self.tokens
+
+    def on_start(self, action: Callable[[], object]) -> None:
+        """Run `action` in the worker process before it takes its first request; the place to start threads.
+
+        What is started earlier, at import, stays behind in the master when the worker is forked.
+        """
+        self._on_start.append(action)
+
+    def started(self) -> None:
+        """Run what `on_start` collected. Called by the server, in the worker."""
+        for action in self._on_start:
+            action()
+
+    def registration(self, port: int) -> Registration:
+        """How this instance enters itself in Consul. Raises NoAddress while it is not on the network that it should be on."""
+        wanted = self.settings.advertise_address or self.settings.host
+        address = own_address(wanted)
+        if address is None:
+            raise NoAddress(f"no address of this machine is in {wanted}")
+        return Registration(
+            name=self.name,
+            address=address,
+            port=port,
+            id=self.instance_id,
+            route=self.route,
+            weight=self.settings.instance_weight,
+            backup=self.settings.instance_backup,
+            check=HttpCheck(),
+        )
+
+    def _redis(self, url: str | None, timeout_s: float) -> Redis | None:
+        return connect(
+            url,
+            secret(self.settings.redis_password),
+            username=self.settings.redis_username,
+            timeout_s=timeout_s,
+            connections=self.settings.worker_threads * 2,
+        )
+
+    def _ask_auth(self, path: str, body: dict[str, str]) -> tuple[int, Any]:
+        response = self._plain.request("POST", "auth", path, json=body, deadline_s=DEADLINE_S)
+        return response.status, response.json() if response.status == 200 else None

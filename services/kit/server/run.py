@@ -1,0 +1,325 @@
+"""`run`: one instance of a service, from binding its port to leaving without losing a request.
+
+    bind → migrate → fork the worker → its own /health/ready answers over HTTP → register in Consul
+    SIGTERM or SIGINT → out of Consul → ready answers 503, all else is served for DRAIN_DELAY_S → stop accepting
+    → open requests end within DRAIN_TIMEOUT_S → exit 0
+
+All of it is driven by the master process, which has no thread beside; the worker only serves, and is started again when it dies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import http.client
+import math
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gunicorn.http
+import structlog
+from gunicorn import util
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+from sqlalchemy.exc import SQLAlchemyError
+
+import discovery
+from discovery.contract import registration_meta
+from discovery.errors import ContractError
+from discovery.loop import Loop
+from services.kit.app import needs_tokens
+from services.kit.container import Kit
+from services.kit.db.migrate import MigrationError
+from services.kit.server.addresses import NoAddress, default_instance_id
+from services.kit.server.worker import Parser, Request, ThreadWorker, bind_to_master, refusals
+from services.kit.settings import secret
+from services.kit.telemetry import logs
+from services.kit.web.api import ServiceApp
+
+log = structlog.get_logger(__name__)
+
+BACKLOG = 1024
+DESCRIPTORS = 16_384
+# Objects allocated, and not freed, before Python looks for cycles among them (its own 700 are soon reached by one request).
+GARBAGE = 20_000
+# Longer than HAProxy keeps an idle connection to a server, so that it never writes into one that we are closing.
+KEEPALIVE_S = 75
+# What the agent on the same machine may take; while a master waits for it, it starts no worker and begins no drain.
+CONNECT_S = 1.0
+ANSWER_S = 2.0
+POLL_S = 0.05
+# gunicorn's warnings repeat the header field that it refuses.
+MAX_LOGGED = 200
+
+
+class GunicornLogger(Logger):
+    """Leaves handlers to the kit's logging; access lines are written by `observe`."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.propagate = True
+        self.error_log.handlers[:] = []
+        # "Handling signal", "Booting worker": worth a line at debug only; warnings and errors pass.
+        self.error_log.setLevel("WARNING" if self.cfg.loglevel != "debug" else "DEBUG")
+
+    def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        super().warning(msg[:MAX_LOGGED], *args, **kwargs)
+
+    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.exception(), TimeoutError):
+            self.debug("the client takes nothing")
+        else:
+            super().exception(msg, *args, **kwargs)
+
+    def access(self, *_: Any, **__: Any) -> None:
+        return
+
+    def reopen_files(self) -> None:
+        return
+
+
+class Registrar:
+    """Registers the instance once it answers, keeps it registered, and takes it out when it is to leave: in turns between the
+    master's waits for signals, each of which takes seconds at most.
+
+    A thread would do it without holding the master up. But the master forks again whenever a worker has died, and a fork
+    copies the locks that a thread holds without the thread (Python 3.12 warns of it; gRPC does not survive it).
+    """
+
+    def __init__(self, kit: Kit, port: int) -> None:
+        self._kit = kit
+        self._port = port
+        self._loop = Loop("registrar", self._step)
+        self._due = 0.0
+        self._keeper: discovery.Keeper | None = None
+        self._left = False
+
+    def turn(self) -> float:
+        """Do what is due; answers the seconds until there is more. Raises nothing."""
+        left_s = self._due - time.monotonic()
+        if left_s > 0:
+            return left_s
+        pause_s = self._loop.turn()
+        if self._kit.settings.worker_class == "gevent":
+            import gevent
+
+            # It looks names up, be they addresses, in threads of its own; they end here, and come again with the next.
+            gevent.get_hub().threadpool.size = 0
+        self._due = time.monotonic() + pause_s
+        return pause_s
+
+    def leave(self) -> None:
+        """Take the instance out of Consul, which may take `CONNECT_S` and `ANSWER_S`. It has no turn after that."""
+        if self._left:
+            return
+        self._left = True
+        gone = self._keeper is None or self._keeper.stop()
+        log.info("left consul" if gone else "consul did not answer in time")
+
+    def _step(self) -> float:
+        if self._keeper is not None:
+            # Off its network, what was said last stays.
+            self._keeper.registration = self._registration() or self._keeper.registration
+            return self._keeper.step()
+        registration = self._registration() if self._ready() else None
+        if registration is None:
+            return POLL_S
+        settings = self._kit.settings
+        log.info("instance ready", address=registration.address, port=self._port)
+        api = discovery.ConsulApi(
+            settings.consul_http_addr,
+            secret(settings.consul_http_token),
+            connect_timeout_s=CONNECT_S,
+            read_timeout_s=ANSWER_S,
+        )
+        self._keeper = discovery.Keeper(api, registration)
+        return self._keeper.step()
+
+    def _registration(self) -> discovery.Registration | None:
+        try:
+            return self._kit.registration(self._port)
+        except NoAddress:
+            return None
+
+    def _ready(self) -> bool:
+        connection = http.client.HTTPConnection(self._kit.settings.host, self._port, timeout=1.0)
+        try:
+            connection.request("GET", "/health/ready")
+            answer = connection.getresponse()
+            return answer.status == 200 and answer.getheader("X-Service") == self._kit.name
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+class ServiceArbiter(Arbiter):
+    """gunicorn's master with our way of leaving. One worker; what would change that is ignored."""
+
+    def __init__(self, app: Any, kit: Kit, registrar: Registrar) -> None:
+        self._kit = kit
+        self.registrar = registrar
+        super().__init__(app)
+
+    def wait_for_signals(self, timeout: float = 1.0) -> Any:
+        return super().wait_for_signals(min(timeout, self.registrar.turn()))
+
+    def handle_term(self) -> None:
+        """Drain, then stop. A further SIGTERM or SIGINT changes nothing; SIGQUIT ends it at once."""
+        for again in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(again, signal.SIG_IGN)
+        settings = self._kit.settings
+        log.info("draining", delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
+        self.registrar.leave()
+        self._kit.state.drain()
+        until = time.monotonic() + settings.drain_delay_s
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_S))
+            self.reap_workers()
+            self.manage_workers()
+        raise StopIteration
+
+    handle_int = handle_term
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        self.registrar.leave()
+        super().halt(reason=reason, exit_status=exit_status)
+
+    def handle_usr2(self) -> None:
+        """No second master: the port and the Consul entry belong to this one."""
+
+    handle_ttin = handle_ttou = handle_hup = handle_usr2
+
+
+class Server(BaseApplication):
+    """gunicorn's configuration of an instance."""
+
+    def __init__(self, app: ServiceApp, kit: Kit, listener: socket.socket) -> None:
+        self._app = app
+        self._kit = kit
+        self._listener = listener
+        super().__init__()
+
+    def load(self) -> ServiceApp:
+        return self._app
+
+    def load_config(self) -> None:
+        settings = self._kit.settings
+        options = {
+            # gunicorn closes the descriptor that it is given.
+            "bind": f"fd://{os.dup(self._listener.fileno())}",
+            "workers": 1,
+            "worker_class": _worker_class(settings.worker_class),
+            "threads": settings.worker_threads,
+            # Greenlets are cheap, and one that cannot be had keeps health checks out: more than all that may wait at once.
+            "worker_connections": 4096 if settings.worker_class == "gevent" else 1000,
+            "backlog": BACKLOG,
+            "keepalive": KEEPALIVE_S,
+            "timeout": 60,
+            "graceful_timeout": math.ceil(settings.drain_timeout_s),
+            "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
+            "logger_class": GunicornLogger,
+            "loglevel": settings.log_level,
+            "proc_name": self._kit.instance_id,
+            "control_socket_disable": True,
+            # What a request says about itself is not believed: SCRIPT_NAME would move its path.
+            "forwarder_headers": "",
+            "forwarded_allow_ips": "",
+            "secure_scheme_headers": {},
+            "limit_request_line": 8190,
+            "limit_request_fields": 100,
+            # Cookies of 32 KiB pass.
+            "limit_request_field_size": 36 * 1024,
+            "post_fork": lambda arbiter, _: bind_to_master(arbiter.pid),
+            "post_worker_init": lambda _: self._started(),
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def _started(self) -> None:
+        if needs_tokens(self._app):
+            self._kit.follow_auth()
+        self._kit.started()
+        # What is there now stays: looked through with every collection, it cost a tenth of all requests' time.
+        gc.collect()
+        gc.freeze()
+        # At the end it is collected before modules go, or what they still need is told off on standard error.
+        atexit.register(gc.unfreeze)
+        gc.set_threshold(GARBAGE, *gc.get_threshold()[1:])
+
+
+def _worker_class(kind: str) -> Any:
+    if kind == "gevent":
+        from services.kit.server.gevent_worker import GeventWorker
+
+        return GeventWorker
+    return ThreadWorker
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError; the text names the address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+def _allow_descriptors() -> None:
+    """As many connections as a worker takes need as many descriptors, and often as many again: the usual 1024 are too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
+    """Serve one instance until it is told to stop, then exit the process: 0 after a drain, another code after an error.
+
+    Takes an application or something that makes one. Must be called in the main thread.
+    """
+    try:
+        app = app if isinstance(app, ServiceApp) else app()
+    except ContractError as error:
+        sys.exit(f"cannot start: {error}")
+    kit: Kit = app.extensions["kit"]
+    settings = kit.settings
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        sys.exit(f"{kit.name}: {error}")
+    # Connections inherit it, whatever their worker waits with. It counts while nothing goes out, not for all of an answer.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.unread_timeout_s * 1000))
+    port = listener.getsockname()[1]
+    if settings.instance_id is None:
+        kit.instance_id = default_instance_id(kit.name, settings.host, port)
+    logs.configure(kit.name, settings.log_level, settings.log_format, instance_id=kit.instance_id)
+    try:
+        registration_meta(kit.registration(port))
+    except (ContractError, NoAddress) as error:
+        sys.exit(f"{kit.name}: cannot be registered: {error}")
+    try:
+        kit.db.migrate()
+        kit.db.dispose()
+    except (MigrationError, SQLAlchemyError, OSError) as error:
+        sys.exit(f"{kit.name}: database not ready: {error}")
+    _allow_descriptors()
+    util.write_error = refusals(kit.name)
+    gunicorn.http.RequestParser = Parser
+    Request.head_within_s = settings.body_timeout_s
+    registrar = Registrar(kit, port)
+    server = Server(app, kit, listener)
+    listener.close()
+    arbiter = ServiceArbiter(server, kit, registrar)
+    arbiter.run()

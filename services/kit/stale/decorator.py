@@ -1,0 +1,243 @@
+"""`@snapshot`: a view's good answers are kept in Redis, so that a gateway can give the last one when no instance is left.
+
+    @app.get("/api/things/<thing_id>")
+    @snapshot(stale_s=3600, scope="public")
+    def get_thing(path: ThingPath): ...
+
+Keeping costs the request microseconds: one thread writes, from a bounded queue whose newest entries are dropped when it is full.
+The same queue tells the gateways of changes that this instance has made, so that they forget what they keep of those paths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import structlog
+from flask import Flask, Response, g, request
+
+from services.kit.stale import stored_form
+from services.kit.stale.writer import Keep, Remove, SnapshotQueue
+from services.kit.web.context import current, kit
+from services.kit.web.etag import names_tag
+
+if TYPE_CHECKING:
+    from services.kit.container import Kit
+
+log = structlog.get_logger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
+Scope = Literal["public", "subject"]
+
+MAX_BODY_BYTES = 256 * 1024
+MAX_STALE_S = 7 * 86_400.0
+# The same answer is not written again before this, nor before a quarter of its time.
+AGAIN_S = 5.0
+# So long a reader who has the answer already may be told so without our seeing it whole.
+UNSEEN_S = 60.0
+REMEMBERED = 4096
+GONE = frozenset({403, 404, 410})
+# What a last good answer needs; the rest is about one exchange, or one instance.
+KEPT_HEADERS = frozenset({"content-type", "content-language", "etag", "last-modified", "link"})
+_ABOUT_STATE = ("ETag", "Cache-Control", "Content-Location", "Vary", "Last-Modified")
+_MARK = "__kit_snapshot__"
+_UNSEEN = "kit_snapshot_if_none_match"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """`stale_s`: how old a kept answer may be when it is given."""
+
+    stale_s: float
+    scope: Scope
+
+
+def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
+    """Decorator of a GET view, below the route's and `require_scope`: keep its answers (status 200, to 256 KiB), to be given for `stale_s` seconds.
+
+    `public` is given to everybody: only for views that ask for no token. `subject` is given to the subject of the verified token
+    that the answer was for, while his token has the scopes that it had. An answer 403, 404 or 410 takes away what is kept;
+    so do `kit().snapshots.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for whomever. Never kept: `no-store`, cookies, streams, and in scope `public`
+    what is `private`, or was asked for with a token, a cookie or an `X-Api-Key`. Raises ValueError.
+    """
+    if scope not in ("public", "subject") or not 0 < stale_s <= MAX_STALE_S:
+        raise ValueError(f"no snapshot of scope {scope!r} for {stale_s} s")
+    policy = Policy(float(stale_s), scope)
+
+    def decorate(view: F) -> F:
+        @wraps(view)
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            # Here, and not before the request: only now its token has been verified.
+            kit().snapshots.before(policy)
+            return view(*args, **kwargs)
+
+        setattr(seen, _MARK, policy)
+        return seen  # type: ignore[return-value]
+
+    return decorate
+
+
+class Snapshots:
+    """The snapshots of one service. Does nothing without Redis. Safe for threads."""
+
+    def __init__(
+        self,
+        service: str,
+        queue: SnapshotQueue | None,
+        *,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._service = service
+        self._queue = queue
+        self._now = now
+        self._monotonic = monotonic
+        # Name → when this process last wrote the answer, and which.
+        self._written: dict[str, tuple[float, int]] = {}
+        self._warned: set[str] = set()
+
+    def forget(self, path: str) -> None:
+        """Nothing is to be kept of this path (as in `request.path`) for everybody: call it after the commit that removed it."""
+        if self._queue is not None:
+            self._queue.forget(stored_form.public_key(self._service, _plain(path)))
+            self._written.clear()
+
+    def forget_subject(self, subject: str) -> None:
+        """Nothing is to be kept for this subject: his account has gone, or what he may see has changed."""
+        if self._queue is not None:
+            self._queue.forget(stored_form.subject_key(self._service, subject))
+            self._written.clear()
+
+    def changed(self, path: str, *, prefix: bool = False) -> None:
+        """Tell the gateways that what they keep of this path (as in `request.path`) holds no more. Not the snapshots."""
+        self.tell(_plain(path), prefix=prefix)
+
+    def tell(self, plain: str, *, prefix: bool) -> None:
+        """As `changed`, for a path as in PATH_INFO."""
+        if self._queue is not None:
+            self._queue.change(self._service, stored_form.Change(plain, prefix))
+
+    # -- around each request
+
+    def before(self, policy: Policy) -> None:
+        """See to it that a reader who has the answer already does not keep us from seeing it for ever."""
+        known = request.environ.get("HTTP_IF_NONE_MATCH")
+        if known is None or request.method != "GET" or self._queue is None:
+            return
+        name = self._name(policy)
+        if name is not None and self._age_s(name) > min(UNSEEN_S, policy.stale_s / 4):
+            del request.environ["HTTP_IF_NONE_MATCH"]
+            setattr(g, _UNSEEN, known)
+
+    def after(self, policy: Policy, response: Response) -> Response:
+        """Keep a good answer, or take away what is kept when there is none any more."""
+        if self._queue is None or request.method != "GET":
+            return response
+        name = self._name(policy) if response.status_code == 200 or response.status_code in GONE else None
+        if name is not None:
+            if response.status_code in GONE:
+                self._written.pop(name.whole, None)
+                self._queue.put(Remove(name))
+            elif not (response.is_streamed or response.direct_passthrough):
+                self._keep(policy, name, response)
+        known = g.pop(_UNSEEN, None)
+        if known is not None and response.status_code == 200:
+            tag = response.headers.get("ETag")
+            if tag is not None and names_tag(known, tag.removeprefix("W/")):
+                return _not_modified(response)
+        return response
+
+    def _name(self, policy: Policy) -> stored_form.SnapshotName | None:
+        subject = None
+        if policy.scope == "subject":
+            subject = current().subject
+            if subject is None:
+                return None
+        environ = request.environ
+        return stored_form.snapshot_name(
+            self._service, environ.get("PATH_INFO", ""), environ.get("QUERY_STRING", ""), subject
+        )
+
+    def _may_keep(self, policy: Policy, response: Response) -> bool:
+        headers = response.headers
+        if any(name in headers for name in ("Set-Cookie", "Content-Encoding", "Content-Range")):
+            return False
+        control = headers.get("Cache-Control", "").lower()
+        vary = {name.strip().lower() for name in headers.get("Vary", "").split(",")} - {"", "accept-encoding"}
+        if policy.scope == "subject":
+            vary.discard("authorization")
+        elif current().subject is not None or "private" in control:
+            self._warn("what a token was asked for is not kept for everybody")
+            return False
+        elif "HTTP_COOKIE" in request.environ or "HTTP_X_API_KEY" in request.environ:
+            return False
+        return not vary and "no-store" not in control
+
+    def _keep(self, policy: Policy, name: stored_form.SnapshotName, response: Response) -> None:
+        body = response.get_data()
+        if len(body) > MAX_BODY_BYTES or self._queue is None:
+            return
+        print_ = hash(body)
+        written = self._written.get(name.whole)
+        now = self._monotonic()
+        if written and written[1] == print_ and now - written[0] < min(AGAIN_S, policy.stale_s / 4):
+            return
+        if not self._may_keep(policy, response):
+            return
+        caller = current()
+        head = {
+            "status": 200,
+            "headers": [(key, value) for key, value in response.headers if key.lower() in KEPT_HEADERS],
+            "at": self._now(),
+            "stale_s": policy.stale_s,
+            "scopes": sorted(caller.scopes) if policy.scope == "subject" else [],
+        }
+        if self._queue.put(Keep(name, head, body, policy.stale_s)):
+            if len(self._written) >= REMEMBERED:
+                self._written.clear()
+            self._written[name.whole] = (now, print_)
+
+    def _age_s(self, name: stored_form.SnapshotName) -> float:
+        written = self._written.get(name.whole)
+        return self._monotonic() - written[0] if written else float("inf")
+
+    def _warn(self, event: str) -> None:
+        route = request.url_rule.rule if request.url_rule is not None else ""
+        if route not in self._warned:
+            self._warned.add(route)
+            log.warning(event, route=route)
+
+
+def _plain(path: str) -> str:
+    """`request.path` is text; on the wire, and in PATH_INFO, it was UTF-8."""
+    return path.encode("utf-8", "surrogatepass").decode("latin-1")
+
+
+def _not_modified(response: Response) -> Response:
+    """What the reader would have got, had he asked for it with the tag that he has."""
+    short = Response(status=304)
+    for name in _ABOUT_STATE:
+        if name in response.headers:
+            short.headers[name] = response.headers[name]
+    return short
+
+
+WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+def install(app: Flask, kit: Kit) -> None:
+    """Look at every request of the application: views with a snapshot, and what was changed."""
+
+    def after(response: Response) -> Response:
+        if request.method in WRITES:
+            if kit.route is not None and response.status_code < 400:
+                # What is below goes with it.
+                kit.snapshots.tell(request.environ.get("PATH_INFO", ""), prefix=request.method == "DELETE")
+            return response
+        found: Policy | None = getattr(app.view_functions.get(request.endpoint or ""), _MARK, None)
+        return kit.snapshots.after(found, response) if found is not None else response
+
+    app.after_request(after)

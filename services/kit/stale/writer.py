@@ -1,0 +1,242 @@
+"""What is to be written to Redis besides the requests: a bounded queue, and the one thread that empties it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from prometheus_client import Counter
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+
+from services.kit.stale import stored_form
+
+log = structlog.get_logger(__name__)
+
+MAX_WAITING = 512
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+# What must not be lost while Redis is away: removals and changes. Beyond it the oldest go.
+MAX_PENDING = 4096
+BATCH = 32
+PAUSE_S = 0.5
+# Longer than a request and its place in the queue take: what was read before a removal is not kept after it.
+GONE_MS = 60_000
+
+# Kept unless its path or subject was forgotten a moment ago. The hash lives as long as its longest answer.
+_KEEP = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A good answer; sealed when it is written, not in the request."""
+
+    name: stored_form.SnapshotName
+    head: Mapping[str, Any]
+    body: bytes
+    stale_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """What is kept under this name holds no more."""
+
+    name: stored_form.SnapshotName
+
+
+class SnapshotQueue:
+    """Jobs for one Redis. The thread is started by the first job, so in the worker; it ends with the process.
+
+    Answers may be lost: the newest, when too many wait, and those that a Redis gone does not take. What forgets them waits
+    for Redis instead, and comes first.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        outcomes: Counter | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._redis = redis
+        self._outcomes = outcomes
+        self._sleep = sleep
+        self._wake = threading.Condition()
+        self._waiting: OrderedDict[tuple[str, str], Keep | Remove] = OrderedDict()
+        self._bytes = 0
+        # Key to be forgotten, or (service, change): insertion order, each once.
+        self._pending: OrderedDict[str | tuple[str, stored_form.Change], None] = OrderedDict()
+        self._thread: threading.Thread | None = None
+        self._away = False
+
+    def put(self, job: Keep | Remove) -> bool:
+        """Add a job, in place of one that waits for the same name. False when it is dropped."""
+        place = (job.name.key, job.name.slot)
+        size = len(job.body) if isinstance(job, Keep) else 0
+        with self._wake:
+            before = self._waiting.pop(place, None)
+            self._bytes -= len(before.body) if isinstance(before, Keep) else 0
+            full = len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_WAITING_BYTES
+            if not full:
+                self._waiting[place] = job
+                self._bytes += size
+                self._started()
+        if full:
+            self._count("dropped", 1)
+        return not full
+
+    def forget(self, key: str) -> None:
+        """Delete a hash of snapshots, and keep out what is on its way to it."""
+        with self._wake:
+            for place in [each for each in self._waiting if each[0] == key]:
+                gone = self._waiting.pop(place)
+                self._bytes -= len(gone.body) if isinstance(gone, Keep) else 0
+        self._must(key)
+
+    def change(self, service: str, change: stored_form.Change) -> None:
+        """Note and publish a change of the service."""
+        self._must((service, change))
+
+    def idle(self) -> bool:
+        """Whether nothing waits."""
+        with self._wake:
+            return not self._waiting and not self._pending
+
+    def _must(self, job: str | tuple[str, stored_form.Change]) -> None:
+        with self._wake:
+            self._pending[job] = None
+            while len(self._pending) > MAX_PENDING:
+                self._pending.popitem(last=False)
+                self._count("lost", 1)
+            self._started()
+
+    def _started(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
+            self._thread.start()
+        self._wake.notify()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._pending:
+                    self._wake.wait()
+                # Left in its place until it is done: `idle` must not say so before.
+                pending = list(self._pending)[:BATCH]
+                kept = list(self._waiting.items())[:BATCH] if not pending else []
+            try:
+                self._forgotten(pending) if pending else self._kept(kept)
+            except Exception as error:  # the thread must outlive whatever it meets
+                self._failed(error, len(kept))
+                if kept:
+                    self._done(kept)
+                self._sleep(PAUSE_S)
+                continue
+            if self._away:
+                self._away = False
+                log.info("snapshots are written again")
+            self._done(kept)
+            with self._wake:
+                for job in pending:
+                    self._pending.pop(job, None)
+
+    def _done(self, jobs: list[tuple[tuple[str, str], Keep | Remove]]) -> None:
+        with self._wake:
+            for place, job in jobs:
+                if self._waiting.get(place) is job:
+                    del self._waiting[place]
+                    self._bytes -= len(job.body) if isinstance(job, Keep) else 0
+
+    def _kept(self, jobs: list[tuple[tuple[str, str], Keep | Remove]]) -> None:
+        pipe = self._redis.pipeline(transaction=False)
+        for _, job in jobs:
+            name = job.name
+            if isinstance(job, Remove):
+                pipe.hdel(name.key, name.slot)
+                continue
+            sealed = stored_form.seal(name.whole, job.head, job.body)
+            keys = (name.key, stored_form.gone_key(name.key))
+            pipe.eval(_KEEP, 2, *keys, name.slot, sealed, max(1, int(job.stale_s * 1000)))
+        results = pipe.execute(raise_on_error=False)
+        for (_, job), result in zip(jobs, results, strict=True):
+            if isinstance(result, Exception):
+                self._refused(job.name.key, result)
+            else:
+                self._count("removed" if isinstance(job, Remove) else "stored" if result else "refused", 1)
+
+    def _refused(self, key: str, error: Exception) -> None:
+        """One job failed. A key of a wrong type is somebody's mischief: make room for the next answer."""
+        if "WRONGTYPE" in str(error):
+            self._redis.delete(key)
+        elif not isinstance(error, OutOfMemoryError):
+            raise error
+        self._count("failed", 1)
+
+    def _forgotten(self, jobs: list[str | tuple[str, stored_form.Change]]) -> None:
+        """Raises RedisError where one of them could not be done: then they are all tried again."""
+        for job in jobs:
+            if isinstance(job, str):
+                forget(self._redis, job)
+                self._count("forgotten", 1)
+            else:
+                service, change = job
+                note_changes(self._redis, service, [change])
+
+    def _failed(self, error: Exception, answers_lost: int) -> None:
+        self._count("failed", answers_lost)
+        if not self._away:
+            self._away = True
+            expected = isinstance(error, RedisError | OSError)
+            log.warning("snapshots cannot be written", error=type(error).__name__, exc_info=not expected)
+
+    def _count(self, outcome: str, number: int) -> None:
+        if self._outcomes is not None and number:
+            self._outcomes.labels(outcome).inc(number)
+
+
+def forget(redis: Redis, key: str) -> None:
+    """Delete a hash of snapshots, and keep out what is on its way to it. Raises RedisError."""
+    # A full Redis takes no mark, and no answers either.
+    with contextlib.suppress(OutOfMemoryError):
+        redis.set(stored_form.gone_key(key), b"1", px=GONE_MS)
+    redis.delete(key)
+
+
+def note_changes(
+    redis: Redis, service: str, changes: Sequence[stored_form.Change], *, tell: bool = True
+) -> None:
+    """Make what is stored of the changes' paths invalid for all gateways, and tell them. One round trip. Raises RedisError.
+
+    Where Redis takes nothing new, all that is stored of the service goes: deleting is always allowed to a full one. One that
+    takes not even that still passes on what has changed: then the gateways read nothing from it.
+    """
+    key, channel = stored_form.versions_key(service), stored_form.changed_channel(service)
+    pipe = redis.pipeline(transaction=False)
+    for change in changes:
+        pipe.hset(key, stored_form.bucket(change.path, prefix=change.prefix), stored_form.word(time.time()))
+    for change in changes if tell else ():
+        pipe.publish(channel, change.message())
+    results = pipe.execute(raise_on_error=False)
+    errors = [result for result in results if isinstance(result, Exception)]
+    if not errors:
+        return
+    try:
+        if not all(isinstance(each, OutOfMemoryError) or "WRONGTYPE" in str(each) for each in errors):
+            raise errors[0]
+        redis.delete(key)
+    except ResponseError:
+        for change in changes if tell else ():
+            redis.publish(channel, replace(change, noted=False).message())
+        raise
