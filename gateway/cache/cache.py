@@ -12,7 +12,6 @@ from redis import Redis
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError, NotSent
-from gateway.cache.circuit import Away, Circuit
 from gateway.cache.engine import Engine, Load, Want
 from gateway.cache.key import GUESS, Names, Spec, audience, base_of, base_of_part
 from gateway.cache.last_good import LastGood
@@ -28,6 +27,7 @@ from gateway.metrics import CacheMetrics
 from gateway.model import Answer, Incoming
 from gateway.proof import proven
 from services.kit.auth.verifier import Identity
+from services.kit.redis_client import Away, Circuit
 from services.kit.stale.stored_form import Change, plain_path
 
 log = structlog.get_logger(__name__)
@@ -63,7 +63,7 @@ class AnswerCache:
     ) -> None:
         self._clock = clock
         self._stale_if_error_s = stale_if_error_s
-        self._circuit = Circuit(redis, clock.monotonic)
+        self._circuit = Circuit(redis, "answer cache", monotonic=clock.monotonic)
         self._memory = Memory(max_bytes)
         leases = Leases(clock.monotonic)
         probe_key = f"gateway:{domain}:c:probe"

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import structlog
 
 from discovery.clock import Clock
-from gateway.cache.circuit import Away
 from gateway.cache.coalesce import Flight, Flights, again
 from gateway.cache.entry import Entry, unpack
 from gateway.cache.giving import give, passed_on
@@ -30,6 +29,7 @@ from gateway.cache.rules import NO_WISH, Verdict, Wish
 from gateway.cache.store import Fetched, Store, token
 from gateway.errors import Refused
 from gateway.model import Answer
+from services.kit.redis_client import Away
 
 log = structlog.get_logger(__name__)
 

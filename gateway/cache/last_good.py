@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from discovery.clock import Clock
-from gateway.cache.circuit import Away
 from gateway.cache.entry import MAX_SKEW_S
 from gateway.cache.store import Store
 from gateway.model import Answer, Headers, Incoming
 from services.kit.auth.verifier import Identity
+from services.kit.redis_client import Away
 from services.kit.stale.stored_form import (
     SnapshotName,
     headers_of,

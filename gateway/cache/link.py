@@ -14,9 +14,9 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from discovery.clock import Clock
-from gateway.cache.circuit import Away, Circuit
 from gateway.cache.leases import Leases
 from gateway.cache.memory import Memory
+from services.kit.redis_client import Away, Circuit
 from services.kit.stale.stored_form import (
     CHANGED_PATTERN,
     Change,

@@ -14,9 +14,9 @@ from typing import Any
 
 from redis import Redis
 
-from gateway.cache.circuit import Away, Circuit, refuses
 from gateway.cache.key import Names, Spec, Variant, read_spec
 from gateway.cache.leases import LEASE_MS, Leases
+from services.kit.redis_client import Away, Circuit, is_refusal
 from services.kit.stale import stored_form
 from services.kit.stale.stored_form import Change, SnapshotName
 from services.kit.stale.writer import forget, note_changes
@@ -109,15 +109,16 @@ class Store:
         keys = [stored_form.versions_key(base.service), self._names.spec(base), self._names.entry(text), key]
         words = stored_form.buckets(stored_form.plain_path(base.path))
         arguments: list[str | bytes | int] = [token, LEASE_MS if lease else 0, spec.text(), *words]
-        found: Any = self._asked(
-            key, token if lease else "", lambda r: self._fetch(keys, arguments, client=r)
-        )
-        version, told, data, leased, refusal = found
+
+        def ask(redis: Redis) -> Any:
+            *found, refusal = self._fetch(keys, arguments, client=redis)
+            if refusal and is_refusal(refusal.decode("latin-1")):
+                raise Away(refusal.decode("latin-1"))
+            return found
+
+        version, told, data, leased = self._asked(key, token if lease else "", ask)
         if leased == 1:
             self._leases.taken(key, token)
-        if refusal and refuses(refusal.decode("latin-1")):
-            self._circuit.open(refusal.decode("latin-1")[:80])
-            raise Away
         known = version.decode("latin-1") if version else ""
         other = read_spec(told) if told else spec
         if other is None:

@@ -8,13 +8,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
 from prometheus_client import Counter
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
+from services.kit.redis_client import Away, Circuit
 from services.kit.stale import stored_form
 
 log = structlog.get_logger(__name__)
@@ -68,7 +70,7 @@ class SnapshotQueue:
         outcomes: Counter | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._redis = redis
+        self._circuit = Circuit(redis, "last good answers")
         self._outcomes = outcomes
         self._sleep = sleep
         self._wake = threading.Condition()
@@ -77,7 +79,6 @@ class SnapshotQueue:
         # Key to be forgotten, or (service, change): insertion order, each once.
         self._pending: OrderedDict[str | tuple[str, stored_form.Change], None] = OrderedDict()
         self._thread: threading.Thread | None = None
-        self._away = False
 
     def put(self, job: Keep | Remove) -> bool:
         """Add a job, in place of one that waits for the same name. False when it is dropped."""
@@ -137,16 +138,17 @@ class SnapshotQueue:
                 pending = list(self._pending)[:BATCH]
                 kept = list(self._waiting.items())[:BATCH] if not pending else []
             try:
-                self._forgotten(pending) if pending else self._kept(kept)
+                self._circuit.attempt(
+                    partial(self._forgotten, pending) if pending else partial(self._kept, kept)
+                )
             except Exception as error:  # the thread must outlive whatever it meets
-                self._failed(error, len(kept))
-                if kept:
-                    self._done(kept)
+                if not isinstance(error, Away):
+                    log.exception("writing failed", error=type(error).__name__)
+                self._count("failed", len(kept))
+                self._done(kept)
                 self._sleep(PAUSE_S)
                 continue
-            if self._away:
-                self._away = False
-                log.info("snapshots are written again")
+            self._circuit.close()
             self._done(kept)
             with self._wake:
                 for job in pending:
@@ -159,8 +161,8 @@ class SnapshotQueue:
                     del self._waiting[place]
                     self._bytes -= len(job.body) if isinstance(job, Keep) else 0
 
-    def _kept(self, jobs: list[tuple[tuple[str, str], Keep | Remove]]) -> None:
-        pipe = self._redis.pipeline(transaction=False)
+    def _kept(self, jobs: list[tuple[tuple[str, str], Keep | Remove]], redis: Redis) -> None:
+        pipe = redis.pipeline(transaction=False)
         for _, job in jobs:
             name = job.name
             if isinstance(job, Remove):
@@ -172,34 +174,27 @@ class SnapshotQueue:
         results = pipe.execute(raise_on_error=False)
         for (_, job), result in zip(jobs, results, strict=True):
             if isinstance(result, Exception):
-                self._refused(job.name.key, result)
+                self._refused(redis, job.name.key, result)
             else:
                 self._count("removed" if isinstance(job, Remove) else "stored" if result else "refused", 1)
 
-    def _refused(self, key: str, error: Exception) -> None:
+    def _refused(self, redis: Redis, key: str, error: Exception) -> None:
         """One job failed. A key of a wrong type is somebody's mischief: make room for the next answer."""
         if "WRONGTYPE" in str(error):
-            self._redis.delete(key)
+            redis.delete(key)
         elif not isinstance(error, OutOfMemoryError):
             raise error
         self._count("failed", 1)
 
-    def _forgotten(self, jobs: list[str | tuple[str, stored_form.Change]]) -> None:
+    def _forgotten(self, jobs: list[str | tuple[str, stored_form.Change]], redis: Redis) -> None:
         """Raises RedisError where one of them could not be done: then they are all tried again."""
         for job in jobs:
             if isinstance(job, str):
-                forget(self._redis, job)
+                forget(redis, job)
                 self._count("forgotten", 1)
             else:
                 service, change = job
-                note_changes(self._redis, service, [change])
-
-    def _failed(self, error: Exception, answers_lost: int) -> None:
-        self._count("failed", answers_lost)
-        if not self._away:
-            self._away = True
-            expected = isinstance(error, RedisError | OSError)
-            log.warning("snapshots cannot be written", error=type(error).__name__, exc_info=not expected)
+                note_changes(redis, service, [change])
 
     def _count(self, outcome: str, number: int) -> None:
         if self._outcomes is not None and number:

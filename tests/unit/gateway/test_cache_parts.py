@@ -8,13 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeout
 
 from discovery.errors import BreakerOpen, CallError, ConnectFailed, DeadlineExceeded, ResponseTimeout
-from gateway.cache.circuit import OPEN_S, Away, Circuit
 from gateway.cache.coalesce import Flights, again
 from gateway.cache.entry import Entry, pack, unpack
 from gateway.cache.giving import Beside, give, passed_on, read_whole
@@ -340,39 +335,6 @@ def test_body_that_breaks_off_is_not_kept() -> None:
         next(body)
     body.close()
     assert found == []
-
-
-# -- what says that Redis is not well
-
-
-@pytest.mark.parametrize(
-    ("error", "ill"),
-    [
-        (RedisTimeout("Timeout reading from socket"), True),
-        (RedisConnectionError("Connection refused"), True),
-        (ReadOnlyError("You can't write against a read only replica."), True),
-        (ResponseError("NOREPLICAS Not enough good replicas to write."), True),
-        (ResponseError("MISCONF Errors writing to the AOF file"), True),
-        (OSError("broken pipe"), True),
-        (OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), False),
-        (RedisConnectionError("No connection available."), False),
-        (ResponseError("WRONGTYPE Operation against a key"), False),
-    ],
-)
-def test_circuit_opens_for_what_is_redis_own_and_then_asks_nothing(error: Exception, ill: bool) -> None:
-    clock, calls = ManualClock(), []
-
-    def ask(_: Redis) -> None:
-        calls.append(1)
-        raise error
-
-    circuit = Circuit(Redis(), clock.monotonic)
-    for _ in range(3):
-        with pytest.raises(Away):
-            circuit.run(ask)
-    assert (len(calls), circuit.closed) == ((1, False) if ill else (3, True))
-    clock.sleep(OPEN_S)
-    assert circuit.closed
 
 
 # -- single flight
