@@ -20,10 +20,12 @@ from redis.exceptions import NoPermissionError
 from rich.console import Console
 
 from stack import processes, report, rest, views
+from stack.__main__ import main
 from stack.api import INFRASTRUCTURE, Stack
 from stack.errors import BadRequest, NotRunning, PortInUse, StackError
 from stack.fleet import FLEET
 from stack.settings import REPO, StackSettings
+from tests.support.commands import run_here
 from tests.support.eventually import eventually, time_scale
 from tests.support.processor import alone_s, busy_s, used_s
 
@@ -285,7 +287,8 @@ def test_plan_of_a_settled_stack(stack: Stack) -> None:
 )
 def test_bad_input_is_told_and_changes_nothing(stack: Stack, words: tuple[str, ...], said: str) -> None:
     before = [(one.id, one.pid) for one in stack.instances()]
-    done = command(stack, *words)
+    variables = {**os.environ, "BREAKWATER_VAR": str(stack.settings.var)}
+    done = run_here(main, *words, env=variables, cwd=REPO)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr

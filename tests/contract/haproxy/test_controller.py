@@ -59,7 +59,9 @@ def test_weight_backup_and_address_change_without_a_reload(running: Edge) -> Non
     running.register("edit", "edit-1", one.port, meta("edit", backup="true"))
     running.serves("/api/edit", {"edit-2"})
     # Under its own name, or under that of its place where HAProxy would not let the former go at once.
-    eventually(lambda: {n.partition(":")[0]: s.backup for n, s in running.servers("edit").items()}["edit-1"], 3)
+    eventually(
+        lambda: {n.partition(":")[0]: s.backup for n, s in running.servers("edit").items()}["edit-1"], 3
+    )
     running.register("edit", "edit-2", one.port, meta("edit"))
     eventually(lambda: {each.port for each in running.servers("edit").values()} == {one.port}, 3)
     running.serves("/api/edit", {"edit-1"})
