@@ -95,6 +95,7 @@ def test_another_start_elsewhere_is_told_whose_port_it_is(stack: Stack) -> None:
         assert processes.of_stack(other.settings.var) == []
 
 
+@pytest.mark.long
 def test_two_stacks_run_side_by_side(stack: Stack) -> None:
     with tempfile.TemporaryDirectory(prefix="stack-", ignore_cleanup_errors=True) as folder:
         products = [spec for spec in FLEET if spec.name == "products"]
@@ -339,6 +340,7 @@ def test_seed_twice_adds_once(stack: Stack) -> None:
     assert len(users.json()["data"]) >= 4
 
 
+@pytest.mark.long
 def test_killed_supervisord_leaves_no_orphans_and_a_start_mends_it(stack: Stack) -> None:
     ports = {one.id: one.port for one in stack.instances()}
     pid = stack.supervisor.pid()
@@ -355,6 +357,7 @@ def test_killed_supervisord_leaves_no_orphans_and_a_start_mends_it(stack: Stack)
     assert {one.id: one.port for one in stack.instances()} == ports
 
 
+@pytest.mark.long
 def test_down_ends_what_a_killed_supervisord_and_stopped_processes_left(stack: Stack) -> None:
     people = processes.of_stack(stack.settings.var)
     instance = stack.instances("users")[0]
@@ -369,6 +372,7 @@ def test_down_ends_what_a_killed_supervisord_and_stopped_processes_left(stack: S
     start(stack)
 
 
+@pytest.mark.long
 def test_failed_start_leaves_nothing(stack: Stack) -> None:
     with tempfile.TemporaryDirectory(prefix="stack-") as folder:
         broken = Stack(
