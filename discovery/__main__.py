@@ -227,7 +227,13 @@ def _described(instance: Instance) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    # Lines of the log belong to standard error: standard output is for whoever reads the result.
+def main() -> int:
+    """The command line. Ends by SystemExit, with the status."""
+    # Lines of the log belong to standard error: standard output is for the program that reads the result.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     app(prog_name="python -m discovery")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -20,10 +20,12 @@ from redis.exceptions import NoPermissionError
 from rich.console import Console
 
 from stack import processes, report, rest, views
+from stack.__main__ import main
 from stack.api import INFRASTRUCTURE, Stack
 from stack.errors import BadRequest, NotRunning, PortInUse, StackError
 from stack.fleet import FLEET
 from stack.settings import REPO, StackSettings
+from tests.support.commands import run_here
 from tests.support.eventually import eventually, time_scale
 from tests.support.processor import alone_s, busy_s, used_s
 
@@ -93,6 +95,7 @@ def test_another_start_elsewhere_is_told_whose_port_it_is(stack: Stack) -> None:
         assert processes.of_stack(other.settings.var) == []
 
 
+@pytest.mark.long
 def test_two_stacks_run_side_by_side(stack: Stack) -> None:
     with tempfile.TemporaryDirectory(prefix="stack-", ignore_cleanup_errors=True) as folder:
         products = [spec for spec in FLEET if spec.name == "products"]
@@ -285,7 +288,8 @@ def test_plan_of_a_settled_stack(stack: Stack) -> None:
 )
 def test_bad_input_is_told_and_changes_nothing(stack: Stack, words: tuple[str, ...], said: str) -> None:
     before = [(one.id, one.pid) for one in stack.instances()]
-    done = command(stack, *words)
+    variables = {**os.environ, "BREAKWATER_VAR": str(stack.settings.var)}
+    done = run_here(main, *words, env=variables, cwd=REPO)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -336,6 +340,7 @@ def test_seed_twice_adds_once(stack: Stack) -> None:
     assert len(users.json()["data"]) >= 4
 
 
+@pytest.mark.long
 def test_killed_supervisord_leaves_no_orphans_and_a_start_mends_it(stack: Stack) -> None:
     ports = {one.id: one.port for one in stack.instances()}
     pid = stack.supervisor.pid()
@@ -352,6 +357,7 @@ def test_killed_supervisord_leaves_no_orphans_and_a_start_mends_it(stack: Stack)
     assert {one.id: one.port for one in stack.instances()} == ports
 
 
+@pytest.mark.long
 def test_down_ends_what_a_killed_supervisord_and_stopped_processes_left(stack: Stack) -> None:
     people = processes.of_stack(stack.settings.var)
     instance = stack.instances("users")[0]
@@ -366,6 +372,7 @@ def test_down_ends_what_a_killed_supervisord_and_stopped_processes_left(stack: S
     start(stack)
 
 
+@pytest.mark.long
 def test_failed_start_leaves_nothing(stack: Stack) -> None:
     with tempfile.TemporaryDirectory(prefix="stack-") as folder:
         broken = Stack(

@@ -47,6 +47,7 @@ def controller_down(fleet: Fleet):  # type: ignore[no-untyped-def]
         fleet.start_controller()
 
 
+@pytest.mark.long
 def test_ten_reloads_by_ten_new_routes_cost_no_request(fleet: Fleet, account: Account) -> None:
     before = fleet.reloads()
     with contextlib.ExitStack() as stack, steady_gets(fleet, account) as load:

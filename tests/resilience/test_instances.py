@@ -91,6 +91,7 @@ def test_gracefully_stopped_instance_costs_no_get_and_no_post(fleet: Fleet, acco
     assert_nothing_lost(fleet, posts.report())
 
 
+@pytest.mark.long
 def test_rolling_restart_of_a_service_costs_no_request(fleet: Fleet, account: Account) -> None:
     before = {member.id: member.pid for member in fleet.instances("users")}
     with steady_gets(fleet, account) as load:
@@ -127,7 +128,7 @@ def test_all_instances_down_give_fast_503s_and_return_within_2_s(fleet: Fleet) -
     """To somebody of whom no answer is remembered; what the others get is in `test_gateways`."""
     nobody = new_account(fleet.edge_port)
     plan = Plan(
-        fleet.edge_port, (f"/api/users/{nobody.id}",), headers=nobody.headers(), rate_per_s=100, timeout_s=5
+        fleet.edge_port, (f"/api/users/{nobody.id}",), headers=nobody.headers(), rate_per_s=50, timeout_s=5
     )
     fleet.stop("users")
     assert not passing(fleet, "users")

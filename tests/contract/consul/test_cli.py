@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from discovery import ConsulApi
-from tests.support.eventually import eventually, time_scale
+from discovery.__main__ import main
+from tests.support.commands import run_here
+from tests.support.eventually import eventually
 from tests.support.scripted import upstream
 from tests.support.servers import ConsulServer, consul, free_port
 
@@ -32,14 +34,8 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run(server: ConsulServer, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "discovery", *arguments],
-        env=environment(CONSUL_HTTP_ADDR=server.address, **variables),
-        capture_output=True,
-        text=True,
-        timeout=20 * time_scale(),
-        cwd=ROOT,
-    )
+    variables = environment(CONSUL_HTTP_ADDR=server.address, **variables)
+    return run_here(main, *arguments, env=variables, cwd=ROOT)
 
 
 def test_register_resolve_deregister(server: ConsulServer) -> None:

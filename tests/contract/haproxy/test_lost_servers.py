@@ -20,6 +20,7 @@ from haproxy.controller.runtime.socket import Master, Runtime
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan
+from tests.support.matrix import one_always
 from tests.support.recorder import Upstream, recorder_process
 from tests.support.servers import Process, free_ports
 
@@ -87,7 +88,7 @@ def pair(folder: Path, service: str, *, with_reaper: bool = True) -> Iterator[Pa
         yield made
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", one_always(*SERVICES))
 @pytest.mark.parametrize("how", LOST)
 def test_one_lost_of_two_costs_no_get(tmp_path: Path, service: str, how: str) -> None:
     with pair(tmp_path, service) as made:
@@ -100,7 +101,7 @@ def test_one_lost_of_two_costs_no_get(tmp_path: Path, service: str, how: str) ->
         assert report.latency_s(1.0) < 5.0 * time_scale(), report.summary()
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", one_always(*SERVICES))
 @pytest.mark.parametrize("how", LOST)
 def test_while_both_are_lost_everybody_gets_an_answer(tmp_path: Path, service: str, how: str) -> None:
     with pair(tmp_path, service) as made:

@@ -17,6 +17,7 @@ import requests
 
 from tests.contract.kit.running import Running, running
 from tests.support.eventually import eventually, time_scale
+from tests.support.matrix import one_always
 from tests.support.servers import ConsulServer, accepts, consul, free_port
 
 
@@ -68,7 +69,7 @@ def test_sigterm_leaves_consul_first_drains_and_exits_0(
 
 
 @pytest.mark.parametrize("kind", ["gthread", "gevent"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", one_always(signal.SIGTERM, signal.SIGINT))
 def test_open_requests_end_whole_though_told_to_stop_twice(
     tmp_path: Path, kind: str, number: signal.Signals
 ) -> None:

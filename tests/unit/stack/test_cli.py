@@ -9,21 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from stack.__main__ import up
+from stack.__main__ import main, up
 from stack.errors import StackError
 from stack.settings import REPO, StackSettings
+from tests.support.commands import run_here
 
 
 def stack(var: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "BREAKWATER_VAR": str(var), "PYTHONPATH": str(REPO)}
-    return subprocess.run(
-        [sys.executable, "-m", "stack", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        cwd=var,
-    )
+    return run_here(main, *words, env={**os.environ, "BREAKWATER_VAR": str(var)}, cwd=var)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,16 @@
+"""Cases of one promise: the first is run always, the others by `make test-long`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+def one_always(first: Any, *others: Any) -> list[Any]:
+    """For `pytest.mark.parametrize`, where each case takes long and all go the same way."""
+    return [first, *(pytest.param(*_several(one), marks=pytest.mark.long) for one in others)]
+
+
+def _several(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)
