@@ -207,6 +207,8 @@ def _tools(venv: Path) -> Path:
 def _environment(who: account.Account, home: Path, var: Path, venv: Path) -> dict[str, str]:
     kept = account.environment_for(who, os.environ, var) if os.geteuid() == 0 else dict(os.environ)
     cache = var / "cache"
+    # Compiled code is kept: without it each of forty programs compiles every library anew, in seconds of processor time.
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
     return {
         **kept,
         # The system's programs come before Consul's own copy, so that a consul on PATH wins.

@@ -93,7 +93,8 @@ class Catalogue:
             "HOME": str(settings.var / "home"),
             "LANG": "C.UTF-8",
             "PYTHONPATH": str(REPO),
-            "PYTHONPYCACHEPREFIX": str(settings.var / "cache" / "pycache"),
+            # What `stack.launch` says, so that stacks of one checkout share what one has compiled.
+            "PYTHONPYCACHEPREFIX": os.environ.get("PYTHONPYCACHEPREFIX") or str(settings.var / "cache" / "pycache"),
             "PYTHONUNBUFFERED": "1",
             "BREAKWATER_VAR": str(settings.var),
             "CONSUL_HTTP_ADDR": settings.consul_address,
