@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -22,8 +23,7 @@ from discovery.balancing.balancer import usable, weight_of
 from discovery.bell import Bell
 from discovery.consul.api import ConsulApi
 from discovery.consul.catalog import View
-from discovery.consul.lifecycle import Lifecycle
-from discovery.consul.registration import Keeper
+from discovery.consul.registration import POLL_S, Keeper
 from discovery.contract import KEYS, check_name, parse_route
 from discovery.errors import ConsulError, ContractError
 from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
@@ -129,12 +129,17 @@ def _keep(api: ConsulApi, registration: Registration, wait_s: float) -> None:
             probe.settimeout(1.0)
             return probe.connect_ex((registration.address, registration.port)) == 0
 
-    life = Lifecycle(Keeper(api, registration), lambda: stopped.rung or accepts(), drain_delay_s=0.0)
-    if not life.start(wait_s):
-        _fail(1, f"nothing listens on {registration.address}:{registration.port}")
+    until = time.monotonic() + wait_s
+    while not accepts():
+        if stopped.wait(POLL_S):
+            return
+        if time.monotonic() >= until:
+            _fail(1, f"nothing listens on {registration.address}:{registration.port}")
+    keeper = Keeper(api, registration)
+    keeper.start()
     while not stopped.wait(60.0):
         pass
-    life.stop()
+    keeper.stop()
 
 
 def _stop_signal() -> Bell:
@@ -188,7 +193,7 @@ def watch(
     """Print a line for every change of a service, the state at the start first. Ends with SIGTERM or SIGINT."""
     stopped = _stop_signal()
     try:
-        view = View(_api(consul, token), services=set(services) if services else None)
+        view = View(_api(consul, token), services=services or None)
     except ConsulError as error:
         _fail(1, str(error))
     view.on_change(_printer(as_json, stopped.ring))

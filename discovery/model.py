@@ -148,10 +148,6 @@ class Snapshot:
         """Every instance known of the service, in whatever state; empty when there is none."""
         return self.services.get(service, ())
 
-    def callable(self, service: str) -> tuple[Instance, ...]:
-        """Those that may be called: not critical, not in maintenance."""
-        return tuple(i for i in self.instances(service) if i.status != "critical" and not i.maintenance)
-
 
 @dataclass(frozen=True, slots=True)
 class Change:

@@ -127,9 +127,6 @@ class Balancer:
             else:
                 self._outstanding.pop(key, None)
 
-    def outstanding(self, instance: Instance) -> int:
-        return self._outstanding.get(identity(instance), 0)
-
     def _round_robin(self, group: Sequence[Instance]) -> Instance:
         total = 0
         best, best_key, best_value = group[0], identity(group[0]), -math.inf

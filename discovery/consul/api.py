@@ -114,16 +114,15 @@ class ConsulApi:
             if error.status != 404 and "Unknown service" not in error.text:
                 raise
 
-    def registered(self, instance_id: str) -> bool:
-        """Whether the agent knows the instance."""
-        return self._agent_service(instance_id) is not None
-
     def holds(self, registration: Registration) -> bool:
         """Whether the agent knows the instance exactly as this registration describes it, with a check of its own."""
-        found = self._agent_service(registration.id)
+        try:
+            _, data = self._get(self._single, f"/v1/agent/service/{quote(registration.id, safe='')}")
+        except _NotFound:
+            return False
+        found = as_dict(data)
         return (
-            found is not None
-            and found.get("Service") == registration.name
+            found.get("Service") == registration.name
             and found.get("Address") == registration.address
             and found.get("Port") == registration.port
             and (found.get("Meta") or {}) == registration_meta(registration)
@@ -135,18 +134,6 @@ class ConsulApi:
         with it the check; an instance without one counts as passing for ever."""
         params = {"filter": f'ServiceID == "{instance_id}" and CheckID == "service:{instance_id}"'}
         return bool(as_dict(self._get(self._single, "/v1/agent/checks", params)[1]))
-
-    def maintenance(self, instance_id: str, enable: bool, reason: str = "") -> None:
-        """Put an instance into maintenance, or take it out."""
-        params = {"enable": "true" if enable else "false", "reason": reason}
-        self._put(f"/v1/agent/service/maintenance/{quote(instance_id, safe='')}", params=params)
-
-    def _agent_service(self, instance_id: str) -> dict[str, Any] | None:
-        try:
-            _, data = self._get(self._single, f"/v1/agent/service/{quote(instance_id, safe='')}")
-        except _NotFound:
-            return None
-        return as_dict(data)
 
     # -- the catalog
 

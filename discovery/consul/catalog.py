@@ -10,7 +10,7 @@ instances, sent again for every change of one check.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -52,7 +52,7 @@ class View:
         api: ConsulApi,
         *,
         clock: Clock = SYSTEM_CLOCK,
-        services: set[str] | None = None,
+        services: Iterable[str] | None = None,
         grace_s: float = GRACE_S,
         wait_s: float = WAIT_S,
     ) -> None:

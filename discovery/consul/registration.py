@@ -1,4 +1,4 @@
-"""Register, notice being forgotten, deregister."""
+"""The life of an instance in Consul: registered once it can serve, kept registered, taken out before it ends."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Literal, Protocol
 
 import structlog
 
+from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.contract import registration_meta
 from discovery.errors import ConsulError
 from discovery.loop import Loop
 from discovery.model import Registration, Status
 
 log = structlog.get_logger(__name__)
-Event = Literal["registered", "forgotten", "unreachable", "deregistered"]
+
+POLL_S = 0.05
+State = Literal["starting", "registered", "forgotten", "unreachable", "deregistered"]
 
 
 class Agent(Protocol):
@@ -27,72 +30,87 @@ class Agent(Protocol):
 
 
 class Keeper:
-    """Keeps one instance registered: registers it, looks every `interval_s`, and registers again when the agent forgot it.
+    """Registers one instance once it is `ready`, looks every `interval_s`, and registers again what the agent forgot.
 
-    Start it once the instance can serve: its check stands at passing until Consul's own first check, so that neither a
-    start nor a restarted agent leaves a healthy instance out for the time of a check. `on_event` hears what happened, from
-    the keeper's thread. An agent that cannot be reached is tried again each interval; that is no error of the instance.
+    The check stands at passing until Consul's own first check, so that neither a start nor a restarted agent leaves a healthy
+    instance out for the time of a check. An agent that cannot be reached is tried again; that is no error of the instance.
+    `registration` may be a function: what it answers counts from then on, and None leaves the last as it was.
+
+    It runs on a thread of its own (`start`), or in the turns of a caller that must not have one.
     """
 
     def __init__(
         self,
         api: Agent,
-        registration: Registration,
+        registration: Registration | Callable[[], Registration | None],
         interval_s: float = 5.0,
-        on_event: Callable[[Event], None] | None = None,
+        *,
+        ready: Callable[[], bool] = lambda: True,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._api = api
-        self.registration = registration
+        self._current = registration if callable(registration) else lambda: registration
         self._interval_s = interval_s
-        self._on_event = on_event
-        self._loop = Loop("keeper", self.step)
-        self._last: Event | None = None
+        self._ready = ready
+        self._clock = clock
+        self._loop = Loop("keeper", self._step, clock=clock)
+        self._due = 0.0
+        self._registration: Registration | None = None  # the last that the agent was asked to take
+        self.state: State = "starting"
 
     def start(self) -> None:
-        """Register on a thread of its own, and keep at it. Raises ContractError at once for a bad registration."""
-        registration_meta(self.registration)
+        """Keep at it on a thread of its own. Raises ContractError at once for a bad registration."""
+        registration = self._current()
+        if registration is not None:
+            registration_meta(registration)
         self._loop.start()
 
-    def stop(self, deregister: bool = True) -> bool:
-        """End the keeping and, by default, leave Consul. Tells whether it is known to have left (or was not to)."""
+    def turn(self) -> float:
+        """Do what is due; answers how long nothing will be (seconds). Raises nothing."""
+        left_s = self._due - self._clock.monotonic()
+        if left_s <= 0 and not self._loop.stopped:
+            left_s = self._loop.turn()
+            self._due = self._clock.monotonic() + left_s
+        return max(0.0, left_s)
+
+    def stop(self) -> bool:
+        """Leave Consul for good; tells whether the instance is known to be out. It is tried once, whatever comes of it."""
+        again = self._loop.stopped
         self._loop.stop()
         self._loop.join(10.0)  # a register under way must not land after the deregistration
-        if not deregister:
+        if self._registration is None:
             return True
-        try:
-            self._api.deregister(self.registration.id)
-        except ConsulError as error:
-            log.warning("not deregistered", instance_id=self.registration.id, error=str(error))
-            return False
-        self._tell("deregistered")
-        return True
+        if not again:
+            try:
+                self._api.deregister(self._registration.id)
+                self._enter("deregistered", self._registration)
+            except ConsulError as error:
+                log.warning("not deregistered", instance_id=self._registration.id, error=str(error))
+        return self.state == "deregistered"
 
-    def step(self) -> float:
+    def _step(self) -> float:
         """Look, and register if need be; answers how long to pause (seconds)."""
+        registration = self._current() or self._registration
+        if registration is None or (self._registration is None and not self._ready()):
+            return POLL_S
         try:
-            if self._last is not None and self._api.holds(self.registration):
-                if self._last != "registered":
-                    self._tell("registered")
+            if self._registration is not None and self._api.holds(registration):
+                self._enter("registered", registration)
                 return self._interval_s
-            if self._last == "registered":
-                self._tell("forgotten")
-            self._api.register(self.registration, "passing")
+            if self.state == "registered":
+                self._enter("forgotten", registration)
+            self._registration = registration
+            self._api.register(registration, "passing")
         except ConsulError as error:
-            if self._last != "unreachable":
-                log.warning("agent unreachable", instance_id=self.registration.id, error=str(error))
-                self._tell("unreachable")
+            if self.state != "unreachable":
+                log.warning("agent unreachable", instance_id=registration.id, error=str(error))
+            self._enter("unreachable", registration)
             # Sooner than the next look: each second unregistered is a second without traffic.
             return min(self._interval_s, 1.0)
-        self._tell("registered")
+        self._enter("registered", registration)
         return self._interval_s
 
-    def _tell(self, event: Event) -> None:
-        self._last = event
-        log.info(
-            "registration", outcome=event, service=self.registration.name, instance_id=self.registration.id
-        )
-        if self._on_event is not None:
-            try:
-                self._on_event(event)
-            except Exception:  # a listener's bug must not end the keeping
-                log.exception("registration listener failed", outcome=event)
+    def _enter(self, state: State, registration: Registration) -> None:
+        if state != self.state:
+            log.info("registration", outcome=state, service=registration.name, instance_id=registration.id)
+        self.state = state

@@ -15,8 +15,7 @@ import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import ConsulError
-from discovery.loop import Loop
-from discovery.loop import backoff_s as backoff_s
+from discovery.loop import Loop, backoff_s
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -33,7 +33,6 @@ from sqlalchemy.exc import SQLAlchemyError
 import discovery
 from discovery.contract import registration_meta
 from discovery.errors import ContractError
-from discovery.loop import Loop
 from services.kit.app import needs_tokens
 from services.kit.container import Kit
 from services.kit.db.migrate import MigrationError
@@ -95,56 +94,33 @@ class Registrar:
     def __init__(self, kit: Kit, port: int) -> None:
         self._kit = kit
         self._port = port
-        self._loop = Loop("registrar", self._step)
-        self._due = 0.0
-        self._keeper: discovery.Keeper | None = None
-        self._left = False
-
-    def turn(self) -> float:
-        """Do what is due; answers the seconds until there is more. Raises nothing."""
-        left_s = self._due - time.monotonic()
-        if left_s > 0:
-            return left_s
-        pause_s = self._loop.turn()
-        if self._kit.settings.worker_class == "gevent":
-            import gevent
-
-            # It looks names up, be they addresses, in threads of its own; they end here, and come again with the next.
-            gevent.get_hub().threadpool.size = 0
-        self._due = time.monotonic() + pause_s
-        return pause_s
-
-    def leave(self) -> None:
-        """Take the instance out of Consul, which may take `CONNECT_S` and `ANSWER_S`. It has no turn after that."""
-        if self._left:
-            return
-        self._left = True
-        gone = self._keeper is None or self._keeper.stop()
-        log.info("left consul" if gone else "consul did not answer in time")
-
-    def _step(self) -> float:
-        if self._keeper is not None:
-            # Off its network, what was said last stays.
-            self._keeper.registration = self._registration() or self._keeper.registration
-            return self._keeper.step()
-        registration = self._registration() if self._ready() else None
-        if registration is None:
-            return POLL_S
-        settings = self._kit.settings
-        log.info("instance ready", address=registration.address, port=self._port)
+        settings = kit.settings
         api = discovery.ConsulApi(
             settings.consul_http_addr,
             secret(settings.consul_http_token),
             connect_timeout_s=CONNECT_S,
             read_timeout_s=ANSWER_S,
         )
-        self._keeper = discovery.Keeper(api, registration)
-        return self._keeper.step()
+        self._keeper = discovery.Keeper(api, self._registration, ready=self._ready)
+
+    def turn(self) -> float:
+        """Do what is due; answers the seconds until there is more. Raises nothing."""
+        pause_s = self._keeper.turn()
+        if self._kit.settings.worker_class == "gevent":
+            import gevent
+
+            # It looks names up, be they addresses, in threads of its own; they end here, and come again with the next.
+            gevent.get_hub().threadpool.size = 0
+        return pause_s
+
+    def leave(self) -> None:
+        """Take the instance out of Consul, which may take `CONNECT_S` and `ANSWER_S`. It has no turn after that."""
+        self._keeper.stop()
 
     def _registration(self) -> discovery.Registration | None:
         try:
             return self._kit.registration(self._port)
-        except NoAddress:
+        except NoAddress:  # off its network, what was said last stays
             return None
 
     def _ready(self) -> bool:
@@ -152,11 +128,14 @@ class Registrar:
         try:
             connection.request("GET", "/health/ready")
             answer = connection.getresponse()
-            return answer.status == 200 and answer.getheader("X-Service") == self._kit.name
+            ready = answer.status == 200 and answer.getheader("X-Service") == self._kit.name
         except (OSError, http.client.HTTPException):
             return False
         finally:
             connection.close()
+        if ready:
+            log.info("instance ready", port=self._port)
+        return ready
 
 
 class ServiceArbiter(Arbiter):

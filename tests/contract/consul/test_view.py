@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from discovery import ConsulApi, HttpCheck, Registration, View
+from discovery.balancing.balancer import usable
 from tests.support.eventually import eventually
 from tests.support.servers import ConsulServer, consul
 
@@ -67,20 +68,22 @@ def test_address_of_an_external_node_is_followed(server: ConsulServer, view: Vie
         eventually(lambda: view.snapshot().instances("eight")[0].address == address, 2)  # noqa: B023
 
 
-def test_maintenance_of_instance_is_not_called_critical(api: ConsulApi, view: View) -> None:
+def test_maintenance_of_instance_is_not_called_critical(
+    server: ConsulServer, api: ConsulApi, view: View
+) -> None:
     api.register(registration("three", 7003))
-    eventually(lambda: view.snapshot().callable("three"), 2)
-    api.maintenance("three-7003", True, "test")
-    eventually(lambda: not view.snapshot().callable("three"), 2)
+    eventually(lambda: usable(view.snapshot().instances("three")), 2)
+    server.call("PUT", "/v1/agent/service/maintenance/three-7003?enable=true")
+    eventually(lambda: not usable(view.snapshot().instances("three")), 2)
     assert view.snapshot().instances("three")[0].status == "passing"
-    api.maintenance("three-7003", False)
-    eventually(lambda: view.snapshot().callable("three"), 2)
+    server.call("PUT", "/v1/agent/service/maintenance/three-7003?enable=false")
+    eventually(lambda: usable(view.snapshot().instances("three")), 2)
 
 
 def test_failing_check_is_seen(api: ConsulApi, view: View) -> None:
     checked = Registration("four", "127.0.0.1", 1, "four-1", check=HttpCheck(interval_s=1, timeout_s=0.2))
     api.register(checked, "passing")
-    eventually(lambda: view.snapshot().callable("four"), 2)
+    eventually(lambda: usable(view.snapshot().instances("four")), 2)
     eventually(lambda: view.snapshot().instances("four")[0].status == "critical", 5)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from discovery import ConsulApi, HttpCheck, Keeper, Registration, View
+from discovery.balancing.balancer import usable
 from discovery.clock import SystemClock
 from discovery.consul.api import ServiceRead
 from discovery.errors import ConsulError, ConsulUnreachable
@@ -233,7 +234,7 @@ def test_view_and_keeper_outlive_a_process_without_descriptors_and_an_empty_agen
                 time.sleep(1.0)
             server.start()
             eventually(lambda: api.holds(mine), 10)
-            eventually(lambda: view.healthy and view.snapshot().callable("mine"), 15)
+            eventually(lambda: view.healthy and usable(view.snapshot().instances("mine")), 15)
         finally:
             view.stop()
             keeper.stop()
@@ -321,7 +322,7 @@ def test_consul_restarted_empty_gives_keepers_time_to_register_again() -> None:
         view.start()
         try:
             eventually(lambda: {"kept", "lost"} <= view.snapshot().services.keys(), 5)
-            view.on_change(lambda _, snapshot: gaps.append(len(snapshot.callable("kept"))))
+            view.on_change(lambda _, snapshot: gaps.append(len(usable(snapshot.instances("kept")))))
             server.kill()
             eventually(lambda: not view.healthy, 5)
             time.sleep(1.5)
@@ -331,7 +332,7 @@ def test_consul_restarted_empty_gives_keepers_time_to_register_again() -> None:
             assert {"kept", "lost"} <= view.snapshot().services.keys()
             api.register(kept, "passing")
             eventually(lambda: "lost" not in view.snapshot().services, 15)
-            assert view.snapshot().callable("kept")
+            assert usable(view.snapshot().instances("kept"))
             assert 0 not in gaps
         finally:
             view.stop()
@@ -402,7 +403,7 @@ def test_first_watch_to_return_after_a_reset_already_keeps_what_is_missing() -> 
         view = View(ConsulApi(proxy.address, read_timeout_s=0.5), wait_s=WAIT_S, grace_s=10.0)
         view.start()
         try:
-            eventually(lambda: len(view.snapshot().callable("kept")) == 2, 5)
+            eventually(lambda: len(usable(view.snapshot().instances("kept"))) == 2, 5)
             assert view.ready(5)
             server.kill()
             eventually(lambda: not view.healthy, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 
 from discovery import ClientSettings, Instance, ServiceClient, StaticView
 from tests.support.scripted import Handler, Upstream
@@ -13,6 +14,13 @@ from tests.support.servers import free_port
 def client(*upstreams: Upstream | Instance, **settings: object) -> ServiceClient:
     instances = [each.instance() if isinstance(each, Upstream) else each for each in upstreams]
     return ServiceClient(StaticView(instances), settings=ClientSettings(**settings))  # type: ignore[arg-type]
+
+
+def busy(calls: ServiceClient, instance: Instance) -> bool:
+    """Whether an attempt on the instance counts as open: an idle one is then preferred to it each time."""
+    idle = replace(instance, id=f"{instance.id}-idle")
+    balancer = calls._upstreams[instance.service].balancer
+    return instance not in [balancer.pick([instance, idle], "leastconn") for _ in range(4)]
 
 
 def dead(name: str = "users-0-dead") -> Instance:

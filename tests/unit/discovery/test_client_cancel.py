@@ -20,6 +20,7 @@ import gc, json, socket, time
 import gevent
 from discovery import BreakerSettings, ClientSettings, Instance, OutlierSettings, RetrySettings, ServiceClient, StaticView
 from tests.support.raw import ANSWER, raw_server
+from tests.unit.discovery.calling import busy
 
 OK = b"HTTP/1.1 200 OK\\r\\n"
 
@@ -69,7 +70,7 @@ def report(name, calls, instance, sock_closed):
     print(json.dumps({
         "phase": name,
         "closed": sock_closed,
-        "outstanding": upstream.balancer.outstanding(instance),
+        "busy": busy(calls, instance),
         "failures": snapshot.failures,
         "state": snapshot.state,
         "blamed": len(upstream.outliers._records),
@@ -174,7 +175,7 @@ PHASES = [
 def test_killed_call_leaves_nothing_behind(phases: dict[str, dict[str, Any]], phase: str) -> None:
     told = phases[phase]
     assert told["closed"], "its connection is closed"
-    assert told["outstanding"] == 0
+    assert not told["busy"]
     # A 502 that came before the pause did happen.
     assert (told["failures"], told["blamed"]) == (0, 1 if phase.startswith("pause") else 0)
     assert told["state"] == "closed"

@@ -12,7 +12,7 @@ from discovery import BreakerSettings, OutlierSettings, ResponseLost, ResponseTi
 from discovery.calls.call import Relay
 from tests.support.eventually import time_scale
 from tests.support.scripted import Handler, Upstream, upstream
-from tests.unit.discovery.calling import client
+from tests.unit.discovery.calling import busy, client
 
 
 def test_stream_arrives_piece_by_piece(good: Upstream) -> None:
@@ -60,9 +60,9 @@ def test_left_stream_does_not_count_and_frees_its_place(good: Upstream) -> None:
     reader = calls.request("GET", "users", "/", stream=True).iter_bytes()
     next(reader)
     instance = good.instance()
-    assert calls._upstreams["users"].balancer.outstanding(instance) == 1
+    assert busy(calls, instance)
     reader.close()
-    assert calls._upstreams["users"].balancer.outstanding(instance) == 0
+    assert not busy(calls, instance)
     assert calls.breakers()["users"].failures == 0
 
 
@@ -140,7 +140,7 @@ def test_short_answer_that_breaks_off_is_asked_for_again_before_anything_is_pass
         assert (response.attempts, response.complete, response.data) == (2, True, b"{}")
         with pytest.raises(ResponseLost):
             client(first, good).request("POST", "users", "/", balance="first", stream=True, relay=relay)
-    assert all(calls._upstreams["users"].balancer.outstanding(each) == 0 for each in (first, good.instance()))
+    assert not any(busy(calls, each) for each in (first, good.instance()))
 
 
 def test_short_answer_that_pauses_is_passed_on_as_far_as_it_has_come(

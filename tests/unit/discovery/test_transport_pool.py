@@ -24,6 +24,7 @@ from discovery.clock import SystemClock
 from discovery.http.connection import connect
 from tests.support.eventually import eventually
 from tests.support.raw import ANSWER, Peer, RawServer, answering, client_of, raw_server, recording
+from tests.unit.discovery.calling import busy
 
 
 @pytest.fixture
@@ -304,7 +305,7 @@ def test_answer_that_is_forgotten_closes_its_connection_and_frees_its_place(serv
     response.on_end(lambda: ended.append(True))
     del response
     assert ended == [True]
-    assert calls._upstreams["users"].balancer.outstanding(server.instance()) == 0
+    assert not busy(calls, server.instance())
     eventually(lambda: server.peers[0].sock.fileno() < 0, within_s=2)
 
 
