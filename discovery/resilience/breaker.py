@@ -1,32 +1,68 @@
-"""One service's breaker: leave to call, the outcome, and changes of state that come from outside.
+"""One service's circuit breaker: leave to call, the outcome, and changes of state that come from outside.
 
-`calling()` in place of pybreaker's `call()`, which would hold a lock during the guarded call; and while closed neither, for
-`calling()` costs an eighth of all that a call does, only to let it through.
+pybreaker is the state machine, with two additions: its storage answers with a failure rate over a window in place of a count
+of failures in a row, and only some trials pass while half-open. A call does not run inside pybreaker, which would hold its
+lock meanwhile: the outcome is handed to it at the end, unless the state has been overtaken since the call began.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import pybreaker
+import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import BreakerOpen
-from discovery.resilience.breaker_machine import (
-    BreakerSettings,
-    Cause,
-    History,
-    Machine,
-    Storage,
-    Transition,
-    Trials,
-    UpstreamFailure,
-    Who,
-)
+from discovery.resilience.window import MAX_CALLERS, CallWindow
 
-__all__ = ["Breaker", "BreakerSettings", "BreakerSnapshot", "Permit", "Transition", "UpstreamFailure", "Who"]
+log = structlog.get_logger(__name__)
+
+# local: what this process saw itself; shared: what another process has published; hand: an operator.
+Who = Literal["local", "shared", "hand"]
+CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN
+
+REMEMBERED = 20
+MAX_REASON = 200
+# With at least this many calls of others in the window, one caller's failures alone open nothing.
+OTHERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSettings:
+    """Opens when at least `rate` of `min_calls` or more calls within `window_s` failed; tries again after `open_s`.
+
+    Half-open, `trials` calls may pass in every `open_s`; when `successes` of them succeed it closes, one failure opens it.
+    """
+
+    window_s: float = 10.0
+    min_calls: int = 20
+    rate: float = 0.5
+    open_s: float = 5.0
+    trials: int = 3
+    successes: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change of state, the `number`-th of its breaker. `at` is Unix time.
+
+    `ref` names the message that caused it. `before` and `state` are the same where an open one was opened again, or a closed
+    one reset.
+    """
+
+    number: int
+    at: float
+    before: str
+    state: str
+    who: Who
+    reason: str
+    ref: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,51 +83,122 @@ class BreakerSnapshot:
     transitions: tuple[Transition, ...] = ()
 
 
+class UpstreamFailure(Exception):
+    """What counts against the upstream."""
+
+
+class Storage(pybreaker.CircuitMemoryStorage):
+    """Counts by time, and only while closed. `counter` answers 1 once the rate is reached (with `fail_max=1`)."""
+
+    def __init__(self, settings: BreakerSettings, clock: Clock) -> None:
+        super().__init__(CLOSED)
+        self._settings = settings
+        self.window = CallWindow(settings.window_s, clock)
+        self.caller = ""  # of the call whose outcome is being counted
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+        self.window.clear()
+
+    def increment_counter(self) -> None:
+        if self._state == CLOSED:
+            self.window.count(self.caller, failed=True)
+
+    def reset_counter(self) -> None:
+        if self._state == CLOSED:
+            self.window.count(self.caller, failed=False)
+
+    @property
+    def counter(self) -> int:
+        calls, failures = self.window.totals()
+        if calls < self._settings.min_calls or failures < self._settings.rate * calls:
+            return 0
+        # A caller that has found a request that always fails must not close the service to all others.
+        others, others_failed = self.window.without_the_worst()
+        return int(others < OTHERS or others_failed >= self._settings.rate * others)
+
+
+class Trials:
+    """The calls that may pass while half-open: so many per `open_s`, so that one that never ends blocks nothing for ever.
+
+    A trial that said nothing is given back, and its caller gets no other in that time: a few impatient callers must not use up
+    the trials of all.
+    """
+
+    def __init__(self, settings: BreakerSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._left = 0
+        self._renew_at = 0.0
+        self._said_nothing: set[str] = set()
+
+    def renew(self) -> None:
+        self._said_nothing.clear()
+        self._left = self._settings.trials
+        self._renew_at = self._clock.monotonic() + self._settings.open_s
+
+    def take(self, caller: str) -> float:
+        """Take one; answers 0, or for how long there is none for this caller (seconds)."""
+        now = self._clock.monotonic()
+        if now >= self._renew_at:
+            self.renew()
+        if self._left <= 0 or caller in self._said_nothing:
+            return max(0.001, self._renew_at - now)
+        self._left -= 1
+        return 0.0
+
+    def give_back(self, caller: str) -> None:
+        if len(self._said_nothing) < MAX_CALLERS:
+            self._left = min(self._left + 1, self._settings.trials)
+            self._said_nothing.update({caller} - {""})
+
+
+class Listener(pybreaker.CircuitBreakerListener):
+    """Passes on what pybreaker reports: `changed(before, state, last failure)`."""
+
+    def __init__(self, changed: Callable[[str, str, str], None]) -> None:
+        self._changed = changed
+        self._failure = ""
+
+    def failure(self, cb: Any, exc: BaseException) -> None:
+        self._failure = str(exc)
+
+    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+        self._changed(old_state.name if old_state else "", new_state.name, self._failure)
+
+
 class Permit:
     """Leave to make one call. Exactly one of its methods is to be called when the outcome is known; further ones do nothing."""
 
-    def __init__(
-        self,
-        calling: AbstractContextManager[None] | None,
-        machine: Machine,
-        caller: str,
-        give_back: Callable[[str], None],
-    ) -> None:
-        # None: given while closed, when pybreaker lets everything through and need not be asked.
-        self._calling = calling
-        self._machine: Machine | None = machine
+    __slots__ = ("_breaker", "_caller", "_number")
+
+    def __init__(self, breaker: Breaker, caller: str, number: int) -> None:
+        self._breaker: Breaker | None = breaker
         self._caller = caller
-        self._give_back = give_back
+        self._number = number  # of the breaker's last transition when the call began
 
     def succeeded(self) -> None:
-        self._leave(None)
+        if breaker := self._spend():
+            breaker.count(self._caller, self._number, None)
 
     def failed(self, reason: str) -> None:
         """The upstream failed."""
-        self._leave(UpstreamFailure(reason))
+        if breaker := self._spend():
+            breaker.count(self._caller, self._number, UpstreamFailure(reason))
 
     def ignored(self) -> None:
-        """The outcome says nothing about the upstream: a caller's mistake, or one that would not wait. A trial is given back."""
-        machine = self._machine
-        self._leave(None, neutral=True)
-        if machine is not None and self._calling is not None:
-            self._give_back(self._caller)
+        """The outcome says nothing about the upstream: a caller's mistake, or its impatience. A trial is given back."""
+        if breaker := self._spend():
+            breaker.give_back(self._caller, self._number)
 
-    def _leave(self, error: UpstreamFailure | None, *, neutral: bool = False) -> None:
-        machine, self._machine = self._machine, None
-        if machine is None:
-            return
-        report = machine.storage.report
-        report.neutral, report.caller = neutral, self._caller
-        try:
-            if self._calling is not None:
-                self._calling.__exit__(type(error) if error else None, error, None)
-            elif error is None:
-                machine.storage.reset_counter()
-            else:
-                machine.failed(error)
-        finally:
-            report.neutral, report.caller = False, ""
+    def _spend(self) -> Breaker | None:
+        breaker, self._breaker = self._breaker, None
+        return breaker
 
 
 class Breaker:
@@ -100,7 +207,7 @@ class Breaker:
     `on_change(service, transition)` hears of every change of state; it runs within the breaker's lock and must be short.
 
     `open`, `half_open`, `close` and `prolong` change the state from outside. With `seen`, the number of a snapshot, they do so
-    only if nothing has changed since it; they tell whether they did. `ref` and `reason` go into the transition.
+    only if nothing has changed since it; they answer whether they did. `ref` and `reason` go into the transition.
     """
 
     def __init__(
@@ -112,18 +219,20 @@ class Breaker:
     ) -> None:
         self._service = service
         self.settings = settings or BreakerSettings()
+        self._clock = clock
+        self._on_change = on_change
+        self._lock = threading.RLock()
         self._storage = Storage(self.settings, clock)
         self._trials = Trials(self.settings, clock)
-        self._history = History(self._storage, clock, on_change)
+        self._transitions: deque[Transition] = deque(maxlen=REMEMBERED)
+        self._cause: tuple[Who, str, str] | None = None  # of a change from outside: who, reason, ref
+        self._until = 0.0
         self._refused = 0
-        self._machine = Machine(
-            self._storage,
+        self._machine = pybreaker.CircuitBreaker(
             fail_max=1,
-            reset_timeout=self.settings.open_s,
             success_threshold=self.settings.successes,
-            # Leaving a stream raises GeneratorExit, which must not count: only what is named counts.
-            exclude=[lambda error: not isinstance(error, UpstreamFailure)],
-            listeners=[self._trials, self._history],
+            state_storage=self._storage,
+            listeners=[Listener(self._changed)],
             name=service,
             throw_new_error_on_trip=False,
         )
@@ -133,28 +242,40 @@ class Breaker:
 
         While others succeed, the failures of one `caller` alone (an address, a subject; empty: unknown) do not open it.
         """
-        if self._storage.state == pybreaker.STATE_CLOSED:
-            return Permit(None, self._machine, caller, self._give_back)
-        calling, report = self._machine.calling(), self._storage.report
-        report.caller = caller
-        try:
-            calling.__enter__()
-        except pybreaker.CircuitBreakerError:
-            with self._machine.lock:
+        if self._storage.state == CLOSED:
+            return Permit(self, caller, 0)
+        with self._lock:
+            wait_s = self._retry_after_s()
+            if self._storage.state == OPEN and not wait_s:
+                self._machine.half_open()
+            if self._storage.state == HALF_OPEN:
+                wait_s = self._trials.take(caller)
+            if wait_s:
                 self._refused += 1
-            wait_s = self._storage.retry_after_s() or self._trials.renew_after_s()
-            raise BreakerOpen(self._service, retry_after_s=wait_s) from None
-        finally:
-            report.caller = ""
-        return Permit(calling, self._machine, caller, self._give_back)
+                raise BreakerOpen(self._service, retry_after_s=wait_s)
+            return Permit(self, caller, self._number)
+
+    def count(self, caller: str, number: int, failure: UpstreamFailure | None) -> None:
+        """Take in how a call ended that began after the `number`-th transition."""
+        if failure is None and self._storage.state == CLOSED:
+            self._storage.window.count(caller, failed=False)
+            return
+        with self._lock:
+            # News of the time before the state changed changes nothing; it only counts where calls are counted.
+            if self._storage.state == CLOSED or self._tries(number):
+                self._storage.caller = caller
+                with contextlib.suppress(UpstreamFailure):
+                    self._machine.call(_end, failure)
 
     def lost(self, reason: str, caller: str = "") -> None:
         """An answer that had begun well broke off: one failure more."""
-        Permit(None, self._machine, caller, self._give_back).failed(reason)
+        self.count(caller, -1, UpstreamFailure(reason))
 
-    def _give_back(self, caller: str) -> None:
-        with self._machine.lock:
-            self._trials.give_back(caller)
+    def give_back(self, caller: str, number: int) -> None:
+        """A call that began after the `number`-th transition said nothing."""
+        with self._lock:
+            if self._tries(number):
+                self._trials.give_back(caller)
 
     @property
     def state(self) -> str:
@@ -162,61 +283,99 @@ class Breaker:
         return self._storage.state
 
     def snapshot(self) -> BreakerSnapshot:
-        with self._machine.lock:
+        with self._lock:
             calls, failures = self._storage.window.totals()
             return BreakerSnapshot(
                 self._storage.state,
                 calls,
                 failures,
-                self._storage.retry_after_s(),
+                self._retry_after_s(),
                 self._refused,
-                self._held(),
-                self._history.number,
-                tuple(self._history.transitions),
+                self._opened_by("hand"),
+                self._number,
+                tuple(self._transitions),
             )
 
     def open(self, for_s: float, *, who: Who, reason: str, ref: str = "", seen: int | None = None) -> bool:
         """Open it for `for_s` seconds; then trials pass. By hand, failures and successes of calls under way change nothing."""
-        with self._machine.lock:
-            done = self._force(pybreaker.STATE_OPEN, (who, reason, ref), seen)
+        with self._lock:
+            done = self._force(self._machine.open, (who, reason, ref), seen)
             if done:
-                self._storage.open_for(for_s)
+                self._until = self._clock.monotonic() + for_s
             return done
 
     def half_open(self, *, who: Who, reason: str, ref: str = "", seen: int | None = None) -> bool:
         """Let the trials through now."""
-        return self._force(pybreaker.STATE_HALF_OPEN, (who, reason, ref), seen)
+        return self._force(self._machine.half_open, (who, reason, ref), seen)
 
     def close(self, *, who: Who, reason: str, ref: str = "", seen: int | None = None) -> bool:
         """Close it, and forget what was counted."""
-        return self._force(pybreaker.STATE_CLOSED, (who, reason, ref), seen)
+        return self._force(self._machine.close, (who, reason, ref), seen)
 
     def prolong(self, for_s: float, *, seen: int | None = None) -> bool:
         """Keep an open one open for at least `for_s` more."""
-        with self._machine.lock:
-            if self._storage.state != pybreaker.STATE_OPEN or seen not in (None, self._history.number):
+        with self._lock:
+            if self._storage.state != OPEN or seen not in (None, self._number):
                 return False
-            self._storage.open_for(max(for_s, self._storage.retry_after_s()))
+            self._until = max(self._until, self._clock.monotonic() + for_s)
             return True
 
     def reconsider(self, reason: str) -> None:
-        """Let the trials through early, if it was our own calls that opened it: who it was opened for may have changed."""
-        with self._machine.lock:
-            last = self._history.last
-            if self._storage.state == pybreaker.STATE_OPEN and last is not None and last.who == "local":
-                self._force(pybreaker.STATE_HALF_OPEN, ("local", reason, ""), None)
+        """Let the trials through early, if our own calls opened it: the instances it was opened for may have changed."""
+        with self._lock:
+            if self._opened_by("local"):
+                self._force(self._machine.half_open, ("local", reason, ""), None)
 
-    def _held(self) -> bool:
-        last = self._history.last
-        return self._storage.state == pybreaker.STATE_OPEN and last is not None and last.who == "hand"
+    @property
+    def _number(self) -> int:
+        return self._transitions[-1].number if self._transitions else 0
 
-    def _force(self, state: str, cause: Cause, seen: int | None) -> bool:
-        with self._machine.lock:
-            if seen not in (None, self._history.number):
+    def _tries(self, number: int) -> bool:
+        """Whether it is still half-open as it was after that transition."""
+        return self._storage.state == HALF_OPEN and number == self._number
+
+    def _opened_by(self, who: Who) -> bool:
+        return self._storage.state == OPEN and bool(self._transitions) and self._transitions[-1].who == who
+
+    def _retry_after_s(self) -> float:
+        return max(0.0, self._until - self._clock.monotonic()) if self._storage.state == OPEN else 0.0
+
+    def _force(self, change: Callable[[], object], cause: tuple[Who, str, str], seen: int | None) -> bool:
+        with self._lock:
+            if seen not in (None, self._number):
                 return False
-            self._history.cause = cause
+            self._cause = cause
             try:
-                self._machine.force(state)
+                change()
             finally:
-                self._history.cause = None
+                self._cause = None
             return True
+
+    def _changed(self, before: str, state: str, failure: str) -> None:
+        if state == OPEN:
+            self._until = self._clock.monotonic() + self.settings.open_s
+        elif state == HALF_OPEN:
+            self._trials.renew()
+        who, reason, ref = self._cause or ("local", self._reason(before, state, failure), "")
+        now = self._clock.time()
+        transition = Transition(self._number + 1, now, before, state, who, reason[:MAX_REASON], ref)
+        self._transitions.append(transition)
+        log.info("breaker changed", service=self._service, state=state, before=before, who=who, reason=reason)
+        if self._on_change is not None:
+            self._on_change(self._service, transition)
+
+    def _reason(self, before: str, state: str, failure: str) -> str:
+        if state == HALF_OPEN:
+            return "its time is over, trying"
+        if state == CLOSED:
+            return "its trials succeeded"
+        if before == HALF_OPEN:
+            return f"a trial failed: {failure}"
+        # The window still stands: pybreaker calls its listeners before its storage.
+        calls, failures = self._storage.window.totals()
+        return f"{failures} of {calls} calls failed, the last: {failure}"
+
+
+def _end(failure: UpstreamFailure | None) -> None:
+    if failure is not None:
+        raise failure

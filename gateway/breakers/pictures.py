@@ -9,7 +9,7 @@ from discovery.calls.client import ServiceClient
 from discovery.clock import Clock
 from discovery.consul.static import Reading
 from discovery.model import Domain
-from discovery.resilience.breaker_machine import REMEMBERED
+from discovery.resilience.breaker import REMEMBERED
 from gateway.breakers import messages as shapes
 from gateway.breakers.messages import BreakerPicture, Picture
 from gateway.redis_link import Away, Line
