@@ -8,8 +8,7 @@ because variables of the environment override its arguments. Ref: https://develo
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
@@ -31,9 +30,9 @@ from discovery.consul.json import (
     read_json,
     registration_body,
 )
-from discovery.consul.pipeline import Answer, Pipeline, PipelineError
+from discovery.consul.reader import Reader
 from discovery.contract import registration_meta
-from discovery.errors import ConsulError, ConsulMalformed, ConsulRefused, ConsulUnreachable
+from discovery.errors import ConsulError, ConsulRefused, ConsulUnreachable
 from discovery.model import EMPTY, Instance, Registration, Status
 
 # A blocking query may take up to a sixteenth longer than asked for, so that clients do not return all at once.
@@ -56,11 +55,11 @@ class ServiceRead:
 
 
 class ConsulApi:
-    """One agent. Thread-safe but for `read_services` and `service_indexes`, which take turns on one connection.
+    """One agent. Thread-safe; `read_service` and `service_index` take turns on one kept connection.
 
     `address` is `host:port` or `http://host:port`. Every call ends within its timeout and raises only ConsulError
     (ContractError for a registration that is not allowed). It holds at most `pool` connections: six for blocking
-    queries, one pipeline, the rest for single requests.
+    queries, one kept for reads in a row, the rest for single requests.
     """
 
     def __init__(
@@ -80,20 +79,15 @@ class ConsulApi:
         single = max(1, pool - WATCH_CONNECTIONS - 1)
         self._single = _http(host, port, (connect_timeout_s, read_timeout_s), single, block=True)
         self._watchers: dict[float, HTTPClient] = {}
-        self._pipeline = Pipeline(
+        self._reader = Reader(
             host, port, connect_timeout_s=connect_timeout_s, read_timeout_s=read_timeout_s, headers=headers
         )
-        self._pipeline_lock = threading.Lock()
 
     def close(self) -> None:
         """Give all connections back; blocking queries under way end when their time is up."""
         for http in (self._single, *self._watchers.values()):
             http.session.close()
-        if self._pipeline_lock.acquire(timeout=1.0):
-            try:
-                self._pipeline.close()
-            finally:
-                self._pipeline_lock.release()
+        self._reader.close()
 
     # -- our own registration, at the agent
 
@@ -172,30 +166,23 @@ class ConsulApi:
         found, data = self._blocking(f"/v1/health/service/{quote(name, safe='')}", index, wait_s)
         return found, parse_instances(name, data)
 
-    def service_indexes(self, names: Sequence[str]) -> Iterator[ServiceRead | ConsulError]:
-        """The index of each service, which moves with any change of its instances, checks and nodes. See `read_services`."""
-        return self._read_each(names, f"?filter={_NOTHING}", with_instances=False)
+    def service_index(self, name: str) -> ServiceRead:
+        """A service's index alone, which moves with any change of its instances, checks and nodes. Kept connection."""
+        return self._read_service(name, f"?filter={_NOTHING}", with_instances=False)
 
-    def read_services(self, names: Sequence[str]) -> Iterator[ServiceRead | ConsulError]:
-        """Each service's instances, in order, down one connection.
+    def read_service(self, name: str) -> ServiceRead:
+        """A service's instances in whatever state, and their index. Kept connection.
 
-        A ConsulError in the place of an answer concerns that service alone; one raised ends the rest.
+        ConsulUnreachable concerns whatever is asked next as well, any other ConsulError this service alone.
         """
-        return self._read_each(names, "", with_instances=True)
+        return self._read_service(name, "", with_instances=True)
 
-    def _read_each(
-        self, names: Sequence[str], query: str, with_instances: bool
-    ) -> Iterator[ServiceRead | ConsulError]:
-        paths = [f"/v1/health/service/{quote(name, safe='')}{query}" for name in names]
-        if not self._pipeline_lock.acquire(timeout=60.0):
-            raise ConsulUnreachable("the reads before this one do not end")
-        try:
-            for answer, name in zip(self._pipeline.get_all(paths), names, strict=True):
-                yield _service_read(name, answer, with_instances)
-        except PipelineError as error:
-            raise ConsulUnreachable(str(error)) from error
-        finally:
-            self._pipeline_lock.release()
+    def _read_service(self, name: str, query: str, *, with_instances: bool) -> ServiceRead:
+        code, headers, body = self._reader.get(f"/v1/health/service/{quote(name, safe='')}{query}")
+        _raise_for_status(code, body)
+        data = read_json(body)
+        index = read_index(headers.get("X-Consul-Index"))
+        return ServiceRead(name, index, parse_instances(name, data) if with_instances else None)
 
     # -- key/value
 
@@ -283,18 +270,6 @@ class _NotFound(ConsulRefused):
     def __init__(self, text: str, index: int) -> None:
         self.index = index
         super().__init__(404, text)
-
-
-def _service_read(name: str, answer: Answer, with_instances: bool) -> ServiceRead | ConsulError:
-    try:
-        _raise_for_status(answer.status, answer.body)
-        data = read_json(answer.body)
-        index = read_index(answer.headers.get(b"x-consul-index"))
-        return ServiceRead(name, index, parse_instances(name, data) if with_instances else None)
-    except ConsulError as error:
-        return error
-    except Exception as error:  # what nobody thought of concerns this service alone, too
-        return ConsulMalformed(f"{name}: {error!r}")
 
 
 def _split_address(address: str) -> tuple[str, int]:

@@ -10,17 +10,17 @@ instances, sent again for every change of one check.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.consul.api import ConsulApi
-from discovery.consul.catalog_state import Records, each_read
+from discovery.consul.api import ConsulApi, ServiceRead
+from discovery.consul.catalog_state import Records
 from discovery.consul.json import CheckState
 from discovery.consul.watch import WAIT_S, TokenBucket, Turn, Watch
-from discovery.errors import ConsulError, ConsulMalformed
+from discovery.errors import ConsulError, ConsulMalformed, ConsulUnreachable
 from discovery.loop import Loop, backoff_s
 from discovery.model import Change, Snapshot
 
@@ -30,6 +30,9 @@ log = structlog.get_logger(__name__)
 SWEEP_EVERY_S = 30.0
 SWEEP_CHUNK = 64
 SUSPECT_RETRIES = 4
+# Reads in a row end within this and so much more for each: a Consul that drips must not hold up what else has changed.
+READS_S = 6.0
+READ_S = 0.01
 # Keepers notice within 10 s that a restarted agent has forgotten them.
 GRACE_S = 15.0
 Listener = Callable[[list[Change], Snapshot], None]
@@ -42,7 +45,7 @@ class View:
 
     Promises: an error, a hang or a broken answer of Consul leaves the last good state. A service loses its last instance
     only when the list of services and its health agree. After Consul was reset or out of reach, instances that are
-    missing stay for `grace_s`, so that they can register again. Holds five connections: four for blocking queries, one pipeline.
+    missing stay for `grace_s`, so that they can register again. Holds five connections: four for blocking queries, one for reads.
 
     Thread-safe. Callbacks run on the view's own thread, one at a time: while one runs, changes gather.
     """
@@ -336,7 +339,7 @@ class View:
 
     def _look(self, names: Sequence[str]) -> set[str]:
         """Ask for the index of each service, and read those whose index is another; answers whom to read again."""
-        reads = each_read(names, self._api.service_indexes(names))
+        reads = self._ask_each(names, self._api.service_index)
         moved = {read.service for read in reads if self._records.moved(read)}
         # What a watch has named meanwhile goes along.
         retry = self._read(moved | self._take_dirty())
@@ -371,7 +374,7 @@ class View:
         names, left = sorted(services), set(services)
         retry: set[str] = set()
         try:
-            for read in each_read(names, self._api.read_services(names)):
+            for read in self._ask_each(names, self._api.read_service):
                 with self._wake:
                     listed = read.service in (self._names or ())
                     hold = self._clock.monotonic() < self._hold_until
@@ -383,6 +386,24 @@ class View:
                 self._dirty |= left | retry
             raise
         return retry
+
+    def _ask_each(self, names: Sequence[str], ask: Callable[[str], ServiceRead]) -> Iterator[ServiceRead]:
+        """The answers for `names`; a broken one comes as a read of nothing (index -1, no instances) and stops no other.
+
+        Raises ConsulUnreachable, also where all of them together take too long.
+        """
+        until = self._clock.monotonic() + READS_S + len(names) * READ_S
+        for name in names:
+            if self._clock.monotonic() > until:
+                raise ConsulUnreachable("the reads take too long")
+            try:
+                read = ask(name)
+            except ConsulUnreachable:
+                raise
+            except Exception as error:  # what nobody thought of concerns this service alone, too
+                log.debug("service not read", service=name[:63], error=repr(error)[:200])
+                read = ServiceRead(name, -1, None)
+            yield read
 
     def _publish(self) -> None:
         changes = self._records.publish()

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from types import MappingProxyType
 
-import structlog
-
 from discovery.consul.api import ServiceRead
-from discovery.errors import ConsulError
 from discovery.model import Change, Instance, Snapshot
-
-log = structlog.get_logger(__name__)
-
-
-def each_read(names: Sequence[str], answers: Iterator[ServiceRead | ConsulError]) -> Iterator[ServiceRead]:
-    """The answers for `names`; a broken one comes as a read of nothing (index -1, no instances)."""
-    # The answers come first: a generator that is not asked for its end holds the connection, and gives it up with itself.
-    for answer, name in zip(answers, names, strict=False):
-        if isinstance(answer, ConsulError):
-            log.debug("service not read", service=name[:63], error=str(answer))
-            answer = ServiceRead(name, -1, None)
-        yield answer
 
 
 class Records:

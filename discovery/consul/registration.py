@@ -67,11 +67,14 @@ class Keeper:
 
     def turn(self) -> float:
         """Do what is due; answers how long nothing will be (seconds). Raises nothing."""
+        if self._loop.stopped:
+            return self._interval_s
         left_s = self._due - self._clock.monotonic()
-        if left_s <= 0 and not self._loop.stopped:
-            left_s = self._loop.turn()
-            self._due = self._clock.monotonic() + left_s
-        return max(0.0, left_s)
+        if left_s > 0:
+            return left_s
+        pause_s = self._loop.turn()
+        self._due = self._clock.monotonic() + pause_s
+        return pause_s
 
     def stop(self) -> bool:
         """Leave Consul for good; tells whether the instance is known to be out. It is tried once, whatever comes of it."""

@@ -203,7 +203,7 @@ def test_reads_go_down_one_connection_that_is_kept(view: View, proxy: FaultyProx
         weight = str(next(WEIGHTS))
         direct.register(Registration("stays", "127.0.0.1", 1, "stays-1", weight=int(weight), check=None))
         eventually(lambda: view.snapshot().instances("stays")[0].meta["edge-weight"] == weight, 5)  # noqa: B023
-    assert proxy.connections <= before + 1, "one more for a question that is not read down the pipeline"
+    assert proxy.connections <= before + 1, "one more for a question that is not a read"
 
 
 @contextlib.contextmanager
@@ -296,7 +296,7 @@ def test_view_whose_first_look_is_cut_short_is_ready_with_what_it_has_published(
     """What has been published is kept when Consul comes back empty; that asks for `ready`."""
 
     class CutShort(ConsulApi):
-        def service_indexes(self, *_: object, **__: object) -> Iterator[ServiceRead | ConsulError]:
+        def service_index(self, name: str) -> ServiceRead:
             raise ConsulUnreachable("gone in this moment")
 
     with consul() as server:
