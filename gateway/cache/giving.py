@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
+from werkzeug.http import parse_etags, unquote_etag
+
 from gateway.cache.entry import Entry
 from gateway.cache.policy import State
 from gateway.model import Answer, Headers
-from services.kit.web.etag import names_tag
 
 CHUNK_HEADERS = frozenset({"content-length", "content-type", "content-encoding", "content-language"})
 
@@ -44,7 +45,7 @@ def _has_it(asked: Mapping[str, str], headers: Headers) -> bool:
     known = asked.get("if-none-match")
     if known is not None:
         tag = _first(headers, "etag")
-        return tag is not None and names_tag(known, tag.removeprefix("W/"))
+        return tag is not None and parse_etags(known).contains_weak(unquote_etag(tag)[0])
     since = asked.get("if-modified-since")
     if since is None:
         return False

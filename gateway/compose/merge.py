@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pydantic_core import to_json
+from werkzeug.http import generate_etag, parse_etags, quote_etag
 
 from gateway.compose.result import Result
 from gateway.errors import PartFailed
 from gateway.model import Answer, Headers, Incoming
-from services.kit.web.etag import entity_tag, names_tag
 
 JSON = "application/json"
 NO_STORE = "no-store"
@@ -70,9 +70,9 @@ def whole(incoming: Incoming, results: Sequence[Result], *, personal: bool, vary
         if varies:
             headers.append(("Vary", varies))
         if control != NO_STORE:
-            tag = "W/" + entity_tag(text)
-            headers.append(("ETag", tag))
-            if names_tag(incoming.headers.get("if-none-match"), tag[2:]):
+            tag = generate_etag(text)
+            headers.append(("ETag", quote_etag(tag, weak=True)))
+            if parse_etags(incoming.headers.get("if-none-match")).contains_weak(tag):
                 return Answer(304, headers, b"", attempts=attempts)
     parts = to_json({each.name: each.told() for each in results})
     complete = b"false" if missing else b"true"

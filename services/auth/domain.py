@@ -119,7 +119,8 @@ def schedule(keys: Sequence[KeyTimes], now: float, overlap_s: float) -> KeySched
     started = [key for key in ordered if key.active_from <= now]
     active = started[-1] if started else ordered[0]
     waiting = [key for key in ordered if key.generation > active.generation]
-    retired, expired = [], []
+    retired: list[KeyTimes] = []
+    expired: list[KeyTimes] = []
     for key, successor in zip(ordered, ordered[1:], strict=False):
         if key.generation < active.generation:
             (retired if now < successor.active_from + overlap_s else expired).append(key)

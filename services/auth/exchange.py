@@ -9,6 +9,7 @@ from typing import Any
 from flask import Response, jsonify, request
 
 from services.auth import grants
+from services.auth.domain import narrow
 from services.auth.models import ApiKey
 from services.auth.schemas import (
     AccessToken,
@@ -22,7 +23,6 @@ from services.auth.schemas import (
 )
 from services.auth.service import Auth
 from services.auth.sessions import COOKIE, COOKIE_PATH
-from services.auth.store import narrow
 from services.kit import Problem, ServiceApp, current, require_scope
 from services.kit.web.schemas import NOTHING, One
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from services.auth.models import Account, ApiKey, RefreshFamily, RefreshToken
 from services.auth.store import Identity, hold, identity
+from services.kit.db.portable import write
 
 API_KEY_PREFIX_CHARS = 11  # `sk-` and 8 more: enough to tell keys apart, 48 bits of 256
 MAX_API_KEYS = 50
@@ -71,11 +72,11 @@ def rotate_refresh(session: Session, token: str, now: float) -> Rotation | Refus
     # The family's row is the lock: rotations and a revocation of one family come one after the other.
     live = (RefreshFamily.id == family_id, RefreshFamily.revoked_at.is_(None), RefreshFamily.expires_at > now)
     counted = update(RefreshFamily).where(*live).values(rotations=RefreshFamily.rotations + 1)
-    if not session.execute(counted).rowcount:
+    if not write(session, counted):
         revoked = session.scalar(select(RefreshFamily.revoked_at).where(RefreshFamily.id == family_id))
         return Refusal.REVOKED if revoked is not None else Refusal.EXPIRED
     unused = (RefreshToken.token_hash == hashed, RefreshToken.used_at.is_(None))
-    if not session.execute(update(RefreshToken).where(*unused).values(used_at=now)).rowcount:
+    if not write(session, update(RefreshToken).where(*unused).values(used_at=now)):
         revoke_family(session, family_id, now, "reuse")
         return Refusal.REUSED
     account = session.scalar(
@@ -110,7 +111,7 @@ def forget_expired_families(session: Session, now: float) -> int:
     """Delete families that have ended by themselves, with their tokens. Returns how many."""
     expired = select(RefreshFamily.id).where(RefreshFamily.expires_at < now)
     session.execute(delete(RefreshToken).where(RefreshToken.family_id.in_(expired)))
-    return session.execute(delete(RefreshFamily).where(RefreshFamily.expires_at < now)).rowcount
+    return write(session, delete(RefreshFamily).where(RefreshFamily.expires_at < now))
 
 
 def create_api_key(
@@ -150,7 +151,7 @@ def list_api_keys(session: Session, account_id: str) -> list[ApiKey]:
 def revoke_api_key(session: Session, account_id: str, key_id: str, now: float) -> bool:
     """Revoke one key of the account. False when the account has no such key."""
     mine = (ApiKey.id == key_id, ApiKey.account_id == account_id, ApiKey.revoked_at.is_(None))
-    return bool(session.execute(update(ApiKey).where(*mine).values(revoked_at=now)).rowcount)
+    return bool(write(session, update(ApiKey).where(*mine).values(revoked_at=now)))
 
 
 def use_api_key(session: Session, text: str, now: float) -> tuple[ApiKey, Identity] | None:

@@ -7,7 +7,7 @@ from typing import Any
 from services.auth import revocations
 from services.auth.schemas import AccountPath, Jwks, RevocationsAnswer, Rotation
 from services.auth.service import Auth
-from services.kit import Problem, ServiceApp, current, require_scope
+from services.kit import ServiceApp, require_scope, require_service
 from services.kit.web.schemas import NOTHING, One
 
 # The key set may be cached for a fraction of the time between a key's publication and its first use.
@@ -32,11 +32,9 @@ def install(app: ServiceApp, auth: Auth) -> None:
         return {"data": data}, 201 if rotated.created else 200
 
     @app.delete("/internal/auth/accounts/<account_id>", responses=NOTHING)
-    @require_scope("service")
+    @require_service("users")
     def remove_account(path: AccountPath) -> tuple[str, int]:
         """Remove credentials, refresh tokens and API keys of an account that users has removed. As often as you like."""
-        if current().subject != "service:users":
-            raise Problem(403, detail="Only users removes accounts.")
         auth.remove(path.account_id)
         return "", 204
 

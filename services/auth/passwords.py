@@ -93,5 +93,6 @@ def off_loop(work: Callable[[], T]) -> T:
     from gevent import get_hub, monkey
 
     if monkey.is_module_patched("threading"):
-        return get_hub().threadpool.apply(work)
+        result: T = get_hub().threadpool.apply(work)
+        return result
     return work()

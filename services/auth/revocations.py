@@ -13,8 +13,8 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from services.auth.models import Revocation
+from services.kit.db.portable import insert_new, write
 from services.kit.db.session import Database
-from services.kit.db.upsert import insert_new
 
 
 def revoke(session: Session, subject: str, now: float, longest_s: float) -> None:
@@ -51,4 +51,4 @@ def revoked_before(session: Session, subject: str) -> int:
 
 def forget_old(session: Session, now: float, kept_s: float) -> int:
     """Delete revocations that nothing issued lives long enough to meet. Returns how many."""
-    return session.execute(delete(Revocation).where(Revocation.before < now - kept_s)).rowcount
+    return write(session, delete(Revocation).where(Revocation.before < now - kept_s))

@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.auth.domain import MAX_PASSWORD_BYTES, check_email, check_password
-from services.kit.names import check_name
-from services.kit.text import one_line
+from services.kit.names import Name
+from services.kit.text import ID_PATTERN, one_line
 
 Email = Annotated[str, Field(max_length=320), AfterValidator(check_email)]
 NewPassword = Annotated[str, Field(max_length=MAX_PASSWORD_BYTES), AfterValidator(check_password)]
-Name = Annotated[str, Field(max_length=400), AfterValidator(check_name)]
 # What is looked up must be text that every database takes: PostgreSQL has no NUL.
 Secret = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(one_line)]
 Scope = Literal["user", "admin"]
@@ -61,7 +60,7 @@ class NewApiKey(Request):
 
 
 class AccountPath(BaseModel):
-    account_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    account_id: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
 
 
 class ApiKeyPath(BaseModel):

@@ -15,6 +15,7 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError
 from services.auth import grants, revocations, store
 from services.auth.clients import Clients
+from services.auth.domain import narrow
 from services.auth.keyring import KeyRing
 from services.auth.passwords import Hasher
 from services.auth.sessions import Sessions
@@ -189,7 +190,7 @@ class Auth:
             if used is None:
                 raise Problem(401, detail="The API key is not valid.")
             key, owner = used
-            scopes, key_id = store.narrow(key.scopes.split(), owner.scopes), key.id
+            scopes, key_id = narrow(key.scopes.split(), owner.scopes), key.id
             issued_at = revocations.issue_time(session, owner.id, now)
         return self.minter.mint(
             owner.id, scopes, self.settings.auth_exchange_ttl_s, issued_at, api_key=key_id

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from services.auth.domain import email_key, narrow
 from services.auth.lockout import SOURCE, Standing, Tally, attempted, succeeded, wait_s
 from services.auth.models import Account, TallyRow
-from services.kit.db.upsert import insert_new
+from services.kit.db.portable import insert_new, write
 
 # Longest window of any rule: an older tally counts for nothing.
 TALLY_KEPT_S = 86400.0
@@ -82,7 +82,7 @@ def claim(session: Session, email: str, password_hash: str, now: float, lease_s:
     ):  # fmt: skip
         return mine
     dormant = (Account.email_key == key, Account.active.is_(False), Account.claimed_until <= now)
-    if not session.execute(update(Account).where(*dormant).values(email=email, **fresh)).rowcount:
+    if not write(session, update(Account).where(*dormant).values(email=email, **fresh)):
         return None
     account_id = session.scalar(select(Account.id).where(Account.email_key == key))
     return Claim(account_id, mine.token) if account_id else None
@@ -91,7 +91,7 @@ def claim(session: Session, email: str, password_hash: str, now: float, lease_s:
 def activate(session: Session, held: Claim) -> bool:
     """End a claim well: the account may log in. False when the claim ran out and somebody else took it."""
     mine = (Account.id == held.account_id, Account.claim == held.token, Account.active.is_(False))
-    return bool(session.execute(update(Account).where(*mine).values(active=True, claim="")).rowcount)
+    return bool(write(session, update(Account).where(*mine).values(active=True, claim="")))
 
 
 def release(session: Session, held: Claim) -> None:
@@ -102,7 +102,7 @@ def release(session: Session, held: Claim) -> None:
 
 def remove(session: Session, account_id: str) -> bool:
     """Remove credentials and all that hangs on them: refresh tokens and API keys. False when there were none."""
-    return bool(session.execute(delete(Account).where(Account.id == account_id)).rowcount)
+    return bool(write(session, delete(Account).where(Account.id == account_id)))
 
 
 def grant(session: Session, email: str, scope: str) -> Identity | None:
@@ -183,4 +183,4 @@ def attempt_succeeded(session: Session, email: str, source: str, now: float) -> 
 def forget_old_tallies(session: Session, now: float) -> int:
     """Delete tallies that no rule looks at any more. Returns how many."""
     old = (TallyRow.last_at < now - max(TALLY_KEPT_S, SOURCE.window_s), TallyRow.known_until < now)
-    return session.execute(delete(TallyRow).where(*old)).rowcount
+    return write(session, delete(TallyRow).where(*old))

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 from services.kit import early  # isort: skip  # noqa: F401
 
 from services.kit.app import create_service
-from services.kit.auth.verifier import require_scope
+from services.kit.auth.verifier import require_scope, require_service
 from services.kit.container import Kit
 from services.kit.server.run import run
 from services.kit.settings import ServiceSettings
@@ -35,6 +35,7 @@ __all__ = [
     "current",
     "kit",
     "require_scope",
+    "require_service",
     "run",
     "snapshot",
 ]

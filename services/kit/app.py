@@ -143,4 +143,4 @@ def put_in_front(app: ServiceApp, front: Front) -> None:
 
 def needs_tokens(app: ServiceApp) -> bool:
     """Whether any view of the application checks tokens."""
-    return any(auth_module.scopes_of(view) is not None for view in app.view_functions.values())
+    return any(auth_module.need_of(view) is not None for view in app.view_functions.values())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import structlog
 from redis import Redis
 from sqlalchemy import MetaData
 
@@ -16,8 +17,8 @@ from services.kit.auth.jwks import KeySet
 from services.kit.auth.revocations import Revocations
 from services.kit.auth.service_token import DEADLINE_S, TokenSource
 from services.kit.auth.verifier import TokenVerifier
-from services.kit.cache import Cache
 from services.kit.calls.client import JWKS_PATH, REVOCATIONS_PATH, Upstreams, fetch_document
+from services.kit.db.jobs import Jobs
 from services.kit.db.session import Database, database_url
 from services.kit.redis_client import connect
 from services.kit.server.addresses import NoAddress, default_instance_id, own_address
@@ -27,10 +28,14 @@ from services.kit.stale.decorator import Snapshots
 from services.kit.stale.writer import SnapshotQueue
 from services.kit.telemetry.metrics import Metrics
 
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
 # Nobody waits for what is written besides the requests.
 BACKGROUND_TIMEOUT_S = 0.5
+# How long the end of a worker waits for the turn of a job: longer than a delivery takes.
+JOB_END_S = 3.0
 
 
 class lazily(Generic[T]):  # noqa: N801 - reads as a decorator
@@ -66,7 +71,9 @@ class Kit:
         self.route = route
         self.state = State()
         self.metrics = Metrics(name)
+        self.jobs = Jobs()
         self._on_start: list[Callable[[], object]] = []
+        self._on_stop: list[Callable[[], object]] = []
         self.instance_id = settings.instance_id or default_instance_id(name, settings.host, settings.port)
         self.db = Database(
             database_url(settings, name),
@@ -76,12 +83,6 @@ class Kit:
             timeout_s=settings.db_timeout_s,
         )
         self._lock = threading.RLock()
-
-    @lazily
-    def cache(self) -> Cache:
-        """The JSON cache; without `REDIS_CACHE_URL` it only loads."""
-        redis = self._redis(self.settings.redis_cache_url, self.settings.redis_cache_timeout_s)
-        return Cache(redis, self.name, operations=self.metrics.cache)
 
     @lazily
     def redis_state(self) -> Redis | None:
@@ -117,7 +118,7 @@ class Kit:
         return Revocations(lambda: fetch_document(self._plain, REVOCATIONS_PATH, url))
 
     @lazily
-    def token_source(self) -> TokenSource:
+    def token_source(self) -> Callable[[float], str | None]:
         """This service's own tokens; gives None without `SERVICE_CLIENT_SECRET`."""
         return TokenSource(self.name, secret(self.settings.service_client_secret), self._ask_auth)
 
@@ -152,10 +153,27 @@ class Kit:
         """
         self._on_start.append(action)
 
+    def on_stop(self, action: Callable[[], object]) -> None:
+        """Run `action` in the worker process once it has answered its last request; the last one given comes first.
+
+        All of them have what is left of `DRAIN_TIMEOUT_S`.
+        """
+        self._on_stop.append(action)
+
     def started(self) -> None:
-        """Run what `on_start` collected. Called by the server, in the worker."""
+        """Run what `on_start` collected, and the jobs. Called by the server, in the worker."""
         for action in self._on_start:
             action()
+        self.jobs.start()
+
+    def stopped(self) -> None:
+        """End the jobs, and run what `on_stop` collected. Called by the server, in the worker."""
+        self.jobs.stop(JOB_END_S)
+        for action in reversed(self._on_stop):
+            try:
+                action()
+            except Exception as error:  # the others are to run as well
+                log.error("stop action failed", error=repr(error)[:200], exc_info=error)
 
     def registration(self, port: int) -> Registration:
         """How this instance enters itself in Consul. Raises NoAddress while it is not on the network that it should be on."""

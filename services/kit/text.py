@@ -1,9 +1,13 @@
-"""Text that every database here takes, and times as text."""
+"""Ids, text that every database here takes, and times as numbers and as text."""
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from datetime import UTC, datetime
+
+# Of accounts, posts, products …: a UUID's 32 hexadecimal digits.
+ID_PATTERN = "[0-9a-f]{32}"
 
 
 def storable(text: str) -> bool:
@@ -29,6 +33,11 @@ def _checked(text: str, allowed: str) -> str:
     if not storable(text) or any(unicodedata.category(c) == "Cc" and c not in allowed for c in text):
         raise ValueError("holds control characters, or is no valid Unicode")
     return text
+
+
+def now_us() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
 
 
 def iso(moment_us: int) -> str:

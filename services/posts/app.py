@@ -5,23 +5,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from flask import Response, request
 from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from services.kit import Problem, create_service, current, kit, require_scope, snapshot
+from services.kit.db import idempotency
+from services.kit.db.idempotency import Answer, answer_once
+from services.kit.db.outbox import Outbox, Owed
+from services.kit.text import now_us
 from services.kit.web.conditional import conditional, require_match
-from services.kit.web.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
+from services.kit.web.paging import Page, page_of
+from services.kit.web.resources import body_of, found
 from services.kit.web.schemas import NOTHING, read
-from services.posts import idempotency, store
+from services.posts import store
 from services.posts.answers import CommentAnswer, CommentsAnswer, PostAnswer, PostsAnswer, Tags
-from services.posts.delivery import CountDelivery, Flusher
 from services.posts.domain import (
-    Answer,
     Comment,
     NewComment,
     NewPost,
@@ -29,23 +33,17 @@ from services.posts.domain import (
     PostChange,
     PostQuery,
     TagQuery,
-    check_idempotency_key,
-    fingerprint,
-    is_id,
     may_change,
 )
-from services.posts.tables import Base
 
 PATHS = ["/api/posts", "/api/articles"]
-# Not any text: `/tags` is no post, and takes none of the methods of one.
-POST = "<string(length=32):post_id>"
 # Readers may keep it, but ask each time whether it still holds: an edit is seen at once.
 READ = "public, no-cache"
 TAGS_READ = "public, max-age=10"
 # How old the answer may be that a gateway gives while no instance is left.
 LAST_GOOD_S = 3600.0
-# A change that loses the race with others is tried again on what they left.
-TRIES = 4
+# An author that users does not know may only be a moment younger than the first post; after some minutes that is not so.
+MAX_REFUSALS = 10
 
 app = create_service(
     "posts",
@@ -54,11 +52,20 @@ app = create_service(
     balance="source",
     domain="business",
     edge_cache=True,
-    models_metadata=Base.metadata,
+    models_metadata=store.Base.metadata,
 )
 own = app.extensions["kit"]
-delivery = CountDelivery(own.db, lambda: own.client)
-own.on_start(Flusher(delivery).start)
+
+
+def send_count(owed: Owed, deadline_s: float) -> int:
+    """Let users know how many posts an author has."""
+    path = f"/internal/users/{quote(owed.key, safe='')}/post-count"
+    return int(own.client.request("POST", "users", path, json=owed.payload, deadline_s=deadline_s).status)
+
+
+counts = Outbox(own.db, store.OutboxRow, send_count, refusals=MAX_REFUSALS)
+own.jobs.every(1.0, counts.deliver)
+own.jobs.every(300.0, lambda: idempotency.forget_old(own.db, store.KeyRow))
 
 
 class PostPath(BaseModel):
@@ -70,7 +77,7 @@ class CommentPath(PostPath):
 
 
 def route(
-    method: str, suffix: str = "", *, answers: dict[int, Any]
+    method: str, suffix: str = "", *, answers: dict[Any, Any]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Serve a view under both names of the resource; the OpenAPI document shows the first."""
 
@@ -85,28 +92,17 @@ def route(
     return decorate
 
 
-def now_us() -> int:
-    return int(time.time() * 1_000_000)
-
-
-def found(post_id: str) -> Post:
+def load(post_id: str) -> Post:
     """The post. Raises Problem 404."""
-    if is_id(post_id):
-        with kit().db.session(read_only=True) as session:
-            post = store.find_post(session, post_id)
-        if post is not None:
-            return post
-    raise Problem(404, detail="There is no such post.")
+    with kit().db.session(read_only=True) as session:
+        return found(store.find_post(session, post_id), "post")
 
 
-def found_comment(post: Post, comment_id: str) -> Comment:
+def load_comment(path: CommentPath) -> Comment:
     """The comment of this post. Raises Problem 404."""
-    if is_id(comment_id):
-        with kit().db.session(read_only=True) as session:
-            comment = store.find_comment(session, post, comment_id)
-        if comment is not None:
-            return comment
-    raise Problem(404, detail="There is no such comment.")
+    with kit().db.session(read_only=True) as session:
+        post = found(store.find_post(session, path.post_id), "post")
+        return found(store.find_comment(session, post, path.comment_id), "comment")
 
 
 def owned(item: Post | Comment) -> None:
@@ -116,8 +112,12 @@ def owned(item: Post | Comment) -> None:
         raise Problem(403, detail="Only its author or an administrator may do this.")
 
 
-def body_of(item: Post | Comment) -> dict[str, Any]:
-    return {"data": item.to_json()}
+def hold(session: Session, post_id: str) -> Post:
+    """The post, for a change by this caller, who has seen it as it is. Raises Problem 403, 404, 412."""
+    post = found(store.find_post(session, post_id, hold=True), "post")
+    owned(post)
+    require_match(body_of(post))
+    return post
 
 
 def location(*parts: str) -> str:
@@ -126,74 +126,30 @@ def location(*parts: str) -> str:
     return "/".join((name, *parts))
 
 
-def cursor_number(page: Page, scope: str) -> int | None:
-    """Where the page starts. Raises Problem 400."""
-    if page.cursor is None:
-        return None
-    try:
-        (number,) = decode_cursor(page.cursor, scope, (int,))
-    except BadCursor as error:
-        raise Problem(400, "Bad cursor", str(error)) from None
-    return int(number)
-
-
-def one_page(items: list[Any], page: Page, scope: str) -> dict[str, Any]:
-    """The body of a page; `items` holds one more than the limit when there is a next one."""
-    shown = items[: page.limit]
-    following = encode_cursor(scope, (shown[-1].number,)) if len(items) > page.limit else None
-    return page_json([item.to_json() for item in shown], following, page.limit)
-
-
-def answer_once(operation: str, body: BaseModel, work: Callable[[Any], Answer]) -> tuple[Answer, bool]:
-    """Do the work in one transaction; under an Idempotency-Key only the first time. Raises Problem 400, 422."""
-    key = request.headers.get("Idempotency-Key")
-    with kit().db.session() as session:
-        if key is None:
-            return work(session), False
-        try:
-            check_idempotency_key(key)
-            return idempotency.once(
-                session,
-                current().subject or "",
-                key,
-                fingerprint(operation, body),
-                now_us(),
-                lambda: work(session),
-            )
-        except ValueError as error:
-            raise Problem(400, "Bad Idempotency-Key", str(error)) from None
-        except idempotency.KeyReused:
-            raise Problem(
-                422, "Idempotency-Key reused", "This key was first used for another request."
-            ) from None
-
-
-def created(answer: Answer, repeated: bool) -> tuple[dict[str, Any], int, dict[str, str]]:
-    headers = {"Location": answer.location, "Cache-Control": "no-store"}
-    if repeated:
-        headers["Idempotency-Replayed"] = "true"
-    return answer.body, answer.status, headers
+def count(session: Session, author_id: str, difference: int) -> None:
+    """Count the author's posts on or back, and owe users the result."""
+    counts.owe(session, author_id, store.count_posts(session, author_id, difference, now_us()))
 
 
 def tell_count(author_id: str) -> None:
-    delivery.at_once(author_id, current().remaining_s())
+    counts.at_once(author_id, current().remaining_s())
 
 
 @route("get", answers=read(PostsAnswer))
 @snapshot(stale_s=LAST_GOOD_S, scope="public")
 def list_posts(query: PostQuery) -> Response:
     """Newest first. `tag`, `author` and `q` (all its words, in title or content) are joined by *and*."""
-    scope = scope_of("posts", query.tag, query.author, query.q)
+    before = query.after(int)
     with kit().db.session(read_only=True) as session:
         posts = store.list_posts(
             session,
             tag=query.tag,
             author=query.author,
             words=query.q,
-            before=cursor_number(query, scope),
+            before=before[0] if before else None,
             limit=query.limit + 1,
         )
-    return conditional(one_page(posts, query, scope), READ)
+    return conditional(page_of(posts, query, lambda post: (post.number,)), READ)
 
 
 @route("post", answers={201: PostAnswer})
@@ -201,14 +157,16 @@ def list_posts(query: PostQuery) -> Response:
 def create_post(body: NewPost) -> Any:
     """Publish. The author is the caller; an Idempotency-Key makes repeating it safe for a day."""
     author_id = current().subject or ""
+    with kit().db.session() as session:
 
-    def work(session: Any) -> Answer:
-        post = store.create_post(session, author_id, body, now_us())
-        return Answer(201, body_of(post), location(post.id))
+        def work() -> Answer:
+            post = store.create_post(session, author_id, body, now_us())
+            count(session, author_id, +1)
+            return Answer(201, body_of(post), location(post.id))
 
-    answer, repeated = answer_once("post", body, work)
+        answer = answer_once(session, store.KeyRow, "post", body, work)
     tell_count(author_id)
-    return created(answer, repeated)
+    return answer
 
 
 @route("get", "/tags", answers=read(Tags))
@@ -216,96 +174,86 @@ def list_tags(query: TagQuery) -> Response:
     """The tags in use with the number of posts each has, the most used first."""
     with kit().db.session(read_only=True) as session:
         tags = store.list_tags(session, query.limit)
-    return conditional({"data": [{"tag": tag, "count": count} for tag, count in tags]}, TAGS_READ)
+    return conditional({"data": [{"tag": tag, "count": number} for tag, number in tags]}, TAGS_READ)
 
 
-@route("get", f"/{POST}", answers=read(PostAnswer))
+@route("get", "/<id:post_id>", answers=read(PostAnswer))
 @snapshot(stale_s=LAST_GOOD_S, scope="public")
 def get_post(path: PostPath) -> Response:
-    return conditional(body_of(found(path.post_id)), READ)
+    return conditional(body_of(load(path.post_id)), READ)
 
 
-@route("patch", f"/{POST}", answers={200: PostAnswer})
+@route("patch", "/<id:post_id>", answers={200: PostAnswer})
 @require_scope("user", "admin")
 def change_post(path: PostPath, body: PostChange) -> Response:
     """Change title, content or tags. With `If-Match`, only the state that was read."""
-    for _ in range(TRIES):
-        post = found(path.post_id)
-        owned(post)
-        require_match(body_of(post))
-        with kit().db.session() as session:
-            changed = store.change_post(session, post, body, now_us())
-        if changed is not None:
-            return conditional(body_of(changed), "no-store")
-    raise Problem(409, detail="Others are changing this at the same moment: try again.")
+    with kit().db.session() as session:
+        post = store.change_post(session, hold(session, path.post_id), body, now_us())
+    return conditional(body_of(post), "no-store")
 
 
-@route("delete", f"/{POST}", answers=NOTHING)
+@route("delete", "/<id:post_id>", answers=NOTHING)
 @require_scope("user", "admin")
 def delete_post(path: PostPath) -> tuple[str, int]:
     """Delete the post with its comments."""
-    post = found(path.post_id)
-    owned(post)
-    require_match(body_of(post))
     with kit().db.session() as session:
-        gone = store.delete_post(session, post, now_us())
-    if not gone:
-        raise Problem(404, detail="There is no such post.")
+        post = hold(session, path.post_id)
+        store.delete_post(session, post)
+        count(session, post.author_id, -1)
     for name in PATHS:
         kit().snapshots.forget(f"{name}/{post.id}")
     tell_count(post.author_id)
     return "", 204
 
 
-@route("get", f"/{POST}/comments", answers=read(CommentsAnswer))
+@route("get", "/<id:post_id>/comments", answers=read(CommentsAnswer))
 def list_comments(path: PostPath, query: Page) -> Response:
     """Oldest first."""
-    post = found(path.post_id)
-    scope = scope_of("comments", post.id)
+    after, owners = query.after(int, owners=(path.post_id,)), (path.post_id,)
     with kit().db.session(read_only=True) as session:
+        post = found(store.find_post(session, path.post_id), "post")
         comments = store.list_comments(
-            session, post, after=cursor_number(query, scope), limit=query.limit + 1
+            session, post, after=after[0] if after else None, limit=query.limit + 1
         )
-    return conditional(one_page(comments, query, scope), READ)
+    return conditional(page_of(comments, query, lambda comment: (comment.number,), owners), READ)
 
 
-@route("post", f"/{POST}/comments", answers={201: CommentAnswer})
+@route("post", "/<id:post_id>/comments", answers={201: CommentAnswer})
 @require_scope("user", "admin")
 def create_comment(path: PostPath, body: NewComment) -> Any:
-    post = found(path.post_id)
-
-    def work(session: Any) -> Answer:
-        comment = store.create_comment(session, post, current().subject or "", body.content, now_us())
-        return Answer(201, body_of(comment), location(post.id, "comments", comment.id))
-
+    post = load(path.post_id)
+    author_id = current().subject or ""
     try:
-        return created(*answer_once(f"comment:{post.id}", body, work))
+        with kit().db.session() as session:
+
+            def work() -> Answer:
+                comment = store.create_comment(session, post, author_id, body.content, now_us())
+                return Answer(201, body_of(comment), location(post.id, "comments", comment.id))
+
+            return answer_once(session, store.KeyRow, f"comment:{post.id}", body, work)
     except IntegrityError:
         raise Problem(404, detail="There is no such post.") from None
 
 
-@route("get", f"/{POST}/comments/<comment_id>", answers=read(CommentAnswer))
+@route("get", "/<id:post_id>/comments/<id:comment_id>", answers=read(CommentAnswer))
 def get_comment(path: CommentPath) -> Response:
-    return conditional(body_of(found_comment(found(path.post_id), path.comment_id)), READ)
+    return conditional(body_of(load_comment(path)), READ)
 
 
-@route("patch", f"/{POST}/comments/<comment_id>", answers={200: CommentAnswer})
+@route("patch", "/<id:post_id>/comments/<id:comment_id>", answers={200: CommentAnswer})
 @require_scope("user", "admin")
 def change_comment(path: CommentPath, body: NewComment) -> Response:
-    post = found(path.post_id)
-    comment = found_comment(post, path.comment_id)
+    comment = load_comment(path)
     owned(comment)
     with kit().db.session() as session:
-        changed = store.change_comment(session, post, comment, body.content, now_us())
-    if changed is None:
-        raise Problem(404, detail="There is no such comment.")
-    return conditional(body_of(changed), "no-store")
+        store.change_comment(session, comment, body.content, now_us())
+    return conditional(body_of(load_comment(path)), "no-store")
 
 
-@route("delete", f"/{POST}/comments/<comment_id>", answers=NOTHING)
+@route("delete", "/<id:post_id>/comments/<id:comment_id>", answers=NOTHING)
 @require_scope("user", "admin")
 def delete_comment(path: CommentPath) -> tuple[str, int]:
-    comment = found_comment(found(path.post_id), path.comment_id)
+    comment = load_comment(path)
     owned(comment)
     with kit().db.session() as session:
         store.delete_comment(session, comment)

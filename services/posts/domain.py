@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Collection
@@ -21,9 +19,7 @@ MAX_COMMENT = 4_000
 MAX_TAGS = 10
 MAX_TAG = 40
 
-_ID = re.compile(r"[0-9a-f]{32}")
 _TAG = re.compile(r"\w[\w .+#-]*")
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def clean_tag(tag: str) -> str:
@@ -157,49 +153,6 @@ class Comment:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class AuthorCount:
-    """How many posts an author has, at a `version` that only grows: the highest one is the truth."""
-
-    author_id: str
-    count: int
-    version: int
-    attempts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer that can be given again: what an Idempotency-Key remembers."""
-
-    status: int
-    body: dict[str, Any]
-    location: str
-
-
-def is_id(text: str) -> bool:
-    """Whether this can be the id of a post or a comment at all."""
-    return _ID.fullmatch(text) is not None
-
-
 def may_change(subject: str, scopes: Collection[str], author_id: str) -> bool:
-    """The author may change and delete what he wrote; an administrator everything."""
+    """The author may change and delete what is the author's; an administrator everything."""
     return "admin" in scopes or subject == author_id
-
-
-def check_idempotency_key(key: str) -> str:
-    """Raises ValueError for a key that is not 1-128 visible ASCII characters."""
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise ValueError("Idempotency-Key is 1-128 visible ASCII characters")
-    return key
-
-
-def fingerprint(operation: str, body: BaseModel) -> str:
-    """What an Idempotency-Key stands for: the operation and its validated body."""
-    text = json.dumps([operation, body.model_dump(mode="json")], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def retry_delay_s(attempts: int, jitter: float) -> float:
-    """How long after the n-th failed delivery the next is due: 1 s doubling up to 60 s, full jitter above a floor of half."""
-    ceiling = min(60.0, 2.0 ** min(attempts, 6))
-    return ceiling * (0.5 + 0.5 * jitter)

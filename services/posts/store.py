@@ -5,13 +5,35 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, ForeignKey, Integer, String, Text, delete, func, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
+from sqlalchemy import BigInteger, ForeignKey, Integer, String, Text, delete, func, select, text, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from services.kit.db.fulltext import matches
+from services.kit.db.idempotency import Keys
+from services.kit.db.outbox import Owing
+from services.kit.db.portable import NUMBER, write
 from services.posts.domain import Comment, NewPost, Post, PostChange
-from services.posts.outbox import owe_count
-from services.posts.tables import NUMBER, Base
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class KeyRow(Keys, Base):
+    """Idempotency keys."""
+
+
+class OutboxRow(Owing, Base):
+    """Authors whose number of posts users has still to hear of."""
+
+
+class AuthorCountRow(Base):
+    """How many posts an author has, at a version that only grows: the highest one is the truth."""
+
+    __tablename__ = "author_counts"
+    author_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    count: Mapped[int] = mapped_column(Integer)
+    version: Mapped[int] = mapped_column(BigInteger)
 
 
 class TagRow(Base):
@@ -60,8 +82,25 @@ class CommentRow(Base):
     updated_us: Mapped[int] = mapped_column(BigInteger)
 
 
+def count_posts(session: Session, author_id: str, difference: int, now_us: int) -> dict[str, int]:
+    """Count the author's posts on or back: what users must be told of it.
+
+    The version is the time, or one more than the last: it goes on growing even after this database was lost
+    and started anew, when users would not listen to a version 1.
+    """
+    counted = session.execute(
+        text(
+            "INSERT INTO author_counts (author_id, count, version) VALUES (:author, :difference, :now) "
+            "ON CONFLICT (author_id) DO UPDATE SET count = author_counts.count + :difference, "
+            "version = CASE WHEN author_counts.version < :now THEN :now ELSE author_counts.version + 1 END "
+            "RETURNING count, version"
+        ),
+        {"author": author_id, "difference": difference, "now": now_us},
+    ).one()
+    return {"count": counted.count, "version": counted.version}
+
+
 def create_post(session: Session, author_id: str, new: NewPost, now_us: int) -> Post:
-    """Write the post, and the debt to tell users of the author's new count."""
     row = PostRow(
         id=uuid.uuid4().hex,
         author_id=author_id,
@@ -74,7 +113,6 @@ def create_post(session: Session, author_id: str, new: NewPost, now_us: int) -> 
     session.add(row)
     session.flush()
     _write_tags(session, row.number, new.tags)
-    owe_count(session, author_id, +1, now_us)
     session.refresh(row)
     return row.to_post()
 
@@ -85,8 +123,10 @@ def _write_tags(session: Session, number: int, tags: Sequence[str]) -> None:
     session.flush()
 
 
-def find_post(session: Session, post_id: str) -> Post | None:
-    row = session.scalar(select(PostRow).where(PostRow.id == post_id))
+def find_post(session: Session, post_id: str, *, hold: bool = False) -> Post | None:
+    """With `hold` nobody else changes it until the transaction ends."""
+    query = select(PostRow).where(PostRow.id == post_id)
+    row = session.scalar(query.with_for_update() if hold else query)
     return row.to_post() if row else None
 
 
@@ -112,34 +152,24 @@ def list_posts(
     return [row.to_post() for row in session.scalars(query)]
 
 
-def change_post(session: Session, post: Post, change: PostChange, now_us: int) -> Post | None:
-    """Write the change if the post is still at the version that was read; None if it is not."""
-    values: dict[str, object] = {"updated_us": now_us, "version": post.version + 1}
+def change_post(session: Session, post: Post, change: PostChange, now_us: int) -> Post:
+    """Write the change of a post that is held."""
+    row = session.get_one(PostRow, post.number)
     if change.title is not None:
-        values["title"] = change.title
+        row.title = change.title
     if change.content is not None:
-        values["content"] = change.content
-    done = session.execute(
-        update(PostRow)
-        .where(PostRow.number == post.number, PostRow.version == post.version)
-        .values(**values)
-        .execution_options(synchronize_session=False)
-    )
-    if done.rowcount != 1:  # type: ignore[attr-defined]
-        return None
+        row.content = change.content
+    row.updated_us, row.version = now_us, post.version + 1
     if change.tags is not None:
         _write_tags(session, post.number, change.tags)
-    session.expire_all()
-    return find_post(session, post.id)
+    session.flush()
+    session.refresh(row)
+    return row.to_post()
 
 
-def delete_post(session: Session, post: Post, now_us: int) -> bool:
-    """Delete the post with its comments and tags; False if somebody else has already done it."""
-    done = session.execute(delete(PostRow).where(PostRow.number == post.number))
-    if done.rowcount != 1:  # type: ignore[attr-defined]
-        return False
-    owe_count(session, post.author_id, -1, now_us)
-    return True
+def delete_post(session: Session, post: Post) -> None:
+    """Delete a post that is held, with its comments and tags."""
+    write(session, delete(PostRow).where(PostRow.number == post.number))
 
 
 def list_tags(session: Session, limit: int) -> list[tuple[str, int]]:
@@ -183,19 +213,10 @@ def list_comments(session: Session, post: Post, *, after: int | None, limit: int
     return [_comment(row, post.id) for row in rows]
 
 
-def change_comment(
-    session: Session, post: Post, comment: Comment, content: str, now_us: int
-) -> Comment | None:
-    """None if the comment has gone in the meantime."""
-    session.execute(
-        update(CommentRow)
-        .where(CommentRow.number == comment.number)
-        .values(content=content, updated_us=now_us)
-        .execution_options(synchronize_session=False)
-    )
-    session.expire_all()
-    return find_comment(session, post, comment.id)
+def change_comment(session: Session, comment: Comment, content: str, now_us: int) -> None:
+    changed = update(CommentRow).where(CommentRow.number == comment.number)
+    write(session, changed.values(content=content, updated_us=now_us))
 
 
 def delete_comment(session: Session, comment: Comment) -> None:
-    session.execute(delete(CommentRow).where(CommentRow.number == comment.number))
+    write(session, delete(CommentRow).where(CommentRow.number == comment.number))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
 from services.kit.text import iso, one_line, prose
-from services.kit.web.paging import Key, Page, decode_cursor, encode_cursor, scope_of
+from services.kit.web.paging import Key, Page
 from services.products.currencies import CURRENCIES
 
 # A hundred million units of a currency with four decimals still fits; the database column holds 64 bits.
@@ -101,18 +101,9 @@ class ProductQuery(Page):
             raise ValueError("minPrice is above maxPrice")
         return self
 
-    def scope(self) -> str:
-        """What a cursor of this list is bound to."""
-        return scope_of(self.category, self.currency, self.minPrice, self.maxPrice, self.q, self.sort)
-
-    def after(self) -> tuple[Key, ...] | None:
-        """The sort keys of the last row that was given. Raises BadCursor."""
-        if self.cursor is None:
-            return None
-        return decode_cursor(self.cursor, self.scope(), SHAPES[self.sort.lstrip("-")])
-
-    def cursor_after(self, product: Product) -> str:
-        return encode_cursor(self.scope(), sort_keys(product, self.sort))
+    def keys(self, product: Product) -> tuple[Key, ...]:
+        """Where the product stands in this order."""
+        return sort_keys(product, self.sort)
 
 
 # The columns of each order, all in one direction; the number makes it total. Prices are ordered within a currency.

@@ -21,9 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from services.kit.db.fulltext import matches
-from services.products.domain import NewProduct, Product, ProductChange, ProductQuery
-
-NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+from services.kit.db.portable import NUMBER, write
+from services.products.domain import SHAPES, NewProduct, Product, ProductChange, ProductQuery
 
 
 class Base(DeclarativeBase):
@@ -62,8 +61,10 @@ def create_product(session: Session, new: NewProduct, now_us: int) -> Product:
     return Product(*made.one())
 
 
-def find_product(session: Session, product_id: str) -> Product | None:
-    row = session.execute(select(*_COLUMNS).where(ProductRow.id == product_id)).first()
+def find_product(session: Session, product_id: str, *, hold: bool = False) -> Product | None:
+    """With `hold` nobody else changes it until the transaction ends."""
+    query = select(*_COLUMNS).where(ProductRow.id == product_id)
+    row = session.execute(query.with_for_update() if hold else query).first()
     return Product(*row) if row else None
 
 
@@ -82,7 +83,7 @@ def list_products(session: Session, query: ProductQuery) -> list[Product]:
         wanted = wanted.where(matches(session.get_bind().dialect.name, "products", query.q))
     columns = _ORDERS[query.sort.lstrip("-")]
     falling = query.sort in ("newest", "-name", "-price")
-    after = query.after()
+    after = query.after(*SHAPES[query.sort.lstrip("-")])
     if after is not None:
         row, last = tuple_(*columns), tuple_(*(literal(key) for key in after))
         wanted = wanted.where(row < last if falling else row > last)
@@ -90,21 +91,15 @@ def list_products(session: Session, query: ProductQuery) -> list[Product]:
     return [Product(*row) for row in session.execute(ordered.limit(query.limit + 1))]
 
 
-def change_product(session: Session, product: Product, change: ProductChange, now_us: int) -> Product | None:
-    """Write the change if the product is still at the version that was read; None if not. Raises IntegrityError (SKU taken)."""
+def change_product(session: Session, product: Product, change: ProductChange, now_us: int) -> Product:
+    """Write the change of a product that is held. Raises IntegrityError when another product has the SKU."""
+    changed = update(ProductRow).where(ProductRow.number == product.number)
+    values = {**change.values(), "updated_us": now_us, "version": product.version + 1}
     row = session.execute(
-        update(ProductRow)
-        .where(ProductRow.number == product.number, ProductRow.version == product.version)
-        .values(**change.values(), updated_us=now_us, version=product.version + 1)
-        .returning(*_COLUMNS)
-        .execution_options(synchronize_session=False)
-    ).first()
-    return Product(*row) if row else None
-
-
-def delete_product(session: Session, product: Product) -> bool:
-    """Delete the product if it is still at the version that was read."""
-    done = session.execute(
-        delete(ProductRow).where(ProductRow.number == product.number, ProductRow.version == product.version)
+        changed.values(**values).returning(*_COLUMNS).execution_options(synchronize_session=False)
     )
-    return bool(done.rowcount)  # type: ignore[attr-defined]
+    return Product(*row.one())
+
+
+def delete_product(session: Session, product: Product) -> None:
+    write(session, delete(ProductRow).where(ProductRow.number == product.number))

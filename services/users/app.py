@@ -1,43 +1,42 @@
 """users over HTTP: accounts and profiles, each for its owner, all for administrators.
 
-Asking about somebody else is 403 whether he exists or not. An account is read through the cache of Redis: a change
-takes it out after its commit, so that the next read, on any instance, sees the change.
+Asking about another account is 403 whether it exists or not.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any
 
-from flask import Response, current_app, request
+from flask import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.exc import IntegrityError
 
-from services.kit import Problem, create_service, current, kit, require_scope, snapshot
-from services.kit.names import check_name
-from services.kit.web.etag import names_tag
-from services.kit.web.paging import BadCursor, Page, decode_cursor, encode_cursor, page_json, scope_of
+from services.kit import (
+    Problem,
+    create_service,
+    current,
+    kit,
+    require_scope,
+    require_service,
+    snapshot,
+)
+from services.kit.db.outbox import Outbox, Owed
+from services.kit.names import Name
+from services.kit.text import ID_PATTERN, now_us
+from services.kit.web.conditional import conditional, require_match
+from services.kit.web.paging import Page, page_of
+from services.kit.web.resources import body_of, found
 from services.kit.web.schemas import NOTHING, read
 from services.users import store
 from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
-from services.users.domain import (
-    MAX_EMAIL_CHARS,
-    User,
-    check_username,
-    is_user_id,
-    may_change,
-    may_read,
-)
-from services.users.models import Base
-from services.users.removals import Removals
+from services.users.domain import MAX_EMAIL_CHARS, User, check_username, may_change, may_read
+from services.users.models import Base, OutboxRow
 
-# Not any text: `/me` takes less than an account does.
-USER = "<string(length=32):user_id>"
-CACHED_S = 60.0
+# The account is its owner's alone, and asked for anew each time.
+READ = "private, no-cache"
 # How old the answer may be that a gateway gives while no instance is left.
 LAST_GOOD_S = 3600.0
 INT64_MAX = 2**63 - 1
-LIST = scope_of("users")
 
 app = create_service(
     "users",
@@ -47,10 +46,18 @@ app = create_service(
     domain="identity",
     models_metadata=Base.metadata,
 )
-removals = Removals(app.extensions["kit"])
-app.extensions["kit"].on_start(removals.start)
+own = app.extensions["kit"]
 
-Name = Annotated[str, Field(max_length=400), AfterValidator(check_name)]
+
+def remove_credentials(owed: Owed, deadline_s: float) -> int:
+    """Have auth remove the credentials of an account that is gone here."""
+    path = f"/internal/auth/accounts/{owed.key}"
+    return int(own.client.request("DELETE", "auth", path, deadline_s=deadline_s).status)
+
+
+# Never given up: until auth has heard of it, tokens of the account stay good.
+removals = Outbox(own.db, OutboxRow, remove_credentials)
+own.jobs.every(1.0, removals.deliver)
 
 
 class UserPath(BaseModel):
@@ -70,7 +77,7 @@ class Change(BaseModel):
 class NewAccount(BaseModel):
     """What auth sends: it has checked the address."""
 
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    id: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
     email: Annotated[str, Field(min_length=3, max_length=MAX_EMAIL_CHARS)]
     firstName: Name  # noqa: N815
     lastName: Name  # noqa: N815
@@ -83,64 +90,14 @@ class PostCount(BaseModel):
     version: Annotated[int, Field(ge=1, le=INT64_MAX)]
 
 
-def now_us() -> int:
-    return int(time.time() * 1_000_000)
-
-
-def missing() -> Problem:
-    return Problem(404, detail="There is no such user.")
-
-
 def load(user_id: str) -> User:
-    """The account, from the cache or the database. Raises Problem 404."""
-
-    def from_database() -> dict[str, Any] | None:
-        with kit().db.session(read_only=True) as session:
-            user = store.find(session, user_id)
-        return user.to_dict() if user is not None else None
-
-    if not is_user_id(user_id):
-        raise missing()
-    found = kit().cache.get_or_load(user_id, CACHED_S, from_database)
-    if found is None:
-        raise missing()
-    return User(**found)
-
-
-def answer(user: User) -> Response:
-    """The account with its entity tag, or 304 for who has it already."""
-    if request.method in ("GET", "HEAD") and names_tag(request.headers.get("If-None-Match"), user.etag):
-        response = Response(status=304)
-    else:
-        response = current_app.json.response({"data": user.public()})
-    response.headers["ETag"] = user.etag
-    response.headers["Cache-Control"] = "private, no-cache"
-    return response
-
-
-def expected_version(user_id: str) -> int | None:
-    """The version that a change must find, when the client sent If-Match. Raises Problem 404, 412."""
-    wanted = request.headers.get("If-Match")
-    if wanted is None:
-        return None
+    """The account. Raises Problem 404."""
     with kit().db.session(read_only=True) as session:
-        user = store.find(session, user_id)
-    if user is None:
-        raise missing()
-    if not names_tag(wanted, user.etag):
-        raise changed_meanwhile()
-    return user.version
-
-
-def changed_meanwhile() -> Problem:
-    return Problem(412, detail="This has changed since you read it: read it again.")
+        return found(store.find(session, user_id), "user")
 
 
 def own_id() -> str:
-    subject = current().subject or ""
-    if not is_user_id(subject):
-        raise Problem(404, detail="The caller is not a user.")
-    return subject
+    return current().subject or ""
 
 
 def may_change_or_refuse(user_id: str) -> None:
@@ -153,39 +110,28 @@ def may_change_or_refuse(user_id: str) -> None:
 @require_scope("user", "admin")
 @snapshot(stale_s=LAST_GOOD_S, scope="subject")
 def get_me() -> Response:
-    """The caller himself."""
-    return answer(load(own_id()))
+    """The caller's own account."""
+    return conditional(body_of(load(own_id())), READ)
 
 
-@app.get(f"/api/users/{USER}", responses=read(UserAnswer))
+@app.get("/api/users/<id:user_id>", responses=read(UserAnswer))
 @require_scope("user", "admin", "service")
 @snapshot(stale_s=LAST_GOOD_S, scope="subject")
 def get_user(path: UserPath) -> Response:
-    """One user: yourself, or, for administrators and services, anybody."""
+    """One user: yourself, or, for administrators and services, any."""
     caller = current()
     if not may_read(path.user_id, caller.subject, caller.scopes):
         raise Problem(403, detail="You may read yourself only.")
-    return answer(load(path.user_id))
+    return conditional(body_of(load(path.user_id)), READ)
 
 
 @app.get("/api/users", responses={200: UsersAnswer})
 @require_scope("admin")
 def list_users(query: Page) -> Any:
     """All users, oldest first."""
-    after = None
-    if query.cursor is not None:
-        try:
-            created_us, user_id = decode_cursor(query.cursor, LIST, (int, str))
-        except BadCursor as error:
-            raise Problem(400, "Bad cursor", str(error)) from None
-        after = (int(created_us), str(user_id))
     with kit().db.session(read_only=True) as session:
-        users = store.page(session, after, query.limit + 1)
-    shown = users[: query.limit]
-    following = None
-    if len(users) > query.limit:
-        following = encode_cursor(LIST, (shown[-1].created_us, shown[-1].id))
-    body = page_json([user.public() for user in shown], following, query.limit)
+        users = store.page(session, query.after(int, str), query.limit + 1)
+    body = page_of(users, query, lambda user: (user.created_us, user.id))
     return body, 200, {"Cache-Control": "private, no-store"}
 
 
@@ -195,7 +141,7 @@ def change_me(body: Change) -> Response:
     return change(own_id(), body)
 
 
-@app.patch(f"/api/users/{USER}", responses={200: UserAnswer})
+@app.patch("/api/users/<id:user_id>", responses={200: UserAnswer})
 @require_scope("user", "admin")
 def change_user(path: UserPath, body: Change) -> Response:
     """Change names or username. With `If-Match`, only the state that was read."""
@@ -204,72 +150,51 @@ def change_user(path: UserPath, body: Change) -> Response:
 
 
 def change(user_id: str, body: Change) -> Response:
-    if not is_user_id(user_id):
-        raise missing()
     columns = {"first_name": body.firstName, "last_name": body.lastName, "username": body.username}
     values = {column: value for column, value in columns.items() if value is not None}
     if not values:
         raise Problem(422, "Invalid request", "Nothing to change was given.")
-    expected = expected_version(user_id)
     try:
         with kit().db.session() as session:
-            user = store.change(session, user_id, values, now_us(), expected)
+            require_match(body_of(found(store.hold(session, user_id), "user")))
+            user = store.change(session, user_id, values, now_us())
     except (store.Taken, IntegrityError):
-        raise Problem(409, detail="Somebody else has this username.") from None
-    if user is None:
-        raise missing() if expected is None else changed_meanwhile()
-    kit().cache.invalidate(user_id)
-    return answer(user)
+        raise Problem(409, detail="Another account has this username.") from None
+    return conditional(body_of(user), READ)
 
 
-@app.delete(f"/api/users/{USER}", responses=NOTHING)
+@app.delete("/api/users/<id:user_id>", responses=NOTHING)
 @require_scope("user", "admin")
 def delete_user(path: UserPath) -> tuple[str, int]:
     """Delete an account with its profile; its credentials go with it, in a moment at the latest."""
     may_change_or_refuse(path.user_id)
-    if not is_user_id(path.user_id):
-        raise missing()
-    expected = expected_version(path.user_id)
     with kit().db.session() as session:
-        gone = store.remove(session, path.user_id, time.time(), expected)
-    if not gone:
-        raise missing() if expected is None else changed_meanwhile()
-    kit().cache.invalidate(path.user_id)
+        require_match(body_of(found(store.hold(session, path.user_id), "user")))
+        store.remove(session, path.user_id)
+        removals.owe(session, path.user_id, {})
     kit().snapshots.forget_subject(path.user_id)
-    removals.at_once(path.user_id)
+    removals.at_once(path.user_id, current().remaining_s())
     return "", 204
 
 
 @app.post("/internal/users/accounts", responses={200: UserAnswer, 201: UserAnswer})
-@require_scope("service")
+@require_service("auth")
 def create_account(body: NewAccount) -> Any:
     """Open an account, once per id: 201 the first time, then 200. 409 when another account has the address."""
-    if current().subject != "service:auth":
-        raise Problem(403, detail="Only auth opens accounts.")
     new = store.NewUser(body.id, body.email, body.firstName, body.lastName)
     try:
         with kit().db.session() as session:
             user, created = store.create(session, new, now_us())
     except store.Taken as error:
         raise Problem(409, detail=f"Another account has this {error.field}.") from None
-    if not created:
-        kit().cache.invalidate(user.id)
-    return {"data": user.public()}, 201 if created else 200
+    return body_of(user), 201 if created else 200
 
 
-@app.post("/internal/users/<user_id>/post-count", responses={200: AppliedAnswer})
-@require_scope("service")
+@app.post("/internal/users/<id:user_id>/post-count", responses={200: AppliedAnswer})
+@require_service("posts")
 def set_post_count(path: UserPath, body: PostCount) -> dict[str, Any]:
-    """Set how many posts a user has. `applied` is false for a message that came after a later one."""
-    if current().subject != "service:posts":
-        # The highest version wins for ever: another service's word could not be taken back.
-        raise Problem(403, detail="Only posts counts posts.")
-    if not is_user_id(path.user_id):
-        raise missing()
+    """Set how many posts a user has. `applied` is false for a message that came after a later one: the highest version
+    wins for ever, so that only one service may give them."""
     with kit().db.session() as session:
         applied = store.set_post_count(session, path.user_id, body.count, body.version, now_us())
-    if applied is None:
-        raise missing()
-    if applied:
-        kit().cache.invalidate(path.user_id)
-    return {"data": {"applied": applied}}
+    return {"data": {"applied": found(applied, "user")}}

@@ -1,18 +1,17 @@
-"""The rules of profiles: usernames, who may see whom, and how often auth is told of a removal. No I/O."""
+"""The rules of profiles: usernames, and who may see whom. No I/O."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from services.kit.text import iso
 
 MAX_EMAIL_CHARS = 254
 MAX_USERNAME_CHARS = 30
-_USER_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,28}[a-z0-9])", re.ASCII)
 _NOT_USERNAME = re.compile(r"[^a-z0-9]+", re.ASCII)
 
@@ -21,7 +20,7 @@ _NOT_USERNAME = re.compile(r"[^a-z0-9]+", re.ASCII)
 class User:
     """One account with its profile. `created_us` and `updated_us` are Unix time in microseconds.
 
-    `version` grows by one with every change of anything else in it; the ETag and the cache go by it.
+    `version` grows by one with every change of anything else in it.
     """
 
     id: str
@@ -34,11 +33,7 @@ class User:
     created_us: int
     updated_us: int
 
-    @property
-    def etag(self) -> str:
-        return f'"{self.id[:8]}-{self.version}"'
-
-    def public(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The shape in which the account leaves the service."""
         return {
             "id": self.id,
@@ -51,18 +46,9 @@ class User:
             "updatedAt": iso(self.updated_us),
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the cache; `User(**d)` reads them back."""
-        return asdict(self)
-
-
-def is_user_id(value: str) -> bool:
-    """Whether this can be the id of an account: 32 hexadecimal digits."""
-    return _USER_ID.fullmatch(value) is not None
-
 
 def check_username(value: str) -> str:
-    """A username that somebody chose: 3–30 of a–z, 0–9, `.`, `_`, `-`, in lower case. Raises ValueError."""
+    """A chosen username: 3–30 of a–z, 0–9, `.`, `_`, `-`, in lower case. Raises ValueError."""
     if not _USERNAME.fullmatch(value):
         raise ValueError(
             f"must be 3 to {MAX_USERNAME_CHARS} of a-z, 0-9, . _ and -, and start and end with a letter or digit"
@@ -95,14 +81,3 @@ def may_read(user_id: str, subject: str | None, scopes: frozenset[str]) -> bool:
 def may_change(user_id: str, subject: str | None, scopes: frozenset[str]) -> bool:
     """A user changes himself, administrators change all."""
     return subject == user_id or "admin" in scopes
-
-
-# Full waits between attempts to tell auth that an account has gone: 1 s, doubling to 30 s.
-REMOVAL_FIRST_S = 1.0
-# Until auth has heard it, tokens of the account stay good.
-REMOVAL_CAP_S = 30.0
-
-
-def removal_wait_s(attempts: int) -> float:
-    """Seconds from the given number of failed attempts to the next one."""
-    return min(REMOVAL_FIRST_S * 2.0 ** min(attempts, 20), REMOVAL_CAP_S)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Float, Index, Integer, String
+from sqlalchemy import BigInteger, Index, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from services.kit.db.outbox import Owing
 
 
 class Base(DeclarativeBase):
@@ -30,11 +32,5 @@ class UserRow(Base):
     __table_args__ = (Index("ix_users_created", "created_us", "id"),)
 
 
-class Removal(Base):
-    """An account that is gone here and whose credentials auth has still to remove: written with the deletion itself."""
-
-    __tablename__ = "removals"
-
-    user_id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    attempts: Mapped[int] = mapped_column(Integer, default=0)
-    next_at: Mapped[float] = mapped_column(Float, index=True)
+class OutboxRow(Owing, Base):
+    """Accounts that are gone here and whose credentials auth has still to remove."""

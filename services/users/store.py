@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from services.kit.db.upsert import insert_new
-from services.users.domain import REMOVAL_FIRST_S, User, removal_wait_s, usernames
-from services.users.models import Removal, UserRow
+from services.kit.db.portable import insert_new, write
+from services.users.domain import User, usernames
+from services.users.models import UserRow
 
 
 class Taken(Exception):
-    """A unique value is somebody else's; `field` says which: `email` or `username`."""
+    """Another account has this value; `field` says which: `id`, `email` or `username`."""
 
     def __init__(self, field: str) -> None:
         self.field = field
@@ -86,34 +86,21 @@ def page(session: Session, after: tuple[int, str] | None, limit: int) -> list[Us
     return [_user(row) for row in session.scalars(query)]
 
 
-def change(
-    session: Session, user_id: str, values: dict[str, Any], now_us: int, expected_version: int | None
-) -> User | None:
-    """Set columns of one account. None when it is not there, or no longer at `expected_version`.
-
-    Raises Taken("username") when somebody else has the name.
-    """
-    wanted = [UserRow.id == user_id]
-    if expected_version is not None:
-        wanted.append(UserRow.version == expected_version)
-    # A write first: from here on nobody else changes the row, and on SQLite nothing at all.
-    touched = session.execute(
-        update(UserRow).where(*wanted).values(version=UserRow.version + 1, updated_us=now_us)
-    )
-    if not touched.rowcount:
-        return None
-    username = values.get("username")
-    if username is not None:
-        _claim_username(session, user_id, username)
-    if values:
-        session.execute(update(UserRow).where(UserRow.id == user_id).values(**values))
-    return find(session, user_id)
+def hold(session: Session, user_id: str) -> User | None:
+    """The account, which nobody else changes until the transaction ends."""
+    row = session.get(UserRow, user_id, with_for_update=True)
+    return _user(row) if row is not None else None
 
 
-def _claim_username(session: Session, user_id: str, username: str) -> None:
-    holder = session.scalar(select(UserRow.id).where(UserRow.username == username))
-    if holder is not None and holder != user_id:
-        raise Taken("username")
+def change(session: Session, user_id: str, values: dict[str, Any], now_us: int) -> User:
+    """Set columns of an account that is held. Raises IntegrityError when another account has the username."""
+    row = session.get_one(UserRow, user_id)
+    for name, value in values.items():
+        setattr(row, name, value)
+    row.version += 1
+    row.updated_us = now_us
+    session.flush()
+    return _user(row)
 
 
 def set_post_count(session: Session, user_id: str, count: int, version: int, now_us: int) -> bool | None:
@@ -128,42 +115,11 @@ def set_post_count(session: Session, user_id: str, count: int, version: int, now
         "version": UserRow.version + 1,
         "updated_us": now_us,
     }
-    if session.execute(update(UserRow).where(*newer).values(**values)).rowcount:
+    if write(session, update(UserRow).where(*newer).values(**values)):
         return True
     exists = session.scalar(select(UserRow.id).where(UserRow.id == user_id))
     return False if exists is not None else None
 
 
-def remove(session: Session, user_id: str, now: float, expected_version: int | None) -> bool:
-    """Remove an account, and note in the same transaction that auth has to be told. False when there was nothing to remove.
-
-    The request itself tells auth right after the commit; until then the note is not due.
-    """
-    wanted = [UserRow.id == user_id]
-    if expected_version is not None:
-        wanted.append(UserRow.version == expected_version)
-    if not session.execute(delete(UserRow).where(*wanted)).rowcount:
-        return False
-    insert_new(session, Removal, user_id=user_id, attempts=0, next_at=now + REMOVAL_FIRST_S)
-    return True
-
-
-def due_removals(session: Session, now: float, limit: int) -> list[tuple[str, int]]:
-    """(id, failed attempts) of removals that auth has still to hear of, the longest overdue first."""
-    query = select(Removal.user_id, Removal.attempts).where(Removal.next_at <= now)
-    return [(row[0], row[1]) for row in session.execute(query.order_by(Removal.next_at).limit(limit))]
-
-
-def claim_removal(session: Session, user_id: str, attempts: int, now: float) -> bool:
-    """Move a due removal to its next time: while this caller works on it, no other instance does.
-
-    A claim that is never settled (the call failed, the process died) comes due again by itself.
-    """
-    mine = (Removal.user_id == user_id, Removal.attempts == attempts, Removal.next_at <= now)
-    later = {"attempts": attempts + 1, "next_at": now + removal_wait_s(attempts)}
-    return bool(session.execute(update(Removal).where(*mine).values(**later)).rowcount)
-
-
-def settle_removal(session: Session, user_id: str) -> None:
-    """Auth has removed the credentials."""
-    session.execute(delete(Removal).where(Removal.user_id == user_id))
+def remove(session: Session, user_id: str) -> None:
+    session.execute(delete(UserRow).where(UserRow.id == user_id))

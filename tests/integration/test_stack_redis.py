@@ -12,7 +12,6 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
-from services.kit.cache import Cache
 from services.kit.redis_client import connect
 from stack import redis_servers
 from stack.errors import StackError
@@ -94,13 +93,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 @pytest.mark.parametrize("server", redis_servers.SERVERS)
 def test_service_works_in_its_own_keys(servers: Servers, server: str) -> None:
     with servers.client("users", server) as redis:
-        loads = []
-        cache = Cache(redis, "users")
-        for _ in range(2):
-            assert cache.get_or_load("7", 60, lambda: loads.append(1) or {"id": 7}) == {"id": 7}
-        cache.invalidate("7")
-        assert cache.get("7") is None
-        assert loads == [1], "the cache was not there"
         pipe = redis.pipeline(transaction=True)
         pipe.set("users:a", 1)
         pipe.incr("users:a")

@@ -1,4 +1,4 @@
-"""users as its callers see it: instances on one database and one cache, beside real auth, Consul and Redis."""
+"""users as its callers see it: instances on one database, beside real auth and Consul."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from redis import Redis
 
 from tests.integration.identity import Identity, Person, identity, problem
 from tests.support.databases import Backend
@@ -112,7 +111,7 @@ def test_a_change_is_seen_by_the_next_read_on_every_instance(world: Identity) ->
 
 
 def test_a_read_after_a_change_is_never_older_under_steady_reads(world: Identity) -> None:
-    """Readers on both instances keep the cache busy while one writer counts up."""
+    """Readers on both instances are busy while one writer counts up."""
     person = world.person()
     stop_at = time.monotonic() + 3
     written = [0]
@@ -146,55 +145,6 @@ def test_a_read_after_a_change_is_never_older_under_steady_reads(world: Identity
     assert written[0] > 10
     assert reads > 100
     assert wrong == []
-
-
-def test_a_stampede_reads_the_database_once(world: Identity) -> None:
-    person = world.person()
-    with Redis.from_url(world.cache.url) as client:
-        client.flushall()
-        before = cache_counts(world)
-        with ThreadPoolExecutor(8) as pool:
-            statuses = list(
-                pool.map(
-                    lambda n: (
-                        requests.get(
-                            f"{world.users[n % 2].url}{path(person)}",
-                            headers={"Authorization": f"Bearer {person.access}"},
-                            timeout=10,
-                        ).status_code
-                    ),
-                    range(40),
-                )
-            )
-    assert statuses == [200] * 40
-    assert cache_counts(world) - before == 1, "one miss over both instances"
-
-
-def cache_counts(world: Identity) -> float:
-    """Misses of both instances, from their metrics."""
-    total = 0.0
-    for each in world.users:
-        for line in each.call("GET", "/metrics").text.splitlines():
-            if line.startswith('service_cache_operations_total{outcome="miss"}'):
-                total += float(line.rsplit(" ", 1)[1])
-    return total
-
-
-def test_without_the_cache_users_answers_and_afterwards_is_not_stale(world: Identity) -> None:
-    person = world.person()
-    world.users[0].call("GET", path(person), token=person.access)
-    world.cache.kill()
-    try:
-        change = {"firstName": "Offline"}
-        assert world.users[0].call("PATCH", path(person), json=change, token=person.access).status_code == 200
-        for each in world.users:
-            data = each.call("GET", path(person), token=person.access).json()["data"]
-            assert data["firstName"] == "Offline"
-    finally:
-        world.cache.start()
-    for each in world.users:
-        data = each.call("GET", path(person), token=person.access).json()["data"]
-        assert data["firstName"] == "Offline"
 
 
 def test_entity_tags_save_a_read_and_guard_a_change(world: Identity) -> None:

@@ -43,12 +43,13 @@ class Backend:
 
 @contextlib.contextmanager
 def database(
-    kind: str, folder: Path, server: PostgresServer, metadata: MetaData, migrations: Path
+    request: pytest.FixtureRequest, folder: Path, metadata: MetaData, migrations: Path | None = None
 ) -> Iterator[Database]:
-    """The kit's Database for tests of stores, migrated: an SQLite file in `folder`, or a database on the server."""
-    url = make_url(f"sqlite:///{folder}/test.db" if kind == "sqlite" else server.database())
-    if kind == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
+    """The kit's Database for tests of stores, migrated: by the fixture's parameter an SQLite file in `folder`, or on the server."""
+    url = make_url(f"sqlite:///{folder}/test.db")
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        url = make_url(server.database()).set(drivername="postgresql+psycopg")
     made = Database(url, metadata=metadata, migrations=migrations, timeout_s=10)
     made.migrate()
     try:

@@ -171,18 +171,28 @@ def authenticate() -> Identity:
     return identity
 
 
-def authorize(scopes: frozenset[str]) -> None:
-    """Let the request through if its token has one of `scopes` (any valid token, if empty). Raises Problem 401, 403."""
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a view asks of a token: one of `scopes`, and to be of one of `services`; empty stands for any."""
+
+    scopes: frozenset[str]
+    services: frozenset[str] = frozenset()
+
+
+def authorize(need: Need) -> None:
+    """Let the request through if its token has what is needed. Raises Problem 401, 403."""
     caller = current()
     if caller.subject is None:
         authenticate()
-    if scopes and caller.scopes.isdisjoint(scopes):
-        wanted = " ".join(sorted(scopes))
+    if need.scopes and caller.scopes.isdisjoint(need.scopes):
+        wanted = " ".join(sorted(need.scopes))
         raise Problem(
             403,
             detail=f"This needs one of the scopes: {wanted}.",
             headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{wanted}"'},
         )
+    if need.services and caller.subject not in {f"service:{name}" for name in need.services}:
+        raise Problem(403, detail=f"This is for {' and '.join(sorted(need.services))} only.")
 
 
 def require_scope(*scopes: str) -> Callable[[F], F]:
@@ -191,21 +201,28 @@ def require_scope(*scopes: str) -> Callable[[F], F]:
     Below the route decorator. `current().subject` and `.scopes` are set when the view runs. The check comes before
     the validation of the request, so that a stranger learns nothing about its shape.
     """
-    wanted = frozenset(scopes)
+    return _guard(Need(frozenset(scopes)))
 
+
+def require_service(*names: str) -> Callable[[F], F]:
+    """As `require_scope`, for what only these services may ask for, each with a token of its own."""
+    return _guard(Need(frozenset({"service"}), frozenset(names)))
+
+
+def _guard(need: Need) -> Callable[[F], F]:
     def decorate(view: F) -> F:
         @wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            authorize(wanted)
+            authorize(need)
             return view(*args, **kwargs)
 
-        setattr(guarded, _MARK, wanted)
+        setattr(guarded, _MARK, need)
         return guarded  # type: ignore[return-value]
 
     return decorate
 
 
-def scopes_of(view: Callable[..., Any]) -> frozenset[str] | None:
-    """The scopes that `require_scope` asks for on this view, or None."""
-    found: frozenset[str] | None = getattr(view, _MARK, None)
+def need_of(view: Callable[..., Any]) -> Need | None:
+    """What `require_scope` or `require_service` asks for on this view, or None."""
+    found: Need | None = getattr(view, _MARK, None)
     return found

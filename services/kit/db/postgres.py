@@ -12,7 +12,7 @@ import psycopg
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext
 
-# Who only reads does not notice that its server's place has been taken by another: after that time it looks again.
+# A connection that only reads does not notice that another server has taken the place of its own: after that time it is made anew.
 RECYCLE_S = 300
 # With a refused write all pooled connections go; while writes stay refused, no more often than that.
 DROP_EVERY_S = 2.0
@@ -32,9 +32,12 @@ class Connection(psycopg.Connection[Any]):
         """Run psycopg's generator to its end. Raises psycopg.OperationalError."""
         if timeout is None:
             timeout = self.ping_s if self.autocommit else self.answer_s
+        began = time.monotonic()
         try:
             return super().wait(gen, interval, timeout)
-        except psycopg.errors._WaitTimeout:
+        except psycopg.OperationalError:
+            if timeout is None or time.monotonic() - began < timeout:
+                raise
             self.close()
             raise psycopg.OperationalError("the server does not answer") from None
 

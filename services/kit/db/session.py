@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ READ_ONLY = "kit_read_only"
 STATEMENT_TIMEOUT_S = 10.0
 # Within what HAProxy gives a health check (1 s), which may come to stand behind somebody who waits.
 PLACE_WAIT_S = 0.5
+
+# Sessions that jobs hold at once, beside those of requests.
+BACKGROUND_PLACES = 1
+_BACKGROUND: ContextVar[bool] = ContextVar("kit_background", default=False)
+
+
+@contextmanager
+def background() -> Iterator[None]:
+    """Sessions that are opened inside, in this thread, take the places of background work."""
+    before = _BACKGROUND.set(True)
+    try:
+        yield
+    finally:
+        _BACKGROUND.reset(before)
 
 
 def database_url(settings: ServiceSettings, service: str) -> URL:
@@ -102,6 +117,7 @@ class Database:
         self._pool_size = pool_size
         self._timeout_s = timeout_s
         self._places = Places(pool_size, min(timeout_s, PLACE_WAIT_S))
+        self._background = Places(BACKGROUND_PLACES, timeout_s)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
 
@@ -111,22 +127,24 @@ class Database:
 
     @property
     def engine(self) -> Engine:
-        """The engine of this process. At most `pool_size` connections."""
+        """The engine of this process. At most `pool_size` connections, and `BACKGROUND_PLACES`."""
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
-                    self._engine = self._make_engine(STATEMENT_TIMEOUT_S, self._pool_size)
+                    self._engine = self._make_engine(STATEMENT_TIMEOUT_S, self._pool_size + BACKGROUND_PLACES)
         return self._engine
 
     @contextmanager
     def session(self, *, read_only: bool = False) -> Iterator[Session]:
-        """A session in a transaction: committed at the end, rolled back by an exception. At most `pool_size` at once.
+        """A session in a transaction: committed at the end, rolled back by an exception. At most `pool_size` at once,
+        and `BACKGROUND_PLACES` of background work.
 
         On SQLite it begins by taking the write lock (`BEGIN IMMEDIATE`), so that what it reads is still true when it
         writes; there is one writer at a time, so keep it short and call nobody from inside. With `read_only` it
         takes none, runs beside writers, and refuses to flush.
         """
-        with self._places.one():
+        places = self._background if _BACKGROUND.get() else self._places
+        with places.one():
             session = Session(self.engine, expire_on_commit=False)
             try:
                 if read_only:

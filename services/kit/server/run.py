@@ -217,9 +217,15 @@ class Server(BaseApplication):
             "limit_request_field_size": 36 * 1024,
             "post_fork": lambda arbiter, _: bind_to_master(arbiter.pid),
             "post_worker_init": lambda _: self._started(),
+            "worker_exit": lambda _, worker: self._stopped(worker.pid),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
+
+    def _stopped(self, worker_pid: int) -> None:
+        # gunicorn's master calls this as well, for a worker that it has lost.
+        if worker_pid == os.getpid():
+            self._kit.stopped()
 
     def _started(self) -> None:
         if needs_tokens(self._app):

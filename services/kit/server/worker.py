@@ -105,6 +105,7 @@ class Request(_Request):
 
     # From its first byte on. Set before the fork.
     head_within_s = 10.0
+    body: Body
 
     def parse(self, unreader: Any) -> Any:
         self.max_buffer_headers = HEAD_BYTES
@@ -162,6 +163,8 @@ class ThreadWorker(_ThreadWorker):
     The original keeps the socket open, unserved, until its last request has ended: whoever connects then hangs. And it
     waits for up to 2 s for each client to close, in the thread that accepts.
     """
+
+    sockets: list[Any]
 
     def handle(self, conn: Any) -> Any:
         more = super().handle(conn)

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import structlog
 from flask import Flask, Response, g, request
+from werkzeug.http import parse_etags, unquote_etag
 
 from services.kit.stale import stored_form
 from services.kit.stale.writer import Keep, Remove, SnapshotQueue
 from services.kit.web.context import current, kit
-from services.kit.web.etag import names_tag
 
 if TYPE_CHECKING:
     from services.kit.container import Kit
@@ -146,7 +146,7 @@ class Snapshots:
         known = g.pop(_UNSEEN, None)
         if known is not None and response.status_code == 200:
             tag = response.headers.get("ETag")
-            if tag is not None and names_tag(known, tag.removeprefix("W/")):
+            if tag is not None and parse_etags(known).contains_weak(unquote_etag(tag)[0]):
                 return _not_modified(response)
         return response
 

@@ -43,9 +43,6 @@ class Metrics:
         self.in_progress = Gauge(
             "service_requests_in_progress", "Requests being served.", ("service",), registry=self.registry
         ).labels(service)
-        self.cache = Counter(
-            "service_cache_operations", "Cache operations by outcome.", ("outcome",), registry=self.registry
-        )
         self.snapshots = Counter(
             "service_snapshots",
             "Answers to be kept for gateways: stored, removed, forgotten, dropped (queue full), failed …",

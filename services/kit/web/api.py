@@ -1,7 +1,6 @@
 """The Flask application of a service: flask-openapi3's declarations, with a validation that costs little per request.
 
-A view declares what it takes by annotated parameters: `path`, `query`, `body` (also `header`, `cookie`, `form`),
-each a pydantic model. The models make the OpenAPI 3.1 document at `/openapi.json`. A view answers a dict, a list, a
+A view declares what it takes by annotated parameters: `path`, `query`, `body`, each a pydantic model. The models make the OpenAPI 3.1 document at `/openapi.json`. A view answers a dict, a list, a
 pydantic model, or a tuple of one with a status and headers.
 
 flask-openapi3 builds the JSON schema of every query model again on each request (about 0.2 ms); here it is looked
@@ -10,23 +9,29 @@ at once, when the view is registered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 from flask import Response, current_app, request
 from flask.json.provider import JSONProvider
-from flask_openapi3 import APIBlueprint, Info, OpenAPI
-from flask_openapi3.request import _validate_request
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.info import Info
+from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 from werkzeug.datastructures import MultiDict
+from werkzeug.routing import BaseConverter
 
 from services.kit.auth import verifier
+from services.kit.text import ID_PATTERN
 from services.kit.web.problems import MEDIA_TYPE, Problem, ProblemModel, validation_problem
 
 View = Callable[..., Any]
 SECURITY = "bearer"
+# In a rule of Flask, with or without its converter.
+_PARAMETER = re.compile(r"<(?:[^<>:]+:)?([^<>]+)>")
 
 
 class FastJson(JSONProvider):
@@ -76,6 +81,12 @@ def _body(model: type[BaseModel]) -> BaseModel:
     return model.model_validate_json(request.get_data(cache=True))
 
 
+class Id(BaseConverter):
+    """`<id:post_id>` in a route: anything else in its place is 404."""
+
+    regex = ID_PATTERN
+
+
 class Validated:
     """Mixin: builds the function that stands between Flask and a view."""
 
@@ -94,16 +105,16 @@ class Validated:
         responses: Any = None,
         validate_response: Any = None,
     ) -> View:
-        """Scopes first, then path, query and body, then the view. Called by flask-openapi3 at registration."""
-        scopes = verifier.scopes_of(func)
+        """The token first, then path, query and body, then the view. Called by flask-openapi3 at registration."""
+        if header or cookie or form or raw:
+            raise TypeError(f"{func.__name__} may declare path, query and body only")
+        need = verifier.need_of(func)
         lists = _list_fields(query) if query else frozenset()
-        rare = {"header": header, "cookie": cookie, "form": form, "raw": raw}
-        rare = {name: model for name, model in rare.items() if model}
 
         @wraps(func)
         def view(**kwargs: Any) -> Any:
-            if scopes is not None:
-                verifier.authorize(scopes)
+            if need is not None:
+                verifier.authorize(need)
             taken: dict[str, Any] = {}
             try:
                 if path:
@@ -115,8 +126,6 @@ class Validated:
                     taken["body"] = _body(body)
             except ValidationError as error:
                 raise validation_problem(error) from None
-            if rare:
-                taken |= _validate_request(**rare)
             answer = func(**taken, **kwargs)
             if isinstance(answer, BaseModel):
                 return current_app.json.response(answer)
@@ -125,10 +134,6 @@ class Validated:
             return answer
 
         return view
-
-
-def _rare_validation(error: ValidationError) -> Response:
-    raise validation_problem(error)
 
 
 class ServiceApp(Validated, OpenAPI):
@@ -140,19 +145,14 @@ class ServiceApp(Validated, OpenAPI):
             info=Info(title=title, version="1"),
             security_schemes={SECURITY: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
             validation_error_model=ProblemModel,
-            validation_error_callback=_rare_validation,
             doc_ui=False,
             static_folder=None,
         )
         self.json = FastJson(self)
         # "//api/x" is not "/api/x": an edge that matched the one must not find the other here.
         self.url_map.merge_slashes = False
+        self.url_map.converters["id"] = Id
         self._document: bytes | None = None
-
-    def _collect_openapi_info(self, rule: str, func: View, **options: Any) -> Any:
-        if verifier.scopes_of(func) is not None and not options.get("security"):
-            options["security"] = [{SECURITY: []}]
-        return super()._collect_openapi_info(rule, func, **options)
 
     def document(self) -> bytes:
         """The OpenAPI 3.1 document as JSON; errors are described as problem+json."""
@@ -167,8 +167,18 @@ class ServiceApp(Validated, OpenAPI):
                         answers["2XX"] = {"description": "Success"}
                     answers["422"] = {"description": "Invalid request", "content": problem}
                     answers["default"] = {"description": "Any other error", "content": problem}
+            self._mark_secured(document["paths"])
             self._document = to_json(document)
         return self._document
+
+    def _mark_secured(self, paths: dict[str, Any]) -> None:
+        for rule in self.url_map.iter_rules():
+            if verifier.need_of(self.view_functions[rule.endpoint]) is None:
+                continue
+            operations = paths.get(_PARAMETER.sub(r"{\1}", rule.rule), {})
+            for method in rule.methods or ():
+                if method.lower() in operations:
+                    operations[method.lower()]["security"] = [{SECURITY: []}]
 
 
 class ServiceBlueprint(Validated, APIBlueprint):

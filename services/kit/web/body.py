@@ -44,7 +44,7 @@ class CountingInput(io.RawIOBase):
         buffer[: len(data)] = data
         return len(data)
 
-    def readline(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+    def readline(self, size: int | None = -1) -> bytes:
         return self._count(self._stream.readline(self._most(size)))
 
 

@@ -11,12 +11,13 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, StringConstraints
 
 from services.kit.text import storable
+from services.kit.web.problems import Problem
 
 MAX_CURSOR_LENGTH = 1500
 MAX_LIMIT = 100
@@ -25,8 +26,52 @@ _INT64 = 2**63
 Key = int | str
 
 
-class BadCursor(ValueError):
+class BadCursor(Problem):
     """Not a cursor of this list."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(400, "Bad cursor", reason)
+
+
+class Page(BaseModel):
+    """Query parameters of every list: `cursor` is `page.nextCursor` of the page before. A list's filters and its order are
+    the further fields of its subclass."""
+
+    cursor: Annotated[str, StringConstraints(min_length=1, max_length=MAX_CURSOR_LENGTH)] | None = None
+    limit: int = Field(20, ge=1, le=MAX_LIMIT)
+
+    def scope(self, *owners: str) -> str:
+        """What a cursor is good for: this list, with these filters; `owners` tell lists of one class apart."""
+        filters = self.model_dump(exclude={"cursor", "limit"})
+        return scope_of(type(self).__name__, *owners, *filters.values())
+
+    def after(self, *shape: type[int] | type[str], owners: Sequence[str] = ()) -> tuple[Any, ...] | None:
+        """The sort keys, of the types in `shape`, after which the page starts; None for the first. Raises BadCursor."""
+        return decode_cursor(self.cursor, self.scope(*owners), shape) if self.cursor is not None else None
+
+
+class Shown(Protocol):
+    """What has a shape in which it leaves its service."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=Shown)
+
+
+def page_of(
+    rows: Sequence[T], query: Page, keys: Callable[[T], Sequence[Key]], owners: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The body of one page: `{"data": […], "page": {"limit", "nextCursor"}}`; no next cursor on the last one.
+
+    `rows` holds one more than `query.limit` where there is a next page; `keys` are a row's sort keys.
+    """
+    shown = rows[: query.limit]
+    following = encode_cursor(query.scope(*owners), keys(shown[-1])) if len(rows) > query.limit else None
+    return {
+        "data": [row.to_json() for row in shown],
+        "page": {"limit": query.limit, "nextCursor": following},
+    }
 
 
 def scope_of(*filters: object) -> str:
@@ -64,15 +109,3 @@ def _fits(value: object, kind: type) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64
     return isinstance(value, str) and storable(value)
-
-
-class Page(BaseModel):
-    """Query parameters of every list: `cursor` is `page.nextCursor` of the page before."""
-
-    cursor: Annotated[str, StringConstraints(min_length=1, max_length=MAX_CURSOR_LENGTH)] | None = None
-    limit: int = Field(20, ge=1, le=MAX_LIMIT)
-
-
-def page_json(items: Sequence[Any], next_cursor: str | None, limit: int) -> dict[str, Any]:
-    """The body of one page: `{"data": […], "page": {"limit", "nextCursor"}}`; no next cursor on the last one."""
-    return {"data": list(items), "page": {"limit": limit, "nextCursor": next_cursor}}

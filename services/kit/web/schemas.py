@@ -29,9 +29,9 @@ class Many(BaseModel, Generic[T]):
     page: PageInfo
 
 
-NOTHING: dict[int, Any] = {204: None}
+NOTHING: dict[Any, Any] = {204: None}
 
 
-def read(model: type[BaseModel]) -> dict[int, Any]:
-    """What a conditional GET answers: the thing, or 304 for a reader who has it."""
+def read(model: type[BaseModel]) -> dict[Any, Any]:
+    """What a conditional GET answers: the thing, or 304 for a reader that has it."""
     return {200: model, 304: None}

@@ -12,14 +12,13 @@ from services.auth.models import Base
 from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 from tests.support.databases import KINDS, database
-from tests.support.postgres import PostgresServer
 
 MIGRATIONS = Path(services.auth.__file__).parent / "migrations"
 
 
 @pytest.fixture(params=KINDS)
-def db(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: PostgresServer) -> Iterator[Database]:
-    with database(request.param, tmp_path, postgres_server, Base.metadata, MIGRATIONS) as made:
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    with database(request, tmp_path, Base.metadata, MIGRATIONS) as made:
         yield made
 
 

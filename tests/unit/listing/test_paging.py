@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.kit.text import iso, one_line, prose
-from services.kit.web.etag import entity_tag, names_tag
 from services.kit.web.paging import MAX_CURSOR_LENGTH, BadCursor, decode_cursor, encode_cursor, scope_of
 
 
@@ -68,15 +67,6 @@ def test_deeply_nested_cursor_is_refused() -> None:
 
 def test_scope_tells_empty_from_missing_filters() -> None:
     assert len({scope_of(None, "a"), scope_of("", "a"), scope_of("a", None), scope_of("None", "a")}) == 4
-
-
-def test_tag_is_found_in_lists_weakened_or_as_a_star() -> None:
-    tag = entity_tag(b"x")
-    assert tag == entity_tag(b"x") != entity_tag(b"y")
-    for header in (tag, f"W/{tag}", f'"other", {tag}', "*"):
-        assert names_tag(header, tag)
-    for header in (None, "", '"other"', tag.strip('"'), tag + "x"):
-        assert not names_tag(header, tag)
 
 
 def test_control_characters_are_no_text() -> None:

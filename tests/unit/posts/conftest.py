@@ -1,25 +1,21 @@
-"""A real SQLite file with the tables of posts, as the migration makes them."""
+"""posts' tables on a real SQLite file and a real PostgreSQL, as its migrations make them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from sqlalchemy.orm import sessionmaker
+
+import services.posts
+from services.kit.db.session import Database
+from services.posts.store import Base
+from tests.support.databases import KINDS, database
+
+MIGRATIONS = Path(services.posts.__file__).parent / "migrations"
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[sessionmaker]:
-    engine = sa.create_engine(f"sqlite:///{tmp_path}/posts.db", connect_args={"timeout": 5})
-    with engine.begin() as connection:
-        connection.execute(sa.text("PRAGMA journal_mode=WAL"))
-        migration = import_module("services.posts.migrations.versions.0001_posts")
-        with Operations.context(MigrationContext.configure(connection)):
-            migration.upgrade()
-    yield sessionmaker(engine)
-    engine.dispose()
+@pytest.fixture(params=KINDS)
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    with database(request, tmp_path, Base.metadata, MIGRATIONS) as made:
+        yield made

@@ -14,11 +14,8 @@ from services.posts.domain import (
     NewPost,
     PostChange,
     PostQuery,
-    check_idempotency_key,
     clean_tag,
-    fingerprint,
     may_change,
-    retry_delay_s,
 )
 
 
@@ -92,20 +89,3 @@ def test_author_and_administrator_may_change_and_nobody_else() -> None:
     assert may_change("root", {"user", "admin"}, "anna")
     assert not may_change("bert", {"user"}, "anna")
     assert not may_change("service:orders", {"service"}, "anna")
-
-
-def test_fingerprint_tells_operations_and_bodies_apart() -> None:
-    one, two = NewPost(title="a", content="b"), NewPost(title="a", content="c")
-    assert fingerprint("posts", one) == fingerprint("posts", one.model_copy())
-    assert len({fingerprint("posts", one), fingerprint("posts", two), fingerprint("x", one)}) == 3
-
-
-@pytest.mark.parametrize("key", ["", "x" * 129, "a b", "ä", "a\n"])
-def test_odd_idempotency_keys_are_refused(key: str) -> None:
-    with pytest.raises(ValueError, match="visible ASCII"):
-        check_idempotency_key(key)
-
-
-def test_delay_between_deliveries_grows_to_a_minute() -> None:
-    assert [retry_delay_s(n, 1.0) for n in (1, 2, 3, 6, 7, 10**6)] == [2, 4, 8, 60, 60, 60]
-    assert retry_delay_s(1, 0.0) == 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from services.kit.web.paging import BadCursor
+from services.kit.web.paging import BadCursor, page_of
 from services.products.currencies import CURRENCIES
-from services.products.domain import MAX_PRICE, NewProduct, Product, ProductChange, ProductQuery
+from services.products.domain import MAX_PRICE, SHAPES, NewProduct, Product, ProductChange, ProductQuery
 
 GOOD = {"sku": "ab-1", "name": " Chair ", "category": "Garden-Chairs", "price": 1999, "currency": "eur"}
 
@@ -85,13 +85,15 @@ def test_price_range_needs_a_currency_and_an_order() -> None:
 @pytest.mark.parametrize("sort", ["newest", "name", "-name", "price", "-price"])
 def test_cursor_comes_back_with_the_keys_of_its_row(sort: str) -> None:
     first = ProductQuery.model_validate({"sort": sort})
-    cursor = first.cursor_after(product(7, "Stühle", 42))
-    keys = ProductQuery.model_validate({"sort": sort, "cursor": cursor}).after()
+    cursor = page_of([product(7, "Stühle", 42)] * 2, first.model_copy(update={"limit": 1}), first.keys)
+    cursor = cursor["page"]["nextCursor"]
+    keys = ProductQuery.model_validate({"sort": sort, "cursor": cursor}).after(*SHAPES[sort.lstrip("-")])
     assert keys == {"newest": (7,), "name": ("Stühle", 7), "price": ("EUR", 42, 7)}[sort.lstrip("-")]
 
 
 def test_cursor_of_another_list_is_refused() -> None:
-    cursor = ProductQuery.model_validate({"sort": "name"}).cursor_after(product())
+    first = ProductQuery.model_validate({"sort": "name", "limit": 1})
+    cursor = page_of([product()] * 2, first, first.keys)["page"]["nextCursor"]
     for query in ({"sort": "-name"}, {"sort": "price"}, {"sort": "name", "q": "x"}, {"category": "c"}):
         with pytest.raises(BadCursor):
-            ProductQuery.model_validate({**query, "cursor": cursor}).after()
+            ProductQuery.model_validate({**query, "cursor": cursor}).after(str, int)

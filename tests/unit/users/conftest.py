@@ -11,12 +11,11 @@ import services.users
 from services.kit.db.session import Database
 from services.users.models import Base
 from tests.support.databases import KINDS, database
-from tests.support.postgres import PostgresServer
 
 MIGRATIONS = Path(services.users.__file__).parent / "migrations"
 
 
 @pytest.fixture(params=KINDS)
-def db(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: PostgresServer) -> Iterator[Database]:
-    with database(request.param, tmp_path, postgres_server, Base.metadata, MIGRATIONS) as made:
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    with database(request, tmp_path, Base.metadata, MIGRATIONS) as made:
         yield made

@@ -5,10 +5,8 @@ import pytest
 from services.kit.names import check_name
 from services.users.domain import (
     check_username,
-    is_user_id,
     may_change,
     may_read,
-    removal_wait_s,
     usernames,
 )
 
@@ -73,14 +71,3 @@ def test_bad_names_are_refused(bad: str) -> None:
 def test_names_of_people_are_kept() -> None:
     for name in ("Ada", "Nguyễn Văn", "O'Neil-Søren", "王小明", "नेहा"):
         assert check_name(f"  {name} ")
-
-
-def test_only_32_hex_digits_are_an_id() -> None:
-    assert is_user_id(ME)
-    for bad in ("me", "A" * 32, "a" * 31, "a" * 33, "a" * 32 + "\n", "٣" * 32):
-        assert not is_user_id(bad)
-
-
-def test_removals_are_tried_less_and_less_often_but_never_given_up() -> None:
-    assert [removal_wait_s(n) for n in (0, 1, 2, 3)] == [1, 2, 4, 8]
-    assert removal_wait_s(1000) == 30
