@@ -1,9 +1,9 @@
 """Discovery: register instances in Consul, follow the catalog, and call services through it."""
 
 from discovery.balancing.ejection import OutlierSettings
-from discovery.calls.client import ServiceClient
-from discovery.calls.observer import Observer
-from discovery.calls.settings import ClientSettings
+from discovery.calls.client import Relay, ServiceClient
+from discovery.calls.instrumentation import Observer
+from discovery.calls.upstream import ClientSettings
 from discovery.clock import SYSTEM_CLOCK, Clock, SystemClock
 from discovery.consul.api import ConsulApi
 from discovery.consul.catalog import View
@@ -25,7 +25,7 @@ from discovery.errors import (
     ResponseTimeout,
 )
 from discovery.http.headers import Headers
-from discovery.http.transport import Response
+from discovery.http.response import Response
 from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
 from discovery.resilience.breaker import Breaker, BreakerSettings, BreakerSnapshot, Transition, Who
 from discovery.resilience.retry import RetrySettings
@@ -58,6 +58,7 @@ __all__ = [
     "OutlierSettings",
     "Reading",
     "Registration",
+    "Relay",
     "Response",
     "ResponseLost",
     "ResponseTimeout",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import discovery
 from discovery.balancing.ejection import Identity
-from discovery.calls.call import Relay
-from discovery.calls.client import FAILED_STATUSES
+from discovery.calls.client import Relay
+from discovery.calls.guard import FAILED_STATUSES
 from discovery.model import Domain
 from gateway.errors import Overloaded
 from gateway.limits.loadshed import Shed, Ticket

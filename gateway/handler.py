@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from discovery.calls.client import FAILED_STATUSES
+from discovery.calls.guard import FAILED_STATUSES
 from discovery.errors import CallError
 from gateway.disconnects import Departures
 from gateway.errors import ClientGone, Overloaded, Refused, RouteUnknown

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import discovery
-from discovery.calls.call import Relay
+from discovery.calls.client import Relay
 from discovery.model import Route
 from gateway.calls import Calls
 from gateway.disconnects import Departures

@@ -1,4 +1,4 @@
-"""One attempt: a request to one instance over pooled connections. Knows no retries but one: see `Transport`.
+"""One attempt: a request to one instance over pooled connections. Knows no retries but one: see `HttpTransport`.
 
 Errors are divided by whether the request may have reached the instance (see `errors`).
 """
@@ -17,11 +17,9 @@ from discovery.http.pool import Pool
 from discovery.http.response import LOST, Finish, Response, detail_of, translate
 from discovery.model import Instance
 
-__all__ = ["Outgoing", "Response", "Transport"]
-
 MIN_TIMEOUT_S = 0.001
 SWEEP_S = 5.0
-# An instance that has just said of which service it is need not say so on each of the connections of a burst.
+# An instance that has just named its service need not do so on each of the connections of a burst.
 IDENTITY_S = 1.0
 MAX_IDENTITY_BYTES = 64 * 1024
 # A connection that was closed while it was idle shows so at once; one that ends later had its request, and lost it.
@@ -50,21 +48,20 @@ class Outgoing:
     twice: bool = False
     host_line: bytes = b""
 
-    @property
     def replayable(self) -> bool:
         """Whether the body can be sent again from its beginning."""
         return not (isinstance(self.body, OnceBody) and self.body.begun)
 
 
-class Transport:
+class HttpTransport:
     """Pools of connections, one for each service at an instance's address. Thread-safe; no proxies, no redirects.
 
     One retry: a kept connection may have been closed by the other side just when it was used. If it ends before anything has
     come, the request goes out once more on a fresh one, provided that it may run twice or that nothing of it was written. Each
     such retry uses up a connection that an answer left behind: there cannot be more of them than answers.
 
-    Where an instance has an `identity_path`, a new connection asks there first of which service it is: what listens at a port can
-    only become another with another connection. The requests after that cost nothing.
+    Where an instance has an `identity_path`, a new connection asks there first for the name of its service: what listens at a port
+    can only become another with another connection. The requests after that cost nothing more.
     """
 
     def __init__(self, *, connect_timeout_s: float, connections: int, clock: Clock) -> None:
@@ -90,7 +87,7 @@ class Transport:
         whole, it may have `max_bytes`.
 
         `added` are further header lines. `finish(error)` is called once when the answer has been read or left; not when this
-        raises: ConnectFailed, ResponseLost, ResponseTimeout; ValueError for a request that cannot be sent to anyone.
+        raises: ConnectFailed, ResponseLost, ResponseTimeout; ValueError for a request that cannot be sent.
         """
         pool = self._pool((outgoing.service, instance.address, instance.port))
         host = outgoing.host_line or pool.host_line
@@ -124,7 +121,7 @@ class Transport:
         except LOST as error:
             connection.close()
             stale = connection.kept and not connection.answer.heard and not isinstance(error, TimeoutError)
-            again = outgoing.replayable and (outgoing.twice or not connection.wrote)
+            again = outgoing.replayable() and (outgoing.twice or not connection.wrote)
             if stale and again and self._clock.monotonic() - began < STALE_S:
                 return False
             if not connection.wrote:
@@ -160,8 +157,8 @@ class Transport:
     def _identify(
         self, connection: Connection, pool: Pool, outgoing: Outgoing, instance: Instance, until: float
     ) -> None:
-        """Have the other side say of which service it is. Raises ConnectFailed where it says another or none: no request was
-        sent; and ResponseTimeout where it says nothing, as for a request, for it hangs."""
+        """Ask the other side for the name of its service. Raises ConnectFailed where that is another or none, for no request was
+        sent; and ResponseTimeout where no answer comes, as for a request, for the instance hangs."""
         start = f"GET {instance.identity_path} HTTP/1.1\r\n".encode("ascii")
         head = b"".join(
             (start, pool.host_line, b"User-Agent: edge-check\r\nAccept-Encoding: identity\r\n\r\n")

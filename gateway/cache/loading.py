@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from discovery.calls.client import FAILED_STATUSES
+from discovery.calls.guard import FAILED_STATUSES
 from discovery.clock import Clock
 from discovery.errors import CallError
 from gateway.cache.coalesce import Flight

@@ -11,11 +11,11 @@ import structlog
 
 from discovery.balancing.balancer import usable
 from discovery.balancing.ejection import Identity
-from discovery.calls.client import FAILED_STATUSES
+from discovery.calls.guard import FAILED_STATUSES
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.consul.static import Reading
 from discovery.errors import CallError
-from discovery.http.transport import Response
+from discovery.http.response import Response
 from gateway.cache import AnswerCache
 from gateway.compose.config import Part
 from gateway.compose.jsonpart import NotUsable, member_of

@@ -19,7 +19,7 @@ def client(*upstreams: Upstream | Instance, **settings: object) -> ServiceClient
 def busy(calls: ServiceClient, instance: Instance) -> bool:
     """Whether an attempt on the instance counts as open: an idle one is then preferred to it each time."""
     idle = replace(instance, id=f"{instance.id}-idle")
-    balancer = calls._upstreams[instance.service].balancer
+    balancer = calls.guard.upstream(instance.service).balancer
     return instance not in [balancer.pick([instance, idle], "leastconn") for _ in range(4)]
 
 

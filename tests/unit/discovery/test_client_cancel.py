@@ -65,7 +65,7 @@ PHASES = {
 }
 
 def report(name, calls, instance, sock_closed):
-    upstream = calls._upstreams["users"]
+    upstream = calls.guard.upstream("users")
     snapshot = calls.breakers()["users"]
     print(json.dumps({
         "phase": name,

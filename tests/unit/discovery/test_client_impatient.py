@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from discovery import BreakerSettings, ClientSettings, DeadlineExceeded, OutlierSettings
-from discovery.calls.call import Relay
+from discovery.calls.client import Relay
 from discovery.errors import CallError
 from discovery.resilience.patience import Patience
 from tests.support.scripted import Handler, Upstream, upstream
@@ -37,8 +37,8 @@ def test_failure_of_a_call_with_less_time_than_usual_counts_against_nobody(
             calls.request(method, "users", "/", deadline_s=0.6, **options)  # type: ignore[arg-type]
         assert slow.requests, "it was never asked"
         assert (calls.breakers()["users"].state, calls.breakers()["users"].calls) == ("closed", 0)
-        assert not calls._upstreams["users"].outliers.ejected()
-        assert not calls._upstreams["users"].latencies._last
+        assert not calls.guard.upstream("users").outliers.ejected()
+        assert not calls.guard.upstream("users").latencies._last
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_being_late_counts_where_the_call_had_its_usual_time(
             calls.request("POST", "users", "/", deadline_s=deadline_s, **options)  # type: ignore[arg-type]
         assert not late.value.neutral
         assert calls.breakers()["users"].state == "open"
-        assert calls._upstreams["users"].outliers.ejected()
+        assert calls.guard.upstream("users").outliers.ejected()
 
 
 def test_refused_connection_and_an_error_of_its_own_count_whatever_the_time(good: Upstream) -> None:
@@ -77,7 +77,7 @@ def test_second_try_with_what_is_left_is_held_against_nobody(good: Upstream) -> 
         with pytest.raises(DeadlineExceeded) as late:
             calls.request("GET", "users", "/", deadline_s=1.0, stream=True, relay=Relay(0.7, 60.0))
         assert late.value.attempts == 2
-        assert len(calls._upstreams["users"].outliers.ejected()) == 1
+        assert len(calls.guard.upstream("users").outliers.ejected()) == 1
         assert calls.breakers()["users"].state == "open"
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from discovery import BreakerSettings, OutlierSettings, ResponseLost, ResponseTimeout
-from discovery.calls.call import Relay
+from discovery.calls.client import Relay
 from tests.support.eventually import time_scale
 from tests.support.scripted import Handler, Upstream, upstream
 from tests.unit.discovery.calling import busy, client

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from discovery.calls.call import Relay
+from discovery.calls.client import Relay
 from discovery.errors import NoInstance, ResponseLost
 from discovery.model import Balance, Domain, Instance, Protocol, Route
 from gateway.calls import Calls

@@ -1,4 +1,4 @@
-"""Where a client tells what it does; metrics hang here, so that this library depends on none."""
+"""Where a client reports what it does; metrics hang here, so that this library depends on none."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class Observer:
         """A breaker is now `closed`, `open` or `half-open`."""
 
     def on_transition(self, service: str, transition: Transition) -> None:
-        """How a breaker's state changed, and by whom. Called within the breaker's lock."""
+        """How a breaker's state changed, and why. Called within the breaker's lock."""
         self.on_breaker(service, transition.state)
