@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def test_every_import_points_the_allowed_way() -> None:
         if forbidden(module, imported)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", ["discovery", "haproxy", "bench"])
+def test_no_imports_go_in_a_circle(package: str) -> None:
+    """Imports for type annotations alone are counted too: they are in the syntax tree as the others are."""
+    within = {module: path for module, path in modules() if inside(module, package)}
+    graph: dict[str, set[str]] = {}
+    for module, path in within.items():
+        names = imports(path.read_text(), module, is_package=path.name == "__init__.py")
+        # `from a.b import c` names a class of the module a.b as often as a module a.b.c.
+        graph[module] = {
+            name if name in within else name.rpartition(".")[0] for name in names
+        } & within.keys()
+        graph[module].discard(module)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_only_the_adapter_knows_the_consul_client() -> None:
