@@ -214,7 +214,7 @@ def _printer(as_json: bool, on_closed: Callable[[], None]) -> Callable[[list[Cha
                     states = [f"{each['address']}:{each['port']} {each['state']}" for each in described]
                     line = f"{change.service}: {', '.join(states) or 'gone'}"
                 print(line, flush=True)
-        except BrokenPipeError:  # whoever read the lines has gone
+        except BrokenPipeError:  # the reader of the lines has gone
             on_closed()
 
     return show

@@ -15,7 +15,7 @@
         ├── ResponseLost         sent, no whole answer: may have run; only idempotent calls are retried
         │   └── ResponseTimeout    the instance did not answer in time
         ├── AnswerTooLarge       more than the caller would hold; it would be as long again
-        └── DeadlineExceeded     the time for the whole call is over; `sent` tells whether something went out
+        └── DeadlineExceeded     the time for the whole call is over; `sent` says whether something went out
 
 Ref: the division by "may the request have run" is urllib3's (NewConnectionError against ProtocolError).
 """

@@ -20,13 +20,13 @@ EMPTY: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One registered process, as Consul's catalog and health tell it. Nothing in it has been checked yet.
+    """One registered process, as Consul's catalog and health describe it. Nothing in it has been checked yet.
 
     `status` is the worst of the instance's own checks and its node's; `maintenance` is true when the
     instance or its node is in maintenance. `address` is the service address, or the node's where that is empty.
     The same `id` can stand on two nodes: `key` is unique. `weight` counts where its
-    metadata names none; `kind` is Consul's for what is no program but part of a mesh (`connect-proxy`, `mesh-gateway` …), and
-    never sent a request. `identity_path` is no word of Consul's: where it is set, a connection
+    metadata names none; `kind` is Consul's word for a part of a mesh (`connect-proxy`, `mesh-gateway` …), which is never sent a
+    request. `identity_path` does not come from Consul: where it is set, a connection
     to the instance carries no request before `X-Service` has been right in an answer on that path.
     """
 

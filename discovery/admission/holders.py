@@ -74,7 +74,7 @@ class Places:
         return touched
 
     def holder(self, place: Place, *, left: bool) -> str | None:
-        """The service that was there first, by create index; None where nobody lives. `left`: it may have left a moment ago."""
+        """The service that was there first, by create index; None where there is none. `left`: it may have left a moment ago."""
         services = self._at.get(place, {})
         names = services if left else [name for name in services if (place, name) not in self._left]
         return min(names, key=lambda name: (services[name], name), default=None)

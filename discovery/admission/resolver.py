@@ -1,4 +1,4 @@
-"""The addresses behind host names, from memory: looked up again and again beside whoever asks. The last good answer stays."""
+"""The addresses behind host names, from memory: looked up again and again in the background. The last good answer stays."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Resolver:
 
     @property
     def changed(self) -> bool:
-        """Whether `take_changed` has something to tell."""
+        """Whether `take_changed` has something to answer."""
         return bool(self._changed)
 
     def take_changed(self) -> set[str]:
@@ -104,7 +104,7 @@ class Resolver:
             error = "no address"
             try:
                 found = self._resolve(host)
-            except Exception as failed:  # whatever a name does to a resolver, the thread goes on
+            except Exception as failed:  # no name may end the thread
                 error = repr(failed)
             self._learn(host, found, error)
 

@@ -45,9 +45,9 @@ class Rejection:
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """An instance that may be sent requests as far as its health lets it. `name` is its id where that is plain, and unique
-    among the service's: what logs, headers and HAProxy call it. `identity` is the path on which it has to say of which service
-    it is; empty where it need not. Not `direct`: HAProxy is not to send it requests. It takes a new server for up until its first
-    check has said whose it is, and would send the public requests of one service to the protected port of another meanwhile."""
+    among the service's: what logs, headers and HAProxy call it. `identity` is the path on which it has to name its service;
+    empty where it need not. Not `direct`: HAProxy is not to send it requests. It takes a new server for up until its first
+    check has named its service, and would send the public requests of one service to the protected port of another meanwhile."""
 
     instance: Instance
     placement: Placement
@@ -60,7 +60,7 @@ class Admitted:
 class Admission:
     """One service by itself, before the ownership of paths is settled.
 
-    `route` is what most of its instances ask for, None when they ask for none or for nothing valid (`valid` tells which).
+    `route` is what most of its instances ask for, None when they ask for none or for nothing valid (`valid` says which).
     `order` is the lowest create index.
     """
 

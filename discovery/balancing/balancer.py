@@ -1,4 +1,4 @@
-"""Pickers over a snapshot: whom to call. No I/O.
+"""Pickers over a snapshot: which instance to call. No I/O.
 
 Round robin is nginx's smooth weighted kind, least outstanding compares outstanding/weight, source and uri are weighted
 rendezvous hashes: when an instance comes or goes, only its own share of the keys moves.
@@ -60,7 +60,7 @@ def usable(instances: Sequence[Instance]) -> list[Instance]:
 
 
 def some_came(before: Sequence[Instance], after: Sequence[Instance]) -> bool:
-    """Whether somebody may be called now who was not there before, or not to be called."""
+    """Whether an instance may be called now that was not there before, or could not be called."""
     known = {(each.key, each.address, each.port) for each in usable(before)}
     return any((each.key, each.address, each.port) not in known for each in usable(after))
 

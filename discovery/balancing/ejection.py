@@ -1,4 +1,4 @@
-"""Who is ejected, until when: instances that this process has seen fail, whatever Consul thinks of them."""
+"""Which instances are ejected, and until when: those that this process has seen fail, whatever Consul thinks of them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Outliers:
             record = self._records.setdefault(identity(instance), _Record())
             now = self._clock.monotonic()
             if now < record.until:
-                return 0.0  # late news of the time before the ejection
+                return 0.0  # a late outcome of the time before the ejection
             record.failures += 1
             on_probation = record.times > 0 and now < record.watched_until
             if not (refused or on_probation or record.failures >= self._settings.failures):
@@ -83,7 +83,7 @@ class Outliers:
             return out_s
 
     def ejected(self) -> frozenset[Identity]:
-        """Who is out just now."""
+        """The instances that are out just now."""
         if not self._records:
             return frozenset()
         with self._lock:
@@ -91,7 +91,7 @@ class Outliers:
             return frozenset(key for key, record in self._records.items() if now < record.until)
 
     def unproven(self) -> frozenset[Identity]:
-        """Who is out just now, or has not answered since: that an ejection is over does not say that its cause is."""
+        """Those that are out just now, or have not answered since: the end of an ejection is not the end of its cause."""
         if not self._records:
             return frozenset()
         with self._lock:

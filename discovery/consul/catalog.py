@@ -1,8 +1,8 @@
 """The last good snapshot of the catalog, and its age.
 
-Four blocking queries tell *that* something changed: the list of services (any change of a registration), that of nodes (an
-instance without an address of its own has its node's), and the checks that are critical or warning (which also name whom they
-concern). What changed is then found by the index that Consul keeps for every service, and only that is read again. So the cost
+Four blocking queries say *that* something changed: the list of services (any change of a registration), that of nodes (an
+instance without an address of its own has its node's), and the checks that are critical or warning (which also name the
+service they concern). What changed is then found by the index that Consul keeps for every service, and only that is read again. So the cost
 of a change does not grow with the size of the fleet's answers: `/v1/health/state/any` would be 4.5 MB for ten thousand
 instances, sent again for every change of one check.
 """
@@ -10,17 +10,17 @@ instances, sent again for every change of one check.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.consul.api import ConsulApi, ServiceRead
-from discovery.consul.catalog_state import Records
+from discovery.consul.api import ConsulApi
+from discovery.consul.catalog_state import Records, ask_each
 from discovery.consul.json import CheckState
 from discovery.consul.watch import WAIT_S, TokenBucket, Turn, Watch
-from discovery.errors import ConsulError, ConsulMalformed, ConsulUnreachable
+from discovery.errors import ConsulError, ConsulMalformed
 from discovery.loop import Loop, backoff_s
 from discovery.model import Change, Snapshot
 
@@ -30,9 +30,6 @@ log = structlog.get_logger(__name__)
 SWEEP_EVERY_S = 30.0
 SWEEP_CHUNK = 64
 SUSPECT_RETRIES = 4
-# Reads in a row end within this and so much more for each: a Consul that drips must not hold up what else has changed.
-READS_S = 6.0
-READ_S = 0.01
 # Keepers notice within 10 s that a restarted agent has forgotten them.
 GRACE_S = 15.0
 Listener = Callable[[list[Change], Snapshot], None]
@@ -76,7 +73,7 @@ class View:
         self._hold_until = 0.0
         self._answered_at: dict[str, float] = {}
         self._failing: set[str] = set()
-        self._sure = False  # whether what Consul tells is no past of its own
+        self._sure = False  # whether what Consul answers is the present, and not its past
         # What follows belongs to the thread of _loop alone.
         self._records = Records()
         self._failures = 0
@@ -119,7 +116,7 @@ class View:
         return self._records.snapshot
 
     def ready(self, timeout_s: float = 0.0) -> bool:
-        """Wait up to `timeout_s` for the first snapshot; tells whether there is one."""
+        """Wait up to `timeout_s` for the first snapshot; answers whether there is one."""
         return self._ready.wait(timeout_s)
 
     def age_s(self) -> float:
@@ -216,10 +213,10 @@ class View:
         self._wake.notify_all()
 
     def _hurry(self) -> None:
-        """Consul answers again: nobody else sits out a long backoff, while the time for what is missing runs down.
+        """Consul answers again: no other query sits out a long backoff, while the time for what is missing runs down.
 
-        Only after failures that went on for a while: who hurries the others for each answer asks Consul hundreds of times a
-        second when it stumbles over every other question.
+        Only after failures that went on for a while: hurrying the others for each answer would ask Consul hundreds of times
+        a second when it stumbles over every other question.
         """
         self._loop.hurry()
         for watch in self._watches:
@@ -280,8 +277,8 @@ class View:
         return 0.0
 
     def _be_sure(self) -> None:
-        """A server that was started a moment ago plays its log back, and tells of its past meanwhile: who lived where last
-        week, and was well. Asked for what is certain it refuses until it has come to the end, and never goes back.
+        """A server that was started a moment ago plays its log back, and answers with its past meanwhile: the instances of last
+        week, as passing. Asked for what is certain it refuses until it has come to the end, and never goes back.
         """
         if not self._sure:
             self._sure = True
@@ -328,7 +325,7 @@ class View:
     def _look_first(self) -> set[str]:
         """After a change of the list, ask those that changed last: a deploy changes one service many times in a row.
 
-        They need not wait for a sweep that is under way, nor for its budget. Answers whom to read again.
+        They need not wait for a sweep that is under way, nor for its budget. Answers which to read again.
         """
         with self._wake:
             if self._looked == self._moves:
@@ -338,8 +335,8 @@ class View:
         return self._look(self._records.latest(names, SWEEP_CHUNK))
 
     def _look(self, names: Sequence[str]) -> set[str]:
-        """Ask for the index of each service, and read those whose index is another; answers whom to read again."""
-        reads = self._ask_each(names, self._api.service_index)
+        """Ask for the index of each service, and read those whose index is another; answers which to read again."""
+        reads = ask_each(names, self._api.service_index, self._clock)
         moved = {read.service for read in reads if self._records.moved(read)}
         # What a watch has named meanwhile goes along.
         retry = self._read(moved | self._take_dirty())
@@ -347,7 +344,7 @@ class View:
         return retry
 
     def _sweep(self) -> set[str]:
-        """Look at all services; answers whom to read again."""
+        """Look at all services; answers which to read again."""
         with self._wake:
             if not self._sweep_due or self._clock.monotonic() < self._sweep_after:
                 return set()
@@ -374,7 +371,7 @@ class View:
         names, left = sorted(services), set(services)
         retry: set[str] = set()
         try:
-            for read in self._ask_each(names, self._api.read_service):
+            for read in ask_each(names, self._api.read_service, self._clock):
                 with self._wake:
                     listed = read.service in (self._names or ())
                     hold = self._clock.monotonic() < self._hold_until
@@ -386,24 +383,6 @@ class View:
                 self._dirty |= left | retry
             raise
         return retry
-
-    def _ask_each(self, names: Sequence[str], ask: Callable[[str], ServiceRead]) -> Iterator[ServiceRead]:
-        """The answers for `names`; a broken one comes as a read of nothing (index -1, no instances) and stops no other.
-
-        Raises ConsulUnreachable, also where all of them together take too long.
-        """
-        until = self._clock.monotonic() + READS_S + len(names) * READ_S
-        for name in names:
-            if self._clock.monotonic() > until:
-                raise ConsulUnreachable("the reads take too long")
-            try:
-                read = ask(name)
-            except ConsulUnreachable:
-                raise
-            except Exception as error:  # what nobody thought of concerns this service alone, too
-                log.debug("service not read", service=name[:63], error=repr(error)[:200])
-                read = ServiceRead(name, -1, None)
-            yield read
 
     def _publish(self) -> None:
         changes = self._records.publish()

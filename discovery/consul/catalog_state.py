@@ -1,13 +1,42 @@
-"""What was read of every service, and what of it is believed. No I/O, no threads: the view's thread owns it."""
+"""What was read of every service, and what of it is believed. No threads: the view's own thread uses it."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import MappingProxyType
 
+import structlog
+
+from discovery.clock import Clock
 from discovery.consul.api import ServiceRead
+from discovery.errors import ConsulUnreachable
 from discovery.model import Change, Instance, Snapshot
+
+log = structlog.get_logger(__name__)
+
+# Reads in a row end within this and so much more for each: a Consul that drips must not hold up what else has changed.
+READS_S = 6.0
+READ_S = 0.01
+
+
+def ask_each(names: Sequence[str], ask: Callable[[str], ServiceRead], clock: Clock) -> Iterator[ServiceRead]:
+    """The answers for `names`; a broken one comes as a read of nothing (index -1, no instances) and stops no other.
+
+    Raises ConsulUnreachable, also where all of them together take too long.
+    """
+    until = clock.monotonic() + READS_S + len(names) * READ_S
+    for name in names:
+        if clock.monotonic() > until:
+            raise ConsulUnreachable("the reads take too long")
+        try:
+            read = ask(name)
+        except ConsulUnreachable:
+            raise
+        except Exception as error:  # also one that was not thought of concerns this service alone
+            log.debug("service not read", service=name[:63], error=repr(error)[:200])
+            read = ServiceRead(name, -1, None)
+        yield read
 
 
 class Records:

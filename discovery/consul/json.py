@@ -1,4 +1,4 @@
-"""The shapes of Consul's JSON, read strictly: what is not of the documented shape raises ConsulMalformed."""
+"""The shapes of Consul's JSON, read strictly: any other shape than the documented one raises ConsulMalformed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def parse_instances(service: str, data: object) -> tuple[Instance, ...]:
     """
     entries = [as_dict(entry) for entry in as_list(data)]
     found = [_instance(service, entry) for entry in entries if _name_in(entry) in (None, service)]
-    # 1 is also what Consul says of who has asked for nothing: it is a weight where another of the service has a greater one.
+    # 1 is also Consul's default: it counts as a weight only where another instance of the service has a greater one.
     if not any(each.weight > 1 for each in found if "edge-weight" not in each.meta):
         found = [
             each if each.weight == DEFAULT_WEIGHT else replace(each, weight=DEFAULT_WEIGHT) for each in found

@@ -77,7 +77,7 @@ class Keeper:
         return pause_s
 
     def stop(self) -> bool:
-        """Leave Consul for good; tells whether the instance is known to be out. It is tried once, whatever comes of it."""
+        """Leave Consul for good; answers whether the instance is known to be out. It is tried once, whatever comes of it."""
         again = self._loop.stopped
         self._loop.stop()
         self._loop.join(10.0)  # a register under way must not land after the deregistration

@@ -90,7 +90,7 @@ class Watch(Generic[T]):
         self._loop.stop()
 
     def hurry(self) -> None:
-        """Ask again now, where the watch is backing off from failures: somebody has just had an answer."""
+        """Ask again now, where the watch is backing off from failures: another query has just been answered."""
         if self._failures:
             self._loop.hurry()
 

@@ -1,7 +1,7 @@
 """What an instance answers, from bytes to a head and pieces of a body: bounded, strict, and without I/O.
 
 httptools is llhttp, and already refuses conflicting lengths, bad chunks, folded and malformed fields. What it lets pass and
-we do not: other protocols and versions, transfer codings other than chunked, an upgrade nobody asked for, floods.
+we do not: other protocols and versions, transfer codings other than chunked, an upgrade that was not asked for, floods.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class AnswerParser:
             raise BadAnswer("goes on behind its end")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.headed:  # else a trailer: nobody asked for those
+        if not self.headed:  # else a trailer, which was not asked for
             self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:

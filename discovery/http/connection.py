@@ -97,7 +97,7 @@ class Connection:
         self.wrote = False
         self.answer = AnswerParser(head_only)
         self._until = until
-        # Receiving gives it a timeout: with that, whoever sends would wait for an answer before its time.
+        # Receiving gives it a timeout: with that, sending would wait for an answer before its time.
         self._sock.setblocking(False)
         try:
             if body is None:
@@ -157,8 +157,8 @@ class Connection:
     def _overhear(self) -> bool:
         """While sending: take in what the instance says already; whether to go on.
 
-        An error or a redirect is its last word: who has refused the body need not get the rest of it. Other answers may
-        be about what was sent so far.
+        After an error or a redirect the instance need not get the rest of the body. Other answers may be about what was sent
+        so far.
         """
         try:
             self._take(self._sock.recv(self.answer.room))

@@ -24,7 +24,7 @@ class Pool:
         shown = f"[{host.partition('%')[0]}]" if ":" in host else host
         self.host_line = f"Host: {shown}:{port}\r\n".encode("latin-1", "replace")
         self.closed = False
-        self.identified_at = float("-inf")  # when who listens there last said of which service it is
+        self.identified_at = float("-inf")  # when an instance there last named its service
         self._limit = limit
         self._clock = clock
         self._idle: deque[Connection] = deque()

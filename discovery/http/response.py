@@ -70,7 +70,7 @@ class Response:
         self._read_timeout_s = read_timeout_s
         self._max_bytes = max_bytes
         self._clock = clock
-        # Popped by whoever ends the answer first.
+        # Popped by the thread that ends the answer first.
         self._open: list[Finish | None] = [finish]
         self._data: bytes | None = None
         self._actions: list[Callable[[], object]] = []
@@ -234,7 +234,7 @@ class Response:
 
     def _act(self) -> None:
         while self._actions:
-            with contextlib.suppress(IndexError):  # somebody else was quicker
+            with contextlib.suppress(IndexError):  # another thread was quicker
                 self._actions.pop()()
 
 

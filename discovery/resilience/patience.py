@@ -1,4 +1,4 @@
-"""How long an upstream usually has, and which failures are the impatience of a caller: those say nothing about the upstream."""
+"""How long an upstream usually has, and which failures show only a caller's impatience: those say nothing about the upstream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from discovery.errors import AnswerTooLarge, CallError, DeadlineExceeded, NoInstance
 
-# Of the usual time: what goes by before a call begins is nobody's impatience.
+# Of the usual time: what goes by before a call begins is not the caller's impatience.
 SHARE = 0.9
 # What an instance answers that passes the deadline on, and hears nothing in time itself. A 500 is no such thing.
 LATE_STATUSES = frozenset({502, 503, 504})
@@ -16,7 +16,7 @@ LATE_STATUSES = frozenset({502, 503, 504})
 class Patience:
     """Times in seconds. An attempt may take `most_s`; with `shares`, half of what is left while another may follow.
 
-    `usual_s` is what such a call is given by whoever has time (0: not known). Below `floor_s` nothing is said in any case.
+    `usual_s` is what such a call is given where there is time (0: not known). Less than `floor_s` says nothing in any case.
     """
 
     most_s: float

@@ -7,7 +7,7 @@ import threading
 from discovery.clock import SYSTEM_CLOCK, Clock
 
 BUCKETS = 10
-# Callers told apart within a bucket; those beyond are counted together, as nobody in particular.
+# Callers counted apart within a bucket; those beyond are counted together, as unknown.
 MAX_CALLERS = 64
 
 
@@ -58,7 +58,7 @@ class Window:
         return sum(count[0] for count in self._counts), sum(count[1] for count in self._counts)
 
     def add_second_below(self, ratio: float, floor: int) -> bool:
-        """Count one of the second kind if there are then at most `ratio` × the first kind, or `floor`; tells whether it did."""
+        """Count one of the second kind if there are then at most `ratio` × the first kind, or `floor`; answers whether it did."""
         with self._lock:
             if not self._fits(1, ratio, floor):
                 return False
@@ -91,7 +91,7 @@ class CallWindow(Window):
         self._callers[at] = {}
 
     def count(self, caller: str, *, failed: bool) -> None:
-        """Count a call; `caller` is empty where nobody knows."""
+        """Count a call; `caller` is empty where it is not known."""
         with self._lock:
             self._add(1, int(failed))
             callers = self._callers[self._newest % BUCKETS]
@@ -100,7 +100,7 @@ class CallWindow(Window):
                 callers[caller] = (calls + 1, failures + int(failed))
 
     def without_the_worst(self) -> tuple[int, int]:
-        """Calls and failures of everybody but the known caller with the most failures."""
+        """Calls and failures of all but the known caller with the most failures."""
         with self._lock:
             calls, failures = self._totals()
             each: dict[str, tuple[int, int]] = {}
