@@ -16,8 +16,7 @@ from discovery.consul.api import ConsulApi
 from discovery.consul.catalog import View
 from discovery.model import Change, Snapshot
 from haproxy.controller.config.model import EdgeState, Server
-from haproxy.controller.consul.agreement import Agreement
-from haproxy.controller.consul.pins import PinWatch
+from haproxy.controller.consul.owners import AGREED, PINS, Document, Proposer
 from haproxy.controller.consul.verdicts import VerdictWriter
 from haproxy.controller.errors import ConfigRefused, EdgeError
 from haproxy.controller.loop.reload import Reloader, check_config
@@ -27,8 +26,8 @@ from haproxy.controller.metrics import Metrics
 from haproxy.controller.runtime.reaper import Reaper
 from haproxy.controller.runtime.socket import Master, Runtime
 from haproxy.controller.settings import EdgeSettings
+from haproxy.controller.wanted.auth_poll import SERVICE as AUTH
 from haproxy.controller.wanted.election import Desire
-from haproxy.controller.wanted.jwks import SERVICE as AUTH
 from haproxy.controller.wanted.jwks import KeyPoll, stored_keys
 from haproxy.controller.wanted.ownership import OwnerBook
 from haproxy.controller.wanted.revocations import RevocationPoll
@@ -79,7 +78,7 @@ def initialise(settings: EdgeSettings) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
     reloader = Reloader(settings, Runtime(settings.runtime_socket), Master(settings.master_socket))
     reloader.prepare()
-    if settings.config_path.exists() and reloader.written_for(settings):
+    if settings.config_path.exists() and reloader.written_for_these_settings():
         try:
             check_config(settings.config_path, settings.haproxy_binary)
         except ConfigRefused as error:
@@ -116,9 +115,10 @@ class Controller:
             self.health,
             stored_keys(settings.keys_dir),
         )
-        self._pins = PinWatch(self._api, self.sync.inbox.pins, self.metrics, self.health)
-        self._agreement = Agreement(self._api, self.sync.inbox.owners, self.metrics, self.health)
-        self.sync.propose = self._agreement.propose
+        self._pins = Document(self._api, PINS, "pins", self.sync.inbox.pins, self.metrics)
+        self._agreed = Document(self._api, AGREED, "owners", self.sync.inbox.owners, self.metrics)
+        self._proposer = Proposer(self._api, self.metrics, self.health)
+        self.sync.propose = self._proposer.propose
         self._verdicts = VerdictWriter(self._api, settings.edge_name, self.metrics, self.health)
         self._keys = KeyPoll(
             settings.keys_dir,
@@ -132,6 +132,8 @@ class Controller:
         self.sync.on_reload = self._keys.prune
         self._reaper = Reaper(runtime, self.health)
         self.sync.busy = lambda: self._reaper.busy
+        # Each with a thread of its own beside the loop.
+        self._beside = (self._pins, self._agreed, self._proposer, self._keys, self._revocations)
         self._stopped = False
 
     def _auth_servers(self) -> list[Server]:
@@ -156,10 +158,8 @@ class Controller:
                 self._follow()
         finally:
             self._view.stop()
-            self._pins.stop()
-            self._agreement.stop()
-            self._keys.stop()
-            self._revocations.stop()
+            for part in self._beside:
+                part.stop()
             self._reaper.stop()
             self.sync.stop()
             self._verdicts.stop()
@@ -184,13 +184,10 @@ class Controller:
 
     def _follow(self) -> None:
         self.sync.inbox.take()
-        self.sync.begin(self._view.snapshot(), self._pins.read(), self._agreement.read())
-        self.sync.writer.start()
+        self.sync.begin(self._view.snapshot(), self._pins.read(), self._agreed.read())
         self._verdicts.start()
-        self._pins.start()
-        self._agreement.start()
-        self._keys.start()
-        self._revocations.start()
+        for part in self._beside:
+            part.start()
         log.info("following consul", edge=self._settings.edge_name, consul=self._settings.consul_http_addr)
         self.health.well("consul")
         while not self._stopped:

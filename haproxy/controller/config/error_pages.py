@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jinja2
 
+from haproxy.controller.config.files import write_if_changed
+
 OPENAI_PREFIXES = ("/v1", "/chat")
 OPENAI_MAP = "openai.map"
 LATE = "late.lua"
@@ -103,11 +105,10 @@ def write_pages(directory: Path) -> None:
 
     HAProxy reads them when it reads its configuration.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / OPENAI_MAP, "".join(f"{prefix}/ 1\n" for prefix in OPENAI_PREFIXES))
-    _write(directory / LATE, (_ERRORS / LATE).read_text())
+    write_if_changed(directory / OPENAI_MAP, "".join(f"{prefix}/ 1\n" for prefix in OPENAI_PREFIXES).encode())
+    write_if_changed(directory / LATE, (_ERRORS / LATE).read_bytes())
     for page in _PAGES:
-        _write(directory / page.file_name, _body(page))
+        write_if_changed(directory / page.file_name, _body(page).encode())
 
 
 def late_page() -> str:
@@ -126,9 +127,3 @@ def _body(page: Page) -> str:
         type="about:blank",
     )
     return text
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
-    temporary.replace(path)

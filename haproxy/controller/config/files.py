@@ -26,6 +26,12 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def write_if_changed(path: Path, data: bytes) -> None:
+    """As `write_atomically`, unless the file holds this already. Raises OSError."""
+    if not path.exists() or path.read_bytes() != data:
+        write_atomically(path, data)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in the folder survive a loss of power."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -18,6 +18,7 @@ import jinja2
 from discovery.model import Route
 from haproxy.controller.config.allow_list import check_settings, check_state
 from haproxy.controller.config.error_pages import LATE, OPENAI_MAP, late_page, pages, write_pages
+from haproxy.controller.config.files import write_if_changed
 from haproxy.controller.config.model import Backend, EdgeState, Located, Server
 from haproxy.controller.config.tls import ensure_tls
 from haproxy.controller.settings import EdgeSettings
@@ -149,12 +150,8 @@ def prepare_files(state: EdgeState, settings: EdgeSettings) -> None:
     ensure_tls(settings)
     write_pages(settings.errors_dir)
     settings.revoked_file.touch()
-    settings.maps_dir.mkdir(parents=True, exist_ok=True)
     path = _map_path(state, settings)
-    if not path.exists():
-        temporary = path.with_suffix(".new")
-        temporary.write_text(_map_text(state))
-        temporary.replace(path)
+    write_if_changed(path, _map_text(state).encode())
     present = settings.config_path.read_text() if settings.config_path.exists() else ""
     for other in settings.maps_dir.glob("routes-*.map"):
         if other != path and str(other) not in present:

@@ -1,12 +1,10 @@
-"""The edge's certificate: made once, self-signed, so that HTTPS works before anybody has bought one."""
+"""The edge's certificate: made once, self-signed, so that HTTPS works before one has been bought."""
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import socket
-import tempfile
 from pathlib import Path
 
 from cryptography import x509
@@ -14,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from haproxy.controller.config.files import write_atomically
 from haproxy.controller.settings import EdgeSettings
 
 # Apple's and the CA/Browser Forum's limit for a certificate that clients still accept.
@@ -24,25 +23,14 @@ RENEW_BEFORE_DAYS = 14
 def ensure_tls(settings: EdgeSettings) -> Path:
     """The path of the PEM bundle (certificate and key, mode 600) that HAProxy serves.
 
-    A bundle that is there and still valid for two weeks is left alone, whoever made it; so is an expired one that
+    A bundle that is there and still valid for two weeks is left alone, wherever it comes from; so is an expired one that
     was not made here: an operator's certificate is the operator's to renew.
     """
     path = settings.certificate
     if path.exists() and not _ours_and_expiring(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=".edge-"
-    )  # mkstemp: mode 600 from the start
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_self_signed())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, _self_signed(), mode=0o600)
     return path
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from discovery.bell import Bell
 from discovery.model import Change, Snapshot
 from haproxy.controller.config.model import VerifyKey
-from haproxy.controller.consul.agreement import Agreed
+from haproxy.controller.consul.owners import Agreed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class News:
     """What has come in: services with the time of their first change, and the rest where it is new."""
 
-    dirty: dict[str, float]
-    snapshot: Snapshot
-    pins: dict[str, str] | None
-    owners: Agreed | None
-    keys: tuple[VerifyKey, ...] | None
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    dirty: dict[str, float] = field(default_factory=dict)
+    pins: Agreed | None = None
+    owners: Agreed | None = None
+    keys: tuple[VerifyKey, ...] | None = None
 
 
 class Inbox:
@@ -29,40 +30,37 @@ class Inbox:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._dirty: dict[str, float] = {}
-        self._snapshot = Snapshot()
-        self._pins: dict[str, str] | None = None
-        self._keys: tuple[VerifyKey, ...] | None = None
-        self._owners: Agreed | None = None
+        self._news = News()
         self.wake = Bell()
 
     def changed(self, changes: Iterable[Change], snapshot: Snapshot) -> None:
         """The view's callback."""
         now = time.monotonic()
-        with self._lock:
-            self._snapshot = snapshot
+        with self._open() as news:
+            news.snapshot = snapshot
             for change in changes:
-                self._dirty.setdefault(change.service, now)
-        self.wake.ring()
+                news.dirty.setdefault(change.service, now)
 
-    def pins(self, pins: dict[str, str]) -> None:
-        with self._lock:
-            self._pins = pins
-        self.wake.ring()
+    def pins(self, pins: Agreed) -> None:
+        with self._open() as news:
+            news.pins = pins
 
     def owners(self, agreed: Agreed) -> None:
-        with self._lock:
-            self._owners = agreed
-        self.wake.ring()
+        with self._open() as news:
+            news.owners = agreed
 
     def keys(self, keys: tuple[VerifyKey, ...]) -> None:
-        with self._lock:
-            self._keys = keys
-        self.wake.ring()
+        with self._open() as news:
+            news.keys = keys
 
     def take(self) -> News:
         """Everything since the last call."""
         with self._lock:
-            news = News(self._dirty, self._snapshot, self._pins, self._owners, self._keys)
-            self._dirty, self._pins, self._owners, self._keys = {}, None, None, None
+            news, self._news = self._news, News(self._news.snapshot)
             return news
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[News]:
+        with self._lock:
+            yield self._news
+        self.wake.ring()

@@ -13,11 +13,10 @@ from discovery.consul.catalog import View
 from haproxy.controller.app import consul_api, owner_book
 from haproxy.controller.config.model import Backend, EdgeState
 from haproxy.controller.config.template import pace, server_params
-from haproxy.controller.consul.pins import PinWatch
+from haproxy.controller.consul.owners import PINS, Document
 from haproxy.controller.consul.verdicts import verdict
 from haproxy.controller.errors import EdgeError, Unreachable
 from haproxy.controller.loop.reload import Reloader, fingerprint
-from haproxy.controller.loop.steady import Health
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.runtime.diff import Step, plan_backend
 from haproxy.controller.runtime.observed import ObservedServer
@@ -51,12 +50,12 @@ def look(settings: EdgeSettings, now: float) -> Picture:
             raise EdgeError(f"no answer from Consul at {settings.consul_http_addr} within {READY_S:.0f} s")
         snapshot = view.snapshot()
         book = owner_book(settings)
-        pins = PinWatch(api, lambda _: None, Metrics(), Health()).read()
+        pins = Document(api, PINS, "pins", lambda _: None, Metrics()).read()
     finally:
         view.stop()
         api.close()
     if pins is not None:
-        book.set_pins(pins)
+        book.set_pins(dict(pins.owners or {}))
     desire = Desire(settings.policy(), book)
     desire.update({name: snapshot.instances(name) for name in snapshot.services}, now)
     desire.settle(now)

@@ -11,18 +11,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from discovery.errors import ContractError
 from discovery.model import Route
-from haproxy.controller.config.files import sync_folder, write_atomically
+from haproxy.controller.config.files import sync_folder, write_atomically, write_if_changed
 from haproxy.controller.config.model import EdgeState, VerifyKey
 from haproxy.controller.config.template import prepare_files, render
 from haproxy.controller.errors import ConfigRefused, ReloadFailed, Unreachable
-from haproxy.controller.loop.steady import Health, steady, survives
+from haproxy.controller.loop.steady import Health, survives
 from haproxy.controller.runtime.observed import down_lines
 from haproxy.controller.runtime.socket import Master, ProcessInfo, Runtime
 from haproxy.controller.settings import EdgeSettings
@@ -78,10 +80,10 @@ class Reloader:
         """Make the files beside the configuration: certificate, error pages."""
         prepare_files(EdgeState(), self._settings)
 
-    def written_for(self, settings: EdgeSettings) -> bool:
-        """Whether the file at hand was written with these settings: its ports may be another stack's by now."""
+    def written_for_these_settings(self) -> bool:
+        """Whether the file at hand was: its ports may be another stack's by now."""
         try:
-            return self._settings_mark.read_text() == _settings_print(settings)
+            return self._settings_mark.read_text() == _settings_print(self._settings)
         except OSError:
             return False
 
@@ -124,7 +126,7 @@ class Reloader:
                 self._keep_down_servers()
                 after = self._new_worker(before)
             except BaseException:
-                # Whoever starts HAProxy next must not meet a file that no worker has come up with.
+                # The next start of HAProxy must not meet a file that no worker has come up with.
                 if former is not None:
                     write_atomically(self._settings.config_path, former)
                 raise
@@ -141,9 +143,8 @@ class Reloader:
         """Make the files that the configuration of this state refers to."""
         prepare_files(state, self._settings)
         for key in state.keys:
-            path = Path(key.pem_path)
-            if key.pem and not (path.exists() and path.read_bytes() == key.pem):
-                write_atomically(path, key.pem)
+            if key.pem:
+                write_if_changed(Path(key.pem_path), key.pem)
 
     def _replace(self, text: str) -> bytes | None:
         """Check the text and put it in place; returns the former content, or None when it is the same."""
@@ -238,39 +239,23 @@ def check_config(path: Path, binary: str = "haproxy", *, hurry: bool = True) -> 
 
 
 class FileWriter:
-    """Keeps the file in step with run-time changes, off the hot path: a thread that writes the latest state given to it.
-
-    A failure is told, and tried again with the next state.
-    """
+    """Keeps the file in step with run-time changes, off the hot path. A failure is reported, and tried again with the next state."""
 
     def __init__(self, reloader: Reloader, health: Health) -> None:
         self._reloader = reloader
-        self._waiting: tuple[EdgeState, int] | None = None
         self._health = health
-        self._wake = threading.Condition()
-        self._loop = steady("file", self._turn, health)
+        self._pool = ThreadPoolExecutor(1, "file")
+        self._job: Future[bool] | None = None
 
-    def start(self) -> None:
-        self._loop.start()
+    @property
+    def busy(self) -> bool:
+        return self._job is not None and not self._job.done()
+
+    def submit(self, state: EdgeState) -> None:
+        """Write this state soon; a reload in the meantime makes it void."""
+        write = partial(self._reloader.write, state, self._reloader.turn)
+        self._job = self._pool.submit(survives, "file", write, self._health)
 
     def stop(self) -> None:
         """Write what is waiting, and end."""
-        self._loop.stop()
-        with self._wake:
-            self._wake.notify()
-        self._loop.join(CHECK_TIMEOUT_S)
-        survives("file", self._turn, self._health)
-
-    def submit(self, state: EdgeState) -> None:
-        """Write this state soon, in place of one that still waits; a reload in the meantime makes it void."""
-        with self._wake:
-            self._waiting = (state, self._reloader.turn)
-            self._wake.notify()
-
-    def _turn(self) -> float:
-        with self._wake:
-            self._wake.wait_for(lambda: self._loop.stopped or self._waiting is not None)
-            waiting, self._waiting = self._waiting, None
-        if waiting is not None and self._reloader.write(*waiting):
-            log.debug("configuration file brought up to date")
-        return 0.0
+        self._pool.shutdown(wait=True)

@@ -12,11 +12,11 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.model import Instance, Snapshot
 from haproxy.controller.config.model import EdgeState, Server, VerifyKey
 from haproxy.controller.config.template import pace
-from haproxy.controller.consul.agreement import Agreed
+from haproxy.controller.consul.owners import Agreed
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.loop.inbox import Inbox, News
 from haproxy.controller.loop.reload import FileWriter, Reloader, fingerprint
-from haproxy.controller.loop.reloading import Reloads, Wanted
+from haproxy.controller.loop.schedule import Reloads, Wanted
 from haproxy.controller.loop.steady import Health
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.runtime.apply import Applier
@@ -83,11 +83,11 @@ class Sync:
         self._file_due: float | None = None
         self._file_latest = 0.0
 
-    def begin(self, snapshot: Snapshot, pins: dict[str, str] | None, owners: Agreed | None = None) -> None:
+    def begin(self, snapshot: Snapshot, pins: Agreed | None, owners: Agreed | None) -> None:
         """Take in the first complete snapshot. What HAProxy serves already is the guard's "before"."""
         before = self._serving_now()
         if pins is not None:
-            self._book.set_pins(pins)
+            self._book.set_pins(dict(pins.owners or {}))
         if owners is not None:
             self._book.adopt(owners.owners, owners.modified)
         self.desire.update({name: snapshot.instances(name) for name in snapshot.services}, self._clock.time())
@@ -128,6 +128,8 @@ class Sync:
     def stop(self) -> None:
         """Let a reload that is under way end, and write down what waits."""
         self.reloads.stop()
+        if self._file_at() is not None:
+            self.writer.submit(self._state())
         self.writer.stop()
 
     def outcome(self, service: str) -> Outcome | None:
@@ -158,7 +160,7 @@ class Sync:
         """Pins, and what the edges have agreed on; answers whether prefixes were given out anew."""
         anew = news.owners is not None and self._book.adopt(news.owners.owners, news.owners.modified)
         if news.pins is not None:
-            self._book.set_pins(news.pins)
+            self._book.set_pins(dict(news.pins.owners or {}))
             self.reloads.hurry()
             anew = True
         if anew:
@@ -209,8 +211,8 @@ class Sync:
 
     def _file_at(self) -> float | None:
         """When to bring the file up to date. Not while a reload is due: it writes the file, and puts back the last good one
-        when no worker comes up with it."""
-        return None if self.reloads.busy else self._file_due
+        when no worker comes up with it; nor while another state is being written."""
+        return None if self.reloads.busy or self.writer.busy else self._file_due
 
     def _route_change(self, reason: str) -> None:
         """Find out whether the worker has what the file should say; if not, a reload is due."""

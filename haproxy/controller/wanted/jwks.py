@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -19,24 +18,23 @@ from discovery.errors import ContractError
 from haproxy.controller.config.model import Server, VerifyKey
 from haproxy.controller.loop.steady import Health, steady
 from haproxy.controller.metrics import Metrics
+from haproxy.controller.wanted.auth_poll import AuthDocument
 
 log = structlog.get_logger(__name__)
 
-SERVICE = "auth"
 PATH = "/api/auth/.well-known/jwks.json"
 MAX_KEYS = 8
 MIN_BITS = 2048
 # A key of more bits costs the edge more for every token than any issuer needs.
 MAX_BITS = 8192
 MAX_BYTES = 65536
-TIMEOUT_S = 2.0
 _KID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def parse_jwks(data: bytes) -> dict[str, bytes]:
     """kid → PEM SubjectPublicKeyInfo. Raises ContractError unless every key is an RSA public key fit for RS256.
 
-    An empty set is refused as well: it would lock everybody out, and no issuer means it.
+    An empty set is refused as well: it would lock every client out, and no issuer means it.
     """
     try:
         document = json.loads(data)
@@ -102,28 +100,6 @@ def stored_keys(folder: Path) -> tuple[VerifyKey, ...]:
     return tuple(keys)[:MAX_KEYS]
 
 
-def fetch(server: Server, path: str = PATH, most: int = MAX_BYTES) -> bytes:
-    """Ask one instance for a document of at most so many bytes, after it has said that it is `auth`: a port may have been reused.
-
-    Raises OSError or http.client.HTTPException.
-    """
-    connection = http.client.HTTPConnection(server.address, server.port, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", "/health/ready")
-        answer = connection.getresponse()
-        answer.read(MAX_BYTES)
-        if answer.status != 200 or answer.getheader("X-Service") != SERVICE:
-            raise http.client.HTTPException(f"{server.name} is no ready instance of {SERVICE}")
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read(most + 1)
-        if answer.status != 200 or len(body) > most:
-            raise http.client.HTTPException(f"{server.name} answered {answer.status}, {len(body)} bytes")
-        return body
-    finally:
-        connection.close()
-
-
 class KeyPoll:
     """Polls on a thread of its own; `callback` gets the whole set when it changes. auth away: the set stays."""
 
@@ -137,40 +113,16 @@ class KeyPoll:
         every_s: float,
     ) -> None:
         self._folder = folder
-        self._servers = servers
+        self._document = AuthDocument("keys", PATH, MAX_BYTES, parse_jwks, servers, metrics)
         self._callback = callback
-        self._metrics = metrics
         self._every_s = every_s
         self._known: dict[str, bytes] = {}
-        self._failing = False
         self._loop = steady("keys", self._turn, health)
-
-    def start(self) -> None:
-        self._loop.start()
-
-    def stop(self) -> None:
-        self._loop.stop()
+        self.start, self.stop = self._loop.start, self._loop.stop
 
     def look(self) -> None:
         """Poll at once: auth has changed."""
         self._loop.hurry()
-
-    def poll(self) -> bool:
-        """Ask instances in turn until one gives a good set; answers whether one did."""
-        problem = "no live instance"
-        for server in self._servers():
-            try:
-                self._accept(parse_jwks(fetch(server)))
-            except Exception as error:  # whatever one instance sends, the next is asked
-                problem = f"{server.name}: {error}"
-                continue
-            self._failing = False
-            return True
-        self._metrics.errors.labels("keys").inc()
-        if not self._failing:
-            log.warning("keys not polled, those at hand stay", problem=problem)
-        self._failing = True
-        return False
 
     def prune(self) -> None:
         """Delete the files of keys that are out of use; call it after a reload without them."""
@@ -178,15 +130,12 @@ class KeyPoll:
             if path.stem not in self._known:
                 path.unlink(missing_ok=True)
 
-    def _accept(self, keys: dict[str, bytes]) -> None:
-        if keys == self._known:
-            return
-        self._known = keys
-        log.info("keys to verify tokens with", kids=sorted(keys))
-        files = {kid: str((self._folder / f"{kid}.pem").absolute()) for kid in keys}
-        self._callback(tuple(VerifyKey(kid, files[kid], keys[kid]) for kid in sorted(keys)))
-
     def _turn(self) -> float:
-        good = self.poll()
-        # Until the first set is here, soon: nobody's token is accepted before.
-        return self._every_s if good or self._known else min(1.0, self._every_s)
+        keys = self._document.poll()
+        if keys is not None and keys != self._known:
+            self._known = keys
+            log.info("keys to verify tokens with", kids=sorted(keys))
+            files = {kid: str((self._folder / f"{kid}.pem").absolute()) for kid in keys}
+            self._callback(tuple(VerifyKey(kid, files[kid], keys[kid]) for kid in sorted(keys)))
+        # Until the first set is here, soon: no token is accepted before.
+        return self._every_s if self._known else min(1.0, self._every_s)

@@ -1,4 +1,4 @@
-"""Tokens that end before they expire: whose, polled from auth, and kept in a map of HAProxy.
+"""Tokens that end before they expire: of which subjects, polled from auth and kept in a map of HAProxy.
 
 A line of the map is `subject before`: a token of this subject that was issued at `before` (Unix seconds) or earlier is none. The file is for
 the next worker, the Runtime API for this one, and what HAProxy has is compared at each poll, whichever worker it is.
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import structlog
 
 from discovery.errors import ContractError
-from haproxy.controller.config.files import write_atomically
+from haproxy.controller.config.files import write_if_changed
 from haproxy.controller.config.model import Server
 from haproxy.controller.errors import EdgeError, Unreachable
 from haproxy.controller.loop.steady import Health, steady
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.runtime.socket import Command, Runtime, Session, command
 from haproxy.controller.settings import EdgeSettings
-from haproxy.controller.wanted.jwks import fetch
+from haproxy.controller.wanted.auth_poll import AuthDocument
 
 log = structlog.get_logger(__name__)
 
@@ -80,46 +80,28 @@ class RevocationPoll:
         health: Health,
     ) -> None:
         self._file = settings.revoked_file
-        self._servers = servers
+        self._document = AuthDocument("revocations", PATH, MAX_BYTES, parse_revocations, servers, metrics)
         self._runtime = runtime
         self._metrics = metrics
         self._known: dict[str, Revocation] | None = None
-        self._failing = False
         self._loop = steady("revocations", self._turn, health)
         self.start, self.stop = self._loop.start, self._loop.stop
 
     def _turn(self) -> float:
-        self._poll()
+        found = self._document.poll()
+        self._known = self._known if found is None else found
         if self._known is not None:
             now = time.time()
             wanted = {s: r.before for s, r in self._known.items() if r.until > now}
-            self._write(wanted)
+            write_if_changed(
+                self._file, "".join(f"{subject} {wanted[subject]}\n" for subject in sorted(wanted)).encode()
+            )
             try:
                 with self._runtime.session() as session:
                     self._apply(session, wanted)
             except Unreachable as error:
                 log.debug("revocations not brought to haproxy", error=str(error))
         return EVERY_S
-
-    def _poll(self) -> None:
-        problem = "no live instance"
-        for server in self._servers():
-            try:
-                self._known = parse_revocations(fetch(server, PATH, MAX_BYTES))
-            except Exception as error:  # whatever one instance sends, the next is asked
-                problem = f"{server.name}: {error}"
-                continue
-            self._failing = False
-            return
-        self._metrics.errors.labels("revocations").inc()
-        if not self._failing:
-            log.warning("revocations not polled, those at hand stay", problem=problem)
-        self._failing = True
-
-    def _write(self, wanted: Mapping[str, int]) -> None:
-        data = "".join(f"{subject} {before}\n" for subject, before in sorted(wanted.items())).encode()
-        if not self._file.exists() or self._file.read_bytes() != data:
-            write_atomically(self._file, data)
 
     def _apply(self, session: Session, wanted: Mapping[str, int]) -> None:
         map_id = self._map_id(session.send(command("show", "map")))

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from haproxy.controller.runtime.observed import ObservedServer
 from haproxy.controller.runtime.socket import Runtime
 from haproxy.controller.settings import EdgeSettings
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, time_scale
 from tests.support.servers import ConsulServer, Process, accepts, consul, free_ports
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -211,7 +211,7 @@ class Edge:
         process = Process([sys.executable, "-m", "haproxy.controller", command], log, env=self.env)
         process.start()
         assert process.popen is not None
-        process.popen.wait(timeout=30)
+        process.popen.wait(timeout=30 * time_scale())
         return process
 
     @property
