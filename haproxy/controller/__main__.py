@@ -67,7 +67,7 @@ def _set_up_logging() -> None:
 
 
 def main() -> None:
-    """Run a command; an error that somebody can mend is one line, not a traceback."""
+    """Run a command; an error that an operator can mend is one line, not a traceback."""
     _set_up_logging()
     try:
         cli()

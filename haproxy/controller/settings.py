@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from discovery.contract import Policy, check_port, parse_networks
+from discovery.contract import Networks, Policy, check_port, parse_networks
 from discovery.errors import ContractError
 
 _VAR = Path(__file__).resolve().parents[2] / "var"
@@ -25,7 +25,7 @@ class EdgeSettings(BaseSettings):
     edge_http_port: int = Field(default=8080, ge=1, le=65535)
     edge_https_port: int = Field(default=8443, ge=1, le=65535)
     stats_port: int = Field(default=8404, ge=1, le=65535)
-    # Another than loopback only where somebody else sees to it that nobody gets there from outside, as Docker does.
+    # Another than loopback only where something else keeps it from being reached from outside, as Docker does.
     stats_bind_address: str = "127.0.0.1"
     controller_port: int = Field(default=8405, ge=1, le=65535)
     # The controller's metrics; as for the edge's own.
@@ -36,6 +36,14 @@ class EdgeSettings(BaseSettings):
     edge_control_ports: str = ""
     # So long an address and port stay with the service that was first there and has left: it may be restarting.
     edge_hold_s: float = Field(default=60.0, ge=0, le=600)
+    # Balancers and other proxies in front of this edge, comma-separated networks. From them, and only from them, the client's address
+    # is taken: from the PROXY protocol where that is on, and then they must speak it, else from the last address in X-Forwarded-For.
+    edge_trusted_proxies: str = ""
+    edge_proxy_protocol: bool = False
+    # Connections of clients in all (0: as many as the descriptors allow), and of the edge to each instance: more requests wait for
+    # a second, and get a 503.
+    edge_maxconn: int = Field(default=0, ge=0, le=30_000)
+    edge_server_maxconn: int = Field(default=1000, ge=1, le=30_000)
     # Requests per 10 s; 0 turns the limit off. Generous: they stop a runaway client, not a busy one.
     edge_rate_source: int = Field(default=20_000, ge=0, le=10_000_000)
     edge_rate_subject: int = Field(default=5_000, ge=0, le=10_000_000)
@@ -71,12 +79,12 @@ class EdgeSettings(BaseSettings):
 
     @property
     def maps_dir(self) -> Path:
-        """Where route maps are written, when there are too many routes for ACLs."""
+        """Where route maps are written."""
         return self.edge_dir.absolute() / "maps"
 
     @property
     def revoked_file(self) -> Path:
-        """Whose tokens have ended before they expire: a map of HAProxy."""
+        """Subjects whose tokens have ended before they expire: a map of HAProxy."""
         return self.edge_dir.absolute() / "revoked.map"
 
     @property
@@ -114,6 +122,10 @@ class EdgeSettings(BaseSettings):
         if self.consul_http_token_file is not None:
             return self.consul_http_token_file.read_text().strip() or None
         return self.consul_http_token or None
+
+    def trusted_proxies(self) -> Networks:
+        """Raises ContractError for what is no network."""
+        return parse_networks(self.edge_trusted_proxies)
 
     def policy(self) -> Policy:
         """Where instances may live. Raises ContractError for a bad network or port."""

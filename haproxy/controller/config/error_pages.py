@@ -10,7 +10,6 @@ import jinja2
 from haproxy.controller.config.files import write_if_changed
 
 OPENAI_PREFIXES = ("/v1", "/chat")
-OPENAI_MAP = "openai.map"
 LATE = "late.lua"
 _ERRORS = Path(__file__).resolve().parents[2] / "errors"
 _TEMPLATE = _ERRORS / "problem.json.j2"
@@ -101,11 +100,10 @@ def pages() -> tuple[Page, ...]:
 
 
 def write_pages(directory: Path) -> None:
-    """Write the bodies, one log-format file a status, the map of the paths that get an OpenAI error object, and `late.lua`.
+    """Write the bodies, one log-format file a status, and `late.lua`.
 
     HAProxy reads them when it reads its configuration.
     """
-    write_if_changed(directory / OPENAI_MAP, "".join(f"{prefix}/ 1\n" for prefix in OPENAI_PREFIXES).encode())
     write_if_changed(directory / LATE, (_ERRORS / LATE).read_bytes())
     for page in _PAGES:
         write_if_changed(directory / page.file_name, _body(page).encode())

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -17,13 +19,14 @@ import jinja2
 
 from discovery.model import Route
 from haproxy.controller.config.allow_list import check_settings, check_state
-from haproxy.controller.config.error_pages import LATE, OPENAI_MAP, late_page, pages, write_pages
+from haproxy.controller.config.error_pages import LATE, OPENAI_PREFIXES, late_page, pages, write_pages
 from haproxy.controller.config.files import write_if_changed
 from haproxy.controller.config.model import Backend, EdgeState, Located, Server
 from haproxy.controller.config.tls import ensure_tls
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.wanted.ownership import NEVER_ROUTED
 
+Params = Callable[[Route, Server], str]
 # Up to here every service is a named ACL, tried in order at about 0.1 µs each; above, the map alone says where to.
 ACL_ROUTES = 32
 # On every answer that HAProxy makes itself.
@@ -36,6 +39,10 @@ DOWNS = "downs"
 # The edge's own paths that a gateway answers, and which gateway: the first one that lives.
 BREAKERS = "/edge/breakers"
 _ANSWERERS = ("svc_gateway-business", "svc_gateway-identity", "svc_gateway-ai")
+# Streams of minutes outlive the reload that a change of another route brings; a fleet whose routes change without end must not
+# gather old workers without end.
+HARD_STOP_S = 600
+MAX_RELOADS = 50
 # How long a client may be silent where no body is a stream.
 _CLIENT_S = 60
 # Servers for which one check a second each costs nothing that matters (about 20 µs a check).
@@ -61,21 +68,26 @@ def pace(state: EdgeState) -> int:
     return max(1, math.ceil(sum(len(b.servers) for b in state.backends) / _SERVERS_PER_PACE))
 
 
-def server_params(route: Route, server: Server, slower: int = 1) -> str:
+def params_for(state: EdgeState, settings: EdgeSettings) -> Params:
+    """`server_params` for the servers of this state, in the file and at run time."""
+    return partial(server_params, slower=pace(state), maxconn=settings.edge_server_maxconn)
+
+
+def server_params(route: Route, server: Server, slower: int = 1, maxconn: int = 1000) -> str:
     """Everything after the address on a `server` line, and after `add server svc/name address` at run time.
 
     Both must be alike: `add server` ignores `default-server`, and a reload must not change a server. `slower` is
     `pace(state)`.
 
-    Who goes out of rotation is decided by what no client can cause. A refused connection calls for two real checks, 10 and
+    Which server goes out of rotation is decided by what no client can cause. A refused connection calls for two real checks, 10 and
     20 ms later, which settle it (a lost SYN takes nobody out). It does not count as one itself: the second request that is
     refused would take the instance out. A hung instance fails two checks; what is left of its requests the Reaper then ends,
-    and the idempotent among them are tried elsewhere. A 5xx is tried elsewhere too, but counts against nobody: with
+    and the idempotent among them are tried elsewhere. A 5xx is tried elsewhere too, but takes no server out: with
     `observe layer7` one URL that always fails, at 200/s, took all three instances down, and a third of all other requests
     with them.
     """
     parts = [
-        f"weight {server.weight}",
+        f"weight {server.weight} maxconn {maxconn}",
         f"check inter {slower}s fastinter 10ms downinter {500 * slower}ms fall 2 rise 1",
         # The defaults of the file, which a server added at run time does not get: without them it keeps no idle connection.
         "pool-max-conn -1 pool-purge-delay 5s",
@@ -116,6 +128,7 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
     """The whole configuration. Raises ContractError for a value that must not be in it; touches no file but the template."""
     check_settings(settings)
     check_state(state)
+    trusted = " ".join(map(str, settings.trusted_proxies()))
     return _ENVIRONMENT.get_template("haproxy.cfg.j2").render(
         settings=settings,
         bind=_bracketed(settings.edge_bind_address),
@@ -126,6 +139,10 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         late=settings.errors_dir / LATE,
         late_page=_quoted(late_page()),
         client_s=_client_s(state),
+        hard_stop_s=max([HARD_STOP_S, *(max(b.route.timeout_s, b.route.idle_s) for b in state.backends)]),
+        max_reloads=MAX_RELOADS,
+        trusted=trusted,
+        by_header=bool(trusted) and not settings.edge_proxy_protocol,
         server_state_file=settings.server_state_file,
         certificate=settings.certificate,
         revoked=settings.revoked_file,
@@ -133,11 +150,11 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         keys=state.keys,
         pages=[_page(settings, page.status, page.file_name, page.retry_after_s) for page in pages()],
         health_headers=_OWN_HEADERS,
-        openai_map=settings.errors_dir / OPENAI_MAP,
+        openai_prefixes=OPENAI_PREFIXES,
         acls=_in_order(_routes(state)),
         breakers=BREAKERS,
         answerers=_answerers(state),
-        backends=[_backend(backend, pace(state)) for backend in state.backends],
+        backends=[_backend(backend, params_for(state, settings)) for backend in state.backends],
     )
 
 
@@ -263,7 +280,7 @@ def _page(
     return {"status": status, "path": settings.errors_dir / file_name, "headers": headers}
 
 
-def _backend(backend: Backend, slower: int) -> dict[str, object]:
+def _backend(backend: Backend, params: Params) -> dict[str, object]:
     route = backend.route
     # The longest last: the last that fits is the one that is said, as in the map. In the expression, the first.
     stripped = sorted(route.paths, key=len) if route.strip else []
@@ -285,7 +302,6 @@ def _backend(backend: Backend, slower: int) -> dict[str, object]:
         "strip_regex": f"'^(?:{prefixes})(?:/(.*))?$'" if stripped else None,
         "lane": "gateway" if _is_gateway(route) else "direct",
         "servers": [
-            {"name": s.name, "address": address_of(s), "params": server_params(route, s, slower)}
-            for s in backend.servers
+            {"name": s.name, "address": address_of(s), "params": params(route, s)} for s in backend.servers
         ],
     }

@@ -12,7 +12,7 @@ from rich.text import Text
 from discovery.consul.catalog import View
 from haproxy.controller.app import consul_api, owner_book
 from haproxy.controller.config.model import Backend, EdgeState
-from haproxy.controller.config.template import pace, server_params
+from haproxy.controller.config.template import params_for
 from haproxy.controller.consul.owners import PINS, Document
 from haproxy.controller.consul.verdicts import verdict
 from haproxy.controller.errors import EdgeError, Unreachable
@@ -87,13 +87,11 @@ def _compare(settings: EdgeSettings, desire: Desire) -> Picture:
         picture.reload = (
             "; ".join(parts) or "routes, keys or settings are not those that this worker was loaded with"
         )
-    slower = pace(EdgeState(tuple(picture.backends)))
+    params = params_for(EdgeState(tuple(picture.backends)), settings)
     for backend in picture.backends:
         seen = picture.observed[backend.name]
         if seen is not None:
-            picture.steps += plan_backend(
-                backend, seen, frozenset(), lambda route, server: server_params(route, server, slower)
-            )
+            picture.steps += plan_backend(backend, seen, frozenset(), params)
     return picture
 
 

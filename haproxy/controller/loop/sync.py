@@ -11,7 +11,7 @@ import structlog
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.model import Instance, Snapshot
 from haproxy.controller.config.model import EdgeState, Server, VerifyKey
-from haproxy.controller.config.template import pace
+from haproxy.controller.config.template import params_for
 from haproxy.controller.consul.owners import Agreed
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.loop.inbox import Inbox, News
@@ -340,7 +340,7 @@ class Sync:
 
     def _state(self) -> EdgeState:
         state = self.desire.state(self.keys, self.guard.held)
-        self._applier.slower = pace(state)
+        self._applier.params = params_for(state, self._settings)
         return state
 
     # -- the full sync, in slices

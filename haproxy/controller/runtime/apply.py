@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from haproxy.controller.config.model import Backend
-from haproxy.controller.config.template import server_params
+from haproxy.controller.config.template import Params, server_params
 from haproxy.controller.metrics import Metrics
 from haproxy.controller.runtime.diff import Step, draining, plan_backend
 from haproxy.controller.runtime.socket import Session, succeeded
@@ -24,15 +24,15 @@ class Applier:
     def __init__(self, metrics: Metrics, drain_s: float) -> None:
         self._metrics = metrics
         self._drain_s = drain_s
-        # `pace` of the state that the file was last rendered from: a server added at run time gets what the file says.
-        self.slower = 1
+        # As in the file that was last rendered: a server added at run time gets what the file says.
+        self.params: Params = server_params
         # service → server → since when it drains
         self._draining: dict[str, dict[str, float]] = {}
         # service → (when to look again, pause before the look after that)
         self._looks: dict[str, tuple[float, float]] = {}
         # backend → the second of its last line in the log, and how many changes it had in it
-        self._said: dict[str, tuple[int, int]] = {}
-        # What was refused last, so that the same refusal is told once.
+        self._noted: dict[str, tuple[int, int]] = {}
+        # What was refused last, so that the same refusal is logged once.
         self._refusals: dict[tuple[str, str], str] = {}
 
     def due(self) -> list[float]:
@@ -44,10 +44,10 @@ class Applier:
         return {service for service, (at, _) in self._looks.items() if at <= now}
 
     def drop(self, service: str) -> None:
-        """Its backend is nobody's any more, and goes with the next reload."""
+        """Its backend belongs to no route any more, and goes with the next reload."""
         self._draining.pop(service, None)
         self._looks.pop(service, None)
-        self._said.pop(f"svc_{service}", None)
+        self._noted.pop(f"svc_{service}", None)
 
     def forget(self) -> None:
         """Another worker: nothing drains in it yet."""
@@ -58,7 +58,7 @@ class Applier:
     def bring(self, session: Session, backend: Backend, now: float) -> bool:
         """Bring one backend in step. False when HAProxy has no such backend. Raises Unreachable.
 
-        A refused command is counted and told; the next look or full sync plans anew from what is then there.
+        A refused command is counted and logged; the next look or full sync plans anew from what is then there.
         """
         service = backend.route.service
         observed = session.servers(backend.name)
@@ -70,9 +70,7 @@ class Applier:
         # Its time begins with the order to drain, not while it waits for its turn.
         since = {name: now if observed[name].mode == "ready" else since.get(name, now) for name in leaving}
         overdue = frozenset(name for name, began in since.items() if now - began >= self._drain_s)
-        steps = plan_backend(
-            backend, observed, overdue, lambda route, server: server_params(route, server, self.slower)
-        )
+        steps = plan_backend(backend, observed, overdue, self.params)
         # All of them: a refused step must not keep the others from being done.
         done = [step for step in steps if self._send(session, step, now)]
         self._remember(service, since, done, now, refused=len(done) < len(steps))
@@ -104,26 +102,26 @@ class Applier:
             name = " ".join(line.words[:2])
             self._metrics.commands.labels(name, "ok" if good else "refused").inc()
             if not good:
-                self._tell(step, str(line), answer.strip())
+                self._warn(step, str(line), answer.strip())
                 return False
         self._refusals.pop((step.backend, step.server), None)
-        self._say(step, now)
+        self._note(step, now)
         return True
 
-    def _say(self, step: Step, now: float) -> None:
+    def _note(self, step: Step, now: float) -> None:
         """At most so many lines a second for each backend: an instance that flaps must not fill the log."""
-        second, count = self._said.get(step.backend, (0, 0))
+        second, count = self._noted.get(step.backend, (0, 0))
         if second != int(now):
             if count > LINES_PER_S:
                 log.info("server changes not logged", backend=step.backend, count=count - LINES_PER_S)
             second, count = int(now), 0
-        self._said[step.backend] = (second, count + 1)
+        self._noted[step.backend] = (second, count + 1)
         if count < LINES_PER_S:
             log.info(
                 "server changed", step=step.kind, backend=step.backend, server=step.server, reason=step.reason
             )
 
-    def _tell(self, step: Step, line: str, answer: str) -> None:
+    def _warn(self, step: Step, line: str, answer: str) -> None:
         refusal = f"{line[:200]} → {answer[:200]}"
         if self._refusals.get((step.backend, step.server)) == refusal:
             return

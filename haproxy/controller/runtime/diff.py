@@ -8,20 +8,18 @@ those in use go on to the old address for as long as the load lasts. So an insta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from discovery.model import Route
 from haproxy.controller.config.model import Backend, Server
-from haproxy.controller.config.template import address_of
+from haproxy.controller.config.template import Params, address_of
 from haproxy.controller.runtime.observed import ObservedServer
 from haproxy.controller.runtime.socket import Command, command
 
 Kind = Literal["add", "ready", "weight", "drain", "remove"]
 # Between the name of an instance and what tells its new place from its old one; no name of an instance has it.
 MOVED = ":"
-Params = Callable[[Route, Server], str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def slow_reader(running: Edge) -> Iterator[None]:
 def test_client_cannot_keep_an_old_worker_for_ever(limit: str, kept: bool) -> None:
     with Upstream("users", handler=lambda _: Answer(body=b"x" * 20_000_000)) as upstream:
         state = EdgeState((backend("users", upstream.port),))
-        with edge(state, alter=("hard-stop-after 30s", limit)) as running, slow_reader(running):
+        with edge(state, alter=("hard-stop-after 600s", limit)) as running, slow_reader(running):
             master(running, "reload")
             eventually(lambda: old_workers(running) == 1, 2)
             if kept:
