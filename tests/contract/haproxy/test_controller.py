@@ -152,14 +152,11 @@ def test_request_that_never_ends_holds_an_instance_no_longer_than_the_bound(runn
     two(running, "stuck")
     for program in running.programs[-2:]:
         program.slow_s = 8.0
-    calls = [threading.Thread(target=lambda: running.get("/api/stuck/slow", 20)) for _ in range(4)]
-    for call in calls:
-        call.start()
+    for _ in range(4):
+        threading.Thread(target=lambda: running.get("/api/stuck/slow", 20), daemon=True).start()
     eventually(lambda: running.servers("stuck")["stuck-1"].sessions > 0, 2)
     running.deregister("stuck-1")
     eventually(lambda: set(running.servers("stuck")) == {"stuck-2"}, 6)
-    for call in calls:
-        call.join(timeout=20)
 
 
 def test_drift_is_mended_by_the_full_sync(running: Edge) -> None:
@@ -236,47 +233,44 @@ def test_pin_hands_a_prefix_over_and_malformed_pins_change_nothing(running: Edge
     assert running.answers("/api/lent") == {"heir-1"}, "held by now"
 
 
-@pytest.mark.parametrize(
-    ("field", "bad", "where"),
-    [
-        ("edge-balance", {"edge-balance": "roundrobin\nprogram x\n  command /bin/true"}, {}),
-        ("edge-check", {"edge-check": "/x; shutdown frontend edge"}, {}),
-        ("edge-path", {"edge-path": "/api/%[env(HOME)]"}, {}),
-        ("edge-path", {"edge-path": '/api/"quoted"'}, {}),
-        ("edge-timeout", {"edge-timeout": "'30'"}, {}),
-        ("edge-weight", {"edge-weight": "1 backup"}, {}),
-        ("address", {}, {"address": "unix@/tmp/evil.sock"}),
-        ("address", {}, {"address": "10.1.2.3"}),
-        ("address", {}, {"address": "no-such-name.invalid"}),
-        ("address", {}, {"address": "127.0.0.1\nserver x"}),
-        ("id", {}, {"id": "x;show env " * 12}),
-        ("port", {}, {"port": "control"}),
-    ],
-)
-def test_hostile_registration_is_refused_alone_and_reported(
-    running: Edge, field: str, bad: dict[str, str], where: dict[str, str]
-) -> None:
-    service = "hostile"
-    if not running.servers(service):
-        running.instance(service, "good", meta(service))
-    running.serves(f"/api/{service}", {"good"})
-    port = running.consul.http_port if "port" in where else 1
-    address = where.get("address", "127.0.0.1")
-    running.register(service, where.get("id", "bad"), port, meta(service) | bad, address=address)
-    try:
-        told = eventually(lambda: _rejected(running, service), 5)
-        assert [one["field"] for one in told["rejected_instances"]] == [field]
-        assert set(running.servers(service)) == {"good"}
-        assert running.answers(f"/api/{service}") == {"good"}
-        assert not re.search(r"^\s*program\b", running.settings.config_path.read_text(), re.MULTILINE)
-    finally:
-        running.deregister(where.get("id", "bad"))
-        eventually(lambda: running.verdict(service)["state"] == "accepted", 5)
+# The field that is refused; what of the metadata, and what else of a registration is bad.
+HOSTILE: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    "bad-balance": ("edge-balance", {"edge-balance": "roundrobin\nprogram x\n  command /bin/true"}, {}),
+    "bad-check": ("edge-check", {"edge-check": "/x; shutdown frontend edge"}, {}),
+    "bad-path": ("edge-path", {"edge-path": "/api/%[env(HOME)]"}, {}),
+    "bad-quote": ("edge-path", {"edge-path": '/api/"quoted"'}, {}),
+    "bad-timeout": ("edge-timeout", {"edge-timeout": "'30'"}, {}),
+    "bad-weight": ("edge-weight", {"edge-weight": "1 backup"}, {}),
+    "bad-socket": ("address", {}, {"address": "unix@/tmp/evil.sock"}),
+    "bad-network": ("address", {}, {"address": "10.1.2.3"}),
+    "bad-name": ("address", {}, {"address": "no-such-name.invalid"}),
+    "bad-line": ("address", {}, {"address": "127.0.0.1\nserver x"}),
+    "x;show env " * 12: ("id", {}, {}),
+    "bad-port": ("port", {}, {"port": "control"}),
+}
 
 
-def _rejected(running: Edge, service: str) -> dict:  # type: ignore[type-arg]
-    told = running.verdict(service)
-    return told if told["rejected_instances"] and told["state"] == "partly" else {}
+def test_hostile_registrations_are_refused_alone_and_reported(running: Edge) -> None:
+    running.instance("hostile", "good", meta("hostile"))
+    running.serves("/api/hostile", {"good"})
+    for name, (_, bad, where) in HOSTILE.items():
+        port = running.consul.http_port if "port" in where else 1
+        running.register(
+            "hostile", name, port, meta("hostile") | bad, address=where.get("address", "127.0.0.1")
+        )
+    expected = {name[:100]: field for name, (field, _, _) in HOSTILE.items()}
+
+    def rejected() -> dict[str, str]:
+        return {one["id"]: one["field"] for one in running.verdict("hostile")["rejected_instances"]}
+
+    eventually(lambda: rejected() == expected, 10)
+    assert running.verdict("hostile")["state"] == "partly"
+    assert set(running.servers("hostile")) == {"good"}
+    assert running.answers("/api/hostile") == {"good"}
+    assert not re.search(r"^\s*program\b", running.settings.config_path.read_text(), re.MULTILINE)
+    for name in HOSTILE:
+        running.deregister(name)
+    eventually(lambda: running.verdict("hostile")["state"] == "accepted", 5)
 
 
 def test_service_with_a_name_that_is_none_is_told_and_harms_nobody(running: Edge) -> None:
@@ -408,6 +402,7 @@ def test_unchecked_instance_gets_nothing_where_another_service_was_first(running
     assert running.reloads() == before
 
 
+@pytest.mark.long
 def test_route_that_flaps_waits_with_its_reloads_and_keeps_nobody_else_waiting(running: Edge) -> None:
     flap, turn = running.instance("flap", "flap-1"), 0
     running.serves("/api/flap", {"flap-1"})
