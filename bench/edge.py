@@ -37,6 +37,11 @@ class Edge:
     settings: EdgeSettings
     signing_key: rsa.RSAPrivateKey
 
+    def log_format(self) -> str:
+        """The line of its configuration that says what it logs."""
+        lines = self.settings.config_path.read_text().splitlines()
+        return next(line.strip() for line in lines if line.strip().startswith("log-format "))
+
 
 def edge_settings(folder: Path, **values: object) -> EdgeSettings:
     """Settings of an edge that lives in `folder` on free loopback ports and refuses nobody for being fast."""
@@ -74,7 +79,9 @@ def bearer(key: rsa.RSAPrivateKey) -> str:
 
 
 def _backend(name: str, auth: Auth, upstream_port: int) -> Backend:
-    route = Route(service=name, paths=(f"/api/{name}",), auth=auth, check=f"/health/{name}")
+    route = Route(
+        service=name, paths=(f"/api/{name}",), auth=auth, check=f"/health/{name}", cache=name == "cached"
+    )
     return Backend(route, (Server(f"{name}-1", "127.0.0.1", upstream_port),))
 
 

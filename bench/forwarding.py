@@ -25,9 +25,11 @@ def _subjects(rivals: bool) -> Iterator[list[Subject]]:
         answering = stack.enter_context(upstream(folder))
         minimal, minimal_pid = stack.enter_context(minimal_haproxy(folder, answering))
         edge = stack.enter_context(generated_edge(folder, answering))
+        logging, logging_pid = stack.enter_context(minimal_haproxy(folder, answering, edge.log_format()))
         base = f"http://127.0.0.1:{edge.port}"
         subjects = [
             Subject("minimal HAProxy", f"http://127.0.0.1:{minimal}{PUBLIC}", minimal_pid),
+            Subject("minimal with the edge's log", f"http://127.0.0.1:{logging}{PUBLIC}", logging_pid),
             Subject("edge, public", base + PUBLIC, edge.pid),
         ]
         if rivals:
@@ -90,6 +92,7 @@ def against_minimum(rounds: int, seconds: float) -> Result:
         samples,
         [
             ("edge, public", "minimal HAProxy", 0.75),
+            ("edge, public", "minimal with the edge's log", None),
             ("edge, RS256 token", "minimal HAProxy", 0.60),
             ("edge, from its cache", "minimal HAProxy", 1.5),
         ],

@@ -46,12 +46,13 @@ def upstream(folder: Path, *, everywhere: bool = False) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def minimal_haproxy(folder: Path, upstream_port: int) -> Iterator[tuple[int, int]]:
-    """HAProxy on the hand-written minimum; yields (port, pid)."""
+def minimal_haproxy(folder: Path, upstream_port: int, log_format: str = "") -> Iterator[tuple[int, int]]:
+    """HAProxy on the hand-written minimum, with a line of this format for each request, or none; yields (port, pid)."""
     port = free_port()
-    config = fill("minimal.cfg", folder / "minimal.cfg", PORT=port, UPSTREAM=upstream_port)
+    log = f"log global\n    {log_format}" if log_format else "no log"
+    config = fill("minimal.cfg", folder / f"minimal-{port}.cfg", PORT=port, UPSTREAM=upstream_port, LOG=log)
     command = ["haproxy", "-W", "-db", "-f", str(config)]
-    with program(pinned(MEASURED_CORE, command), folder / "minimal.log", port=port) as process:
+    with program(pinned(MEASURED_CORE, command), folder / f"minimal-{port}.log", port=port) as process:
         yield port, process.pid
 
 
