@@ -173,13 +173,13 @@ class Controller:
 
     def _await_view(self) -> bool:
         """Until Consul has been heard once: before that there is nothing to be in step with, and HAProxy serves on."""
-        told = False
+        logged = False
         while not self._stopped:
             if self._view.ready(0.2):
                 return True
-            if not told:
+            if not logged:
                 log.info("waiting for consul", address=self._settings.consul_http_addr)
-                told = True
+                logged = True
         return False
 
     def _follow(self) -> None:
@@ -198,12 +198,12 @@ class Controller:
 
     def _turn(self) -> None:
         self.sync.turn()
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
-        told, self.sync.told = self.sync.told, set()
-        if told:
-            self._verdicts.submit({service: self.sync.outcome(service) for service in told})
+    def _report(self) -> None:
+        services, self.sync.to_report = self.sync.to_report, set()
+        if services:
+            self._verdicts.submit({service: self.sync.outcome(service) for service in services})
 
 
 def run(settings: EdgeSettings) -> None:

@@ -76,7 +76,7 @@ class Metrics:
         self.view_age.set_function(view_age)
         self.problems.set_function(lambda: len(health.problems()))
         app = _app(make_wsgi_app(self.registry), health)
-        every = "0.0.0.0"  # noqa: S104  somebody has set it
+        every = "0.0.0.0"  # noqa: S104  by the operator's own setting
         kind = _Server6 if ":" in address else _Server
         server = make_server(address.replace("*", every), port, app, kind, _Handler)
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
@@ -100,7 +100,7 @@ class _Server6(_Server):
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Who asks for metrics is no news."""
+        """That metrics are asked for is no news."""
 
 
 def _app(metrics: WSGIApplication, health: Health) -> WSGIApplication:

@@ -1,16 +1,16 @@
-"""The allow-list in front of the template: every value again, whoever made it."""
+"""The allow-list in front of the template: every value again, wherever it comes from."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from discovery import contract
 from discovery.errors import ContractError
-from discovery.model import Auth, Balance, Domain, Lane, Protocol, Upgrade
-from haproxy.controller.config.model import Backend, EdgeState, Server, VerifyKey
+from discovery.model import Route
+from haproxy.controller.config.model import EdgeState, Server, VerifyKey
 from haproxy.controller.settings import EdgeSettings
 
 _EVERYWHERE = contract.parse_networks("0.0.0.0/0,::/0")
@@ -22,6 +22,7 @@ _FILE = re.compile(r"/[^\x00-\x1f\x7f'\"\\$%#`]{1,400}")
 
 def check_settings(settings: EdgeSettings) -> None:
     """Raises ContractError for a setting that cannot stand in a configuration."""
+    settings.trusted_proxies()
     for name, path in (("EDGE_DIR", settings.edge_dir), ("EDGE_RUN_DIR", settings.edge_run_dir)):
         _file(name, path.absolute())
     for name, claim in (("AUTH_ISSUER", settings.auth_issuer), ("AUTH_AUDIENCE", settings.auth_audience)):
@@ -42,7 +43,7 @@ def check_settings(settings: EdgeSettings) -> None:
 def check_state(state: EdgeState) -> None:
     """Raises ContractError for the first value of the state that is not of the contract, and for a name that stands twice."""
     for backend in state.backends:
-        _check_route(backend)
+        _check_route(backend.route)
         for server in backend.servers:
             _check_server(server)
         _once("instance id", [server.name for server in backend.servers])
@@ -53,32 +54,13 @@ def check_state(state: EdgeState) -> None:
     _once("kid", [key.kid for key in state.keys])
 
 
-def _check_route(backend: Backend) -> None:
-    route = backend.route
-    contract.check_name(route.service)
+def _check_route(route: Route) -> None:
+    """What the contract reads out of the route's own metadata must be this route again."""
     for prefix in route.paths:
         contract.check_prefix(prefix)
-    contract.check_path(route.check, "edge-check")
-    for field, value, allowed in (
-        ("edge-balance", route.balance, get_args(Balance)),
-        ("edge-auth", route.auth, get_args(Auth)),
-        ("edge-lane", route.lane, get_args(Lane)),
-        ("edge-domain", route.domain, get_args(Domain)),
-        ("edge-protocol", route.protocol, get_args(Protocol)),
-        ("edge-upgrade", route.upgrade, get_args(Upgrade)),
-    ):
-        if value not in allowed:
-            raise ContractError(field, value, "must be one of " + ", ".join(allowed))
-    for field, flag in (
-        ("edge-strip", route.strip),
-        ("edge-check-identity", route.check_identity),
-        ("edge-cache", route.cache),
-        ("edge-stream", route.stream),
-    ):
-        if type(flag) is not bool:
-            raise ContractError(field, flag, "must be true or false")
-    _integer("edge-timeout", route.timeout_s, 1, 3600)
-    _integer("edge-idle", route.idle_s, 1, contract.MAX_IDLE_S)
+    one = replace(route, paths=("/one",))
+    if contract.parse_route(route.service, one.to_meta()) != one:
+        raise ContractError("route", route.service, "holds a value that is not of the contract")
 
 
 def _check_server(server: Server) -> None:

@@ -45,7 +45,7 @@ class Backend:
 class VerifyKey:
     """A public key of the issuer: `kid` of `[A-Za-z0-9_-]{1,64}`, `pem_path` absolute, PEM SubjectPublicKeyInfo, RSA.
 
-    `pem` is what the file holds, and is written there again should it be lost; empty for a file that is somebody else's.
+    `pem` is what the file holds, and is written there again should it be lost; empty for a file of another origin.
     """
 
     kid: str

@@ -34,7 +34,7 @@ _OWN_HEADERS = (
     "hdr Cache-Control no-store hdr X-Content-Type-Options nosniff"
     " hdr X-Frame-Options DENY hdr Referrer-Policy no-referrer"
 )
-# The ring buffer of HAProxy in which it notes who goes down.
+# The ring buffer of HAProxy in which it notes which servers go down.
 DOWNS = "downs"
 # The edge's own paths that a gateway answers, and which gateway: the first one that lives.
 BREAKERS = "/edge/breakers"
@@ -80,7 +80,7 @@ def server_params(route: Route, server: Server, slower: int = 1, maxconn: int = 
     `pace(state)`.
 
     Which server goes out of rotation is decided by what no client can cause. A refused connection calls for two real checks, 10 and
-    20 ms later, which settle it (a lost SYN takes nobody out). It does not count as one itself: the second request that is
+    20 ms later, which settle it (a lost SYN takes no server out). It does not count as one itself: the second request that is
     refused would take the instance out. A hung instance fails two checks; what is left of its requests the Reaper then ends,
     and the idempotent among them are tried elsewhere. A 5xx is tried elsewhere too, but takes no server out: with
     `observe layer7` one URL that always fails, at 200/s, took all three instances down, and a third of all other requests
@@ -228,8 +228,8 @@ def _is_gateway(route: Route) -> bool:
 
 
 def _in_order(routes: list[_Route]) -> list[_Route] | None:
-    """The routes in an order in which the first ACL that fits is the one of the longest prefix: who lies inside another's
-    prefix comes before him. None when there are too many, or when two lie inside each other's, so that no order would do."""
+    """The routes in an order in which the first ACL that fits is the one of the longest prefix: a service inside another's
+    prefix comes before it. None when there are too many, or when two lie inside each other's, so that no order would do."""
     if len(routes) > ACL_ROUTES:
         return None
     owners = {prefix: route.service for route in routes for prefix in route.prefixes}

@@ -1,4 +1,4 @@
-"""Telling the owners: one verdict a service in Consul's KV, in the log and in the metrics."""
+"""What the owners learn: one verdict a service in Consul's KV, in the log and in the metrics."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from haproxy.controller.wanted.election import Outcome
 log = structlog.get_logger(__name__)
 
 # Consul takes 512 KiB a key; an owner learns enough from the first of many.
-MAX_TOLD = 50
+MAX_REASONS = 50
 RETRY_S = 2.0
-# No service is told more often than this.
+# A verdict is not written more often than this.
 ROUND_S = 1.0
-# Somebody may have deleted or changed verdicts, or Consul may be another one.
+# Verdicts may have been deleted or changed, or Consul may be another one.
 COMPARE_EVERY_S = 30.0
 
 
@@ -53,9 +53,9 @@ def verdict(outcome: Outcome) -> dict[str, Any]:
         "paths": list(outcome.route.paths) if served and outcome.route else [],
         "refused": [{"path": r.path, "reason": r.reason} for r in outcome.refused],
         "rejected_instances": [
-            {"id": r.instance[:100], "field": r.field, "reason": r.reason} for r in fatal[:MAX_TOLD]
+            {"id": r.instance[:100], "field": r.field, "reason": r.reason} for r in fatal[:MAX_REASONS]
         ],
-        "reasons": reasons[:MAX_TOLD],
+        "reasons": reasons[:MAX_REASONS],
     }
 
 
@@ -186,12 +186,12 @@ class VerdictWriter:
             if self._attempt(key, lambda: self._api.kv_delete(key)):
                 self._written.pop(service, None)
         elif self._written.get(service) != wanted:
-            told = json.dumps({**wanted, "edge": self._edge, "time": time.time()}).encode()
-            if self._attempt(key, lambda: self._api.kv_put(key, told)):
+            document = json.dumps({**wanted, "edge": self._edge, "time": time.time()}).encode()
+            if self._attempt(key, lambda: self._api.kv_put(key, document)):
                 self._written[service] = wanted
 
     def _attempt(self, key: str, send: Callable[[], None]) -> bool:
-        """Answers whether Consul took it; a refusal is told once. Raises ConsulError when Consul cannot be asked."""
+        """Answers whether Consul took it; a refusal is logged once. Raises ConsulError when Consul cannot be asked."""
         try:
             send()
         except ConsulRefused as error:

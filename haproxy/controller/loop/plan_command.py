@@ -102,8 +102,8 @@ def show(picture: Picture, console: Console) -> None:
     if refused:
         table = Table("service", "verdict", "why", title="Refused", title_justify="left")
         for outcome in refused:
-            told = verdict(outcome)
-            table.add_row(Text(told["service"]), told["state"], Text("\n".join(told["reasons"][:10])))
+            said = verdict(outcome)
+            table.add_row(Text(said["service"]), said["state"], Text("\n".join(said["reasons"][:10])))
         console.print(table)
     if picture.observed is None:
         console.print("HAProxy does not answer on its Runtime API: nothing can be done now.", style="yellow")

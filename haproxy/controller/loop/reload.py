@@ -233,7 +233,7 @@ def check_config(path: Path, binary: str = "haproxy", *, hurry: bool = True) -> 
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigRefused(f"{binary} -c did not run: {error}") from error
     if done.returncode != 0:
-        # The name is another one each time, and the same refusal is told once.
+        # The name is another one each time, and the same refusal is logged once.
         output = (done.stdout + done.stderr).decode(errors="replace")
         raise ConfigRefused(output.replace(str(path), "haproxy.cfg"))
 

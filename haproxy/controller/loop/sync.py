@@ -57,7 +57,7 @@ class Sync:
         self.guard = Guard(settings.edge_guard_grace_s, settings.edge_guard_minimum)
         self.writer = FileWriter(reloader, health)
         self.reloads = Reloads(reloader, metrics, health, self.inbox.wake.ring, clock)
-        self.told: set[str] = set()
+        self.to_report: set[str] = set()
         self.on_reload: Callable[[], None] = lambda: None
         self.propose: Callable[[Agreed], None] = lambda _: None
         # What a reload had better wait for, if not for long.
@@ -93,7 +93,7 @@ class Sync:
         self.desire.update({name: snapshot.instances(name) for name in snapshot.services}, self._clock.time())
         self.desire.settle(self._clock.time())
         self._guard(before)
-        self.told |= self.desire.present()
+        self.to_report |= self.desire.present()
         self._route_change("start")
 
     def turn(self) -> None:
@@ -153,7 +153,7 @@ class Sync:
             self.keys = news.keys
             self._route_change("keys")
         if settled:
-            self.told |= self.desire.present()
+            self.to_report |= self.desire.present()
             self._route_change("routes")
 
     def _take_owners(self, news: News, now: float) -> bool:
@@ -200,7 +200,7 @@ class Sync:
         if not services:
             return
         self._touched |= services
-        self.told |= services
+        self.to_report |= services
         self._file_changes()
 
     def _file_changes(self) -> None:
@@ -220,7 +220,7 @@ class Sync:
         if self.reloads.want(self._wanted(), reason):
             self._metrics.in_step.set(0)
             self._file_changes()
-        self.told |= before ^ self.reloads.pending
+        self.to_report |= before ^ self.reloads.pending
 
     def _wanted(self) -> Wanted:
         routes = self.desire.routes()
@@ -258,7 +258,7 @@ class Sync:
             self._begin_full(now)
 
     def _meet(self, process: ProcessInfo) -> None:
-        """Another worker than the one known: the first one, or one that somebody else started."""
+        """Another worker than the one known: the first one, or one that was started past this controller."""
         log.info("following a worker of haproxy", pid=process.pid, known=self._process and self._process.pid)
         self._metrics.haproxy_up.set(1)
         self._health.well("haproxy")
@@ -336,7 +336,7 @@ class Sync:
             self.on_reload()
         elif ended and not self.reloads.under_way:
             self._route_change("routes")
-            self.told |= self.reloads.pending
+            self.to_report |= self.reloads.pending
 
     def _state(self) -> EdgeState:
         state = self.desire.state(self.keys, self.guard.held)
@@ -347,7 +347,7 @@ class Sync:
 
     def _begin_full(self, now: float) -> None:
         if self.desire.settle(self._clock.time()):  # a memory has expired
-            self.told |= self.desire.present()
+            self.to_report |= self.desire.present()
         self._full = deque(sorted(self.desire.routes()))
         self._full_began = now
         self._next_full = now + self._settings.edge_sync_s

@@ -18,13 +18,13 @@ from haproxy.controller.runtime.observed import ObservedServer
 from haproxy.controller.runtime.socket import Command, command
 
 Kind = Literal["add", "ready", "weight", "drain", "remove"]
-# Between the name of an instance and what tells its new place from its old one; no name of an instance has it.
+# Between the name of an instance and what distinguishes its new place from its old one; no name of an instance has it.
 MOVED = ":"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Commands that belong together: when one is refused, the rest of the step is not sent. `reason` is for people."""
+    """Commands that belong together: when one is refused, the rest of the step is not sent. `reason` is for the log."""
 
     kind: Kind
     backend: str

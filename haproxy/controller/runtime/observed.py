@@ -18,7 +18,7 @@ Mode = Literal["ready", "drain", "maint"]
 class ObservedServer:
     """One server as HAProxy has it. `mode` is what it was ordered, `up` what its checks say.
 
-    `checked` tells whether its checks run; `sessions` counts requests under way, not idle connections.
+    `checked`: whether its checks run; `sessions` counts requests under way, not idle connections.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Ending the requests that a server still holds which has gone down: it hangs, and its clients shall not hang with it.
+"""Ending the requests that a server still holds which has gone down: it hangs, and its clients should not hang with it.
 
 HAProxy can do so itself (`on-marked-down shutdown-sessions`), but does it in the moment in which the server goes down, and to
 requests too that are only just *connecting* to it: those end without an answer in place of being tried elsewhere. Measured
 with 2.6: one of two servers cut off from the network under 200 requests/s lost 29 of them. So they are ended a moment
-later, when none can be connecting any more. Who goes down HAProxy notes in a ring buffer, which is followed here (a socket for
+later, when none can be connecting any more. Which server goes down, HAProxy notes in a ring buffer, which is followed here (a socket for
 datagrams, the other way to hear of it, takes ten lines at a time).
 Ref: https://docs.haproxy.org/2.6/management.html#9.3-show%20events
 """
@@ -58,22 +58,22 @@ class Reaper:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody has just gone down whose requests are still to be ended: in another worker they cannot be."""
+        """Whether a server has just gone down whose requests are still to be ended: in another worker they cannot be."""
         return bool(self._due)
 
     def _turn(self) -> float:
         try:
             self._follow()
         except Unreachable as error:
-            log.debug("servers that go down are not told of", error=str(error))
+            log.debug("servers that go down are not heard of", error=str(error))
         finally:
             self._due.clear()
         return RETRY_S
 
     def _follow(self) -> None:
-        """Until the worker is another one, or is to end: it waits for who is still connected to it.
+        """Until the worker is another one, or is to end: it waits for every client that is still connected to it.
 
-        The buffer tells what happened before, too: who has nothing to lose, loses nothing.
+        The buffer holds what happened before, too: a server without requests has none to lose.
         """
         worker, looked = self._runtime.info(), self._clock.monotonic()
         events = self._runtime.follow(command("show", "events", DOWNS, "-w"), LOOK_EVERY_S)

@@ -60,7 +60,7 @@ def _serves(instance: Instance, route: Route | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Everything to be told about one service. `route` is None when nothing of it is exposed.
+    """Everything to be reported about one service. `route` is None when nothing of it is exposed.
 
     `pending`: what it waits for where HAProxy does not have the route yet; empty where it has.
     """
@@ -119,7 +119,7 @@ class Desire:
         return self._admissions.release(self._clock.monotonic())
 
     def settle(self, now: float) -> bool:
-        """Give out all prefixes anew: claims, pins or the time have changed. Answers whether anybody has others now."""
+        """Give out all prefixes anew: claims, pins or the time have changed. Answers whether any service has others now."""
         before = self._book.memories, self._refused
         routes = {name: e.route for name, e in self._elections.items() if e.route is not None}
         claims = {
@@ -148,7 +148,7 @@ class Desire:
         return {server.name: server for server in election.servers} if election else {}
 
     def ordered_out(self, service: str) -> frozenset[str]:
-        """Names of instances that somebody has put into maintenance."""
+        """Names of instances that are in maintenance, by order."""
         election = self._elections.get(service)
         return election.ordered_out if election else frozenset()
 

@@ -11,7 +11,7 @@ from haproxy.controller.config.model import Server
 log = structlog.get_logger(__name__)
 
 # One event may reach us in parts: several instances each, within this time. One instance after the other is no such event,
-# however fast: that is somebody stopping them in turn.
+# however fast: then they are being stopped in turn.
 STEP_S = 0.5
 
 Servers = Mapping[str, Mapping[str, Server]]

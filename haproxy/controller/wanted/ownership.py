@@ -106,7 +106,7 @@ def _refusal(path: str, service: str, owners: Mapping[str, str], pins: Mapping[s
 
 
 def _around(path: str, service: str, owners: Mapping[str, str], inside: Mapping[str, set[str]]) -> str | None:
-    """A prefix around others' takes nothing of theirs, but all that nobody has yet: `/api` would keep every new service out."""
+    """A prefix around others' takes nothing of theirs, but all that is still free: `/api` would keep every new service out."""
     others = inside.get(path, set()) - {service}
     if not others or owners.get(path) == service or service.startswith(GATEWAY):
         return None
@@ -172,7 +172,7 @@ class OwnerBook:
         self._unproposed = True
 
     def load(self) -> None:
-        """Read the file; one that is missing or broken counts as empty, and is told."""
+        """Read the file; one that is missing or broken counts as empty, and is logged."""
         try:
             document = json.loads(self._path.read_bytes())
             memories = {str(name): _memory(str(name), entry) for name, entry in document["services"].items()}
@@ -188,7 +188,7 @@ class OwnerBook:
         self.memories, self.pins, self._joined = memories, pins, joined
 
     def save(self) -> None:
-        """Write what has changed since the last call; a failure is told, and tried again at the next call."""
+        """Write what has changed since the last call; a failure is logged, and tried again at the next call."""
         if not self._stale:
             return
         document = {
@@ -252,8 +252,8 @@ class OwnerBook:
     def adopt(self, owners: Mapping[str, str] | None, modified: int) -> bool:
         """Take in what is agreed (None: nothing yet) at an index; answers whether that changes who owns what.
 
-        An edge that has not agreed with anybody yet, after its start with a file of former times, adds what it remembers
-        where nobody else has it; from then on the document is right.
+        An edge that has not agreed with others yet, after its start with a file of former times, adds what it remembers
+        where no other edge has given it; from then on the document is right.
         """
         self._modified, self._unproposed = modified, True
         self._agreed = owners or {}
