@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from haproxy.controller.settings import EdgeSettings
 from stack import consul_agent, processes, redis_servers
@@ -282,7 +283,7 @@ class Stack:
     def edge_settings(self) -> EdgeSettings:
         """The edge's settings as the controller will read them. Raises ValidationError, which names the variable."""
         given = {**os.environ, **self.catalogue.extra}
-        values = {name.lower(): value for name, value in given.items()}
+        values: dict[str, Any] = {name.lower(): value for name, value in given.items()}
         return EdgeSettings(**{name: values[name] for name in EdgeSettings.model_fields if name in values})
 
     def need_running(self) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import requests
 import structlog
 
-from stack import rest
+from stack import http
 from stack.errors import TookTooLong
 from stack.settings import REPO, StackSettings
 from stack.vault import Vault, write_private
@@ -84,9 +85,9 @@ class ConsulAcl:
         while time.monotonic() < until:
             try:
                 answer = self._call("GET", "/v1/acl/token/self")
-                if answer.status == 200:
+                if answer.status_code == 200:
                     return
-                last = f"{answer.status} {answer.body[:200]!r}"
+                last = f"{answer.status_code} {answer.content[:200]!r}"
             except OSError as error:
                 last = str(error)
             time.sleep(0.05)
@@ -153,22 +154,22 @@ class ConsulAcl:
 
     def _knows(self, name: str) -> bool:
         token = self.vault.consul_token(name)
-        answer = rest.call(self.address, "GET", "/v1/acl/token/self", headers={"X-Consul-Token": token})
-        if answer.status == 200:
+        answer = http.call(self.address, "GET", "/v1/acl/token/self", headers={"X-Consul-Token": token})
+        if answer.status_code == 200:
             return True
-        if answer.status == 403:
+        if answer.status_code == 403:
             return False
-        raise ConnectionError(f"Consul answers {answer.status}: {answer.body[:200]!r}")
+        raise ConnectionError(f"Consul answers {answer.status_code}: {answer.content[:200]!r}")
 
-    def _call(self, method: str, path: str, body: object = None) -> rest.Answer:
+    def _call(self, method: str, path: str, body: object = None) -> requests.Response:
         token = self.vault.consul_token("master")
-        return rest.call(self.address, method, path, body=body, headers={"X-Consul-Token": token})
+        return http.call(self.address, method, path, body=body, headers={"X-Consul-Token": token})
 
     def _must(self, method: str, path: str, body: object = None) -> Any:
         answer = self._call(method, path, body)
-        if answer.status != 200:
-            raise ConnectionError(f"Consul: {method} {path}: {answer.status} {answer.body[:300]!r}")
-        return answer.json()
+        if answer.status_code != 200:
+            raise ConnectionError(f"Consul: {method} {path}: {answer.status_code} {answer.content[:300]!r}")
+        return answer.json() if answer.content else None
 
 
 def keep_tokens(

@@ -8,15 +8,15 @@ import contextlib
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from stack import account, engine, install, ports, processes
+from stack import PORT_HOLDERS, STACK_MARK, account, install
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -60,53 +60,69 @@ def main(argv: list[str]) -> int:
         return 130
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the code runs from, where its state is, and the user that runs it."""
+
+    home: Path
+    var: Path
+    user: account.Account
+
+    @property
+    def venv(self) -> Path:
+        return self.home / ".venv"
+
+    @property
+    def python(self) -> str:
+        return str(self.venv / "bin" / "python")
+
+    @property
+    def tools(self) -> Path:
+        return self.venv / "tools"
+
+
 def launch(command: str, arguments: list[str]) -> int:
-    """Returns only where the virtual environment is missing or linters ran; else this process becomes the command."""
+    """Returns only where the virtual environment is missing or this process was enough; else it becomes the command."""
     if command in TESTS:
         check_backends(os.environ)
     os.umask(0o022)
-    home, who = _home_and_account(dict(os.environ), tell=command in LEVELS)
-    var = _var(home, os.environ)
-    venv = home / ".venv"
+    place = _place(dict(os.environ), say_why=command in LEVELS)
     if command == "clean":
-        return _clean(home, var, venv)
+        return _clean(place)
     if command == "lock":
-        # As the caller: the files belong to the checkout.
-        with tempfile.TemporaryDirectory(prefix="breakwater-lock-") as tool:
-            upgrade = bool(os.environ.get("UPGRADE"))
-            install.make_locks(REPO, Path(tool), install.choose_python(who.succeeds), upgrade)
-        return 0
-    python = str(venv / "bin" / "python")
+        return _lock(place.user)
     if command in LEVELS:
-        _install(LEVELS[command], home, venv, who)
-    elif not Path(python).exists():
-        print("error: nothing is installed here yet\nstart with: make up", file=sys.stderr)
-        return 1
-    account.give(var, who)
-    environment = _environment(who, home, var, venv)
-    os.chdir(home)
+        _install(LEVELS[command], place)
+    elif not Path(place.python).exists():
+        raise UsageError("nothing is installed here yet\nstart with: make up")
+    account.give(place.var, place.user)
+    environment = _environment(place)
+    os.chdir(place.home)
     if command == "test-compose":
-        environment["DOCKER_CONFIG"] = str(install.install_compose(_tools(venv)))
-        environment["BUILDX_CONFIG"] = str(var / "cache" / "buildx")
-        return _test_containers(python, arguments, who, environment, home)
+        return _test_containers(arguments, place, environment)
     if os.geteuid() == 0:
         if command == "up":
-            environment[ports.HOLDERS] = ports.holders(environment)
-        who.enter()
+            environment[PORT_HOLDERS] = _port_holders(place.python, environment)
+        place.user.enter()
     with contextlib.suppress(OSError):
-        (var / "home").mkdir(exist_ok=True)
+        (place.var / "home").mkdir(exist_ok=True)
     if command == "lint":
-        return _lint(python, environment)
+        return _lint(place.python, environment)
+    return _become([place.python, *_words(command, arguments)], environment)
+
+
+def _become(argv: list[str], environment: Mapping[str, str]) -> NoReturn:
+    sys.stdout.flush()
+    os.execve(argv[0], argv, environment)  # noqa: S606  (an argument list, no shell)
+
+
+def _words(command: str, arguments: list[str]) -> list[str]:
+    """What Python is to run for a command."""
     if command in TESTS:
         # Most tests wait for servers more than they compute.
         whole = ["-n", "3", "--dist", "loadscope", "-m", TESTS[command]]
-        words = ["-m", "pytest", "-p", "no:cacheprovider", *(arguments or whole)]
-    elif command == "bench":
-        words = ["-m", "bench", *arguments]
-    else:
-        words = ["-m", "stack", command, *arguments]
-    sys.stdout.flush()
-    return _become([python, *words], environment)
+        return ["-m", "pytest", "-p", "no:cacheprovider", *(arguments or whole)]
+    return ["-m", "bench", *arguments] if command == "bench" else ["-m", "stack", command, *arguments]
 
 
 def check_backends(environment: Mapping[str, str]) -> None:
@@ -116,104 +132,66 @@ def check_backends(environment: Mapping[str, str]) -> None:
         raise UsageError(f"BACKENDS={value} is unknown\nit takes: {', '.join(BACKENDS)}")
 
 
-def _test_containers(
-    python: str, arguments: list[str], who: account.Account, environment: dict[str, str], home: Path
-) -> int:
-    """The tests on containers, as an ordinary user where the Docker engine is our own. Returns their exit status."""
-    chosen = arguments or ["-m", "needs_stack and not long", "tests/containers", "tests/resilience"]
-    argv = [python, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
-    environment |= {"FLEET": "containers", "PYTHONDONTWRITEBYTECODE": "1"}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an engine must not be left behind
-    with contextlib.ExitStack() as cleanup:
-        enter = None
-        if not engine.answers(environment):
-            if os.geteuid():
-                return _as_root("test-compose", arguments)
-            install.install_packages("engine", install.choose_python(who.succeeds))
-            install.say("starting a Docker engine for the tests: none runs here")
-            environment["DOCKER_HOST"] = cleanup.enter_context(engine.running(who.gid))
-            enter = who.enter
-        consul = shutil.which("consul", path=environment["PATH"])
-        stood_in = engine.provide(home, python, consul, environment)
-        if stood_in:
-            print(
-                f"note: stand-ins made of Debian's packages, tagged alike, are used for {', '.join(stood_in)}",
-                flush=True,
-            )
-        tests = subprocess.Popen(argv, env=environment, preexec_fn=enter)
-        cleanup.callback(_end, tests)
-        return tests.wait()
+def _test_containers(arguments: list[str], place: Place, environment: dict[str, str]) -> int:
+    from tests.support import engine
+
+    environment["DOCKER_CONFIG"] = str(install.install_compose(place.tools))
+    environment["BUILDX_CONFIG"] = str(place.var / "cache" / "buildx")
+    return engine.run_tests(place.python, arguments, place.user, environment, place.home)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(120)
-        process.kill()
-
-
-def _as_root(command: str, arguments: list[str]) -> NoReturn:
-    """The same command once more, by sudo; the tests themselves are run by the one who called it."""
-    kept = [
-        f"{name}={value}" for name, value in os.environ.items() if name not in {"HOME", "USER", "LOGNAME"}
-    ]
-    words = [*install.as_root("no Docker engine runs here, or you may not use it"), "env", *kept]
-    sys.stdout.flush()
-    return _become([*words, sys.executable, "-m", "stack.launch", command, *arguments], dict(os.environ))
-
-
-def _become(argv: list[str], environment: Mapping[str, str]) -> NoReturn:
-    os.execvpe(argv[0], argv, environment)  # noqa: S606  (an argument list, no shell)
-
-
-def _home_and_account(environment: Mapping[str, str], tell: bool) -> tuple[Path, account.Account]:
-    """Where the code runs from, and who runs it. Where that user cannot read the checkout, a copy is made for him."""
+def _place(environment: Mapping[str, str], say_why: bool) -> Place:
+    """Where that user cannot read the checkout, a copy of it is made and runs instead."""
     copy = account.COPIES / f"{REPO.name}-{hashlib.sha256(os.fsencode(REPO)).hexdigest()[:8]}"
-    who = account.choose(REPO, [_var(REPO, environment), _var(copy, environment)], environment)
-    closed = account.unreadable(who, REPO)
+    user = account.choose(REPO, [_var(REPO, environment), _var(copy, environment)], environment)
+    closed = account.unreadable(user, REPO)
     if closed is None:
-        return REPO, who
-    if tell:
+        return Place(REPO, _var(REPO, environment), user)
+    if say_why:
         print(
-            f"note: {who.name} cannot read {closed}, so a copy of the code in {copy} runs"
+            f"note: {user.name} cannot read {closed}, so a copy of the code in {copy} runs"
             f" (to run in place: let others in there, chmod o+rX {closed}, or move the checkout)"
         )
     account.copy_code(REPO, copy)
-    return copy, who
+    return Place(copy, _var(copy, environment), user)
 
 
 def _var(home: Path, environment: Mapping[str, str]) -> Path:
     return Path(environment.get("BREAKWATER_VAR") or home / "var").absolute()
 
 
-def _install(level: str, home: Path, venv: Path, who: account.Account) -> None:
-    python = install.choose_python(who.succeeds)
+def _install(level: str, place: Place) -> None:
+    python = install.choose_python(place.user.succeeds)
     install.install_packages(level, python)
     try:
-        with install.only_one(home):
-            install.install_venv(venv, home, level, python)
-            install.install_consul(_tools(venv), who.succeeds)
+        with install.only_one(place.home):
+            install.install_venv(place.venv, place.home, level, python)
+            install.install_consul(place.tools, place.user.succeeds)
     except PermissionError as error:
         raise account.AccountError(
             f"{error.filename} cannot be written: the checkout is not yours\nmake it yours, or use a clone of your own"
         ) from None
 
 
-def _tools(venv: Path) -> Path:
-    return venv / "tools"
+def _lock(user: account.Account) -> int:
+    """As the caller: the files belong to the checkout."""
+    with tempfile.TemporaryDirectory(prefix="breakwater-lock-") as tool:
+        upgrade = bool(os.environ.get("UPGRADE"))
+        install.make_locks(REPO, Path(tool), install.choose_python(user.succeeds), upgrade)
+    return 0
 
 
-def _environment(who: account.Account, home: Path, var: Path, venv: Path) -> dict[str, str]:
-    kept = account.environment_for(who, os.environ, var) if os.geteuid() == 0 else dict(os.environ)
-    cache = var / "cache"
+def _environment(place: Place) -> dict[str, str]:
+    root = os.geteuid() == 0
+    kept = account.environment_for(place.user, os.environ, place.var) if root else dict(os.environ)
+    cache = place.var / "cache"
     # Compiled code is kept: without it each of forty programs compiles every library anew, in seconds of processor time.
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     return {
         **kept,
         # The system's programs come before Consul's own copy, so that a consul on PATH wins.
-        "PATH": f"{install.search_path()}:{_tools(venv) / 'bin'}",
-        "PYTHONPATH": str(home),
+        "PATH": f"{install.search_path()}:{place.tools / 'bin'}",
+        "PYTHONPATH": str(place.home),
         "PYTHONPYCACHEPREFIX": str(cache / "pycache"),
         "RUFF_CACHE_DIR": str(cache / "ruff"),
         "MYPY_CACHE_DIR": str(cache / "mypy"),
@@ -221,15 +199,30 @@ def _environment(who: account.Account, home: Path, var: Path, venv: Path) -> dic
     }
 
 
-def _clean(home: Path, var: Path, venv: Path) -> int:
+def _port_holders(python: str, environment: Mapping[str, str]) -> str:
+    """Only root sees which programs of other users hold a port that the stack wants."""
+    done = subprocess.run([python, "-m", "stack.ports"], env=environment, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _clean(place: Place) -> int:
     """Take away what `up` and `test` made: state, virtual environment, copy of the code. Debian packages stay."""
-    if processes.of_stack(var):
-        print("error: the stack is running\nend it first: make down", file=sys.stderr)
-        return 1
-    for folder in (var, venv, *([home] if home != REPO else [])):
+    if _runs(place.var):
+        raise UsageError("the stack is running\nend it first: make down")
+    for folder in (place.var, place.venv, *([place.home] if place.home != REPO else [])):
         shutil.rmtree(folder, ignore_errors=True)
         print(f"removed {folder}")
     return 0
+
+
+def _runs(var: Path) -> bool:
+    """Whether the stack's supervisord runs; its number may be another program's by now, which has not the stack's mark."""
+    try:
+        pid = int((var / "run" / "supervisord.pid").read_text())
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except (OSError, ValueError):
+        return False
+    return f"{STACK_MARK}={var}".encode() in environ.split(b"\0")
 
 
 def _lint(python: str, environment: Mapping[str, str]) -> int:

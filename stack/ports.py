@@ -1,4 +1,4 @@
-"""Which ports are free, and who holds one that is not. Linux: read from /proc."""
+"""Which ports are free, and which program holds one that is not, from /proc. `python -m stack.ports`: those of the stack that are held."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import random
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from stack import PORT_HOLDERS
 
 DEFAULTS = {
     "EDGE_HTTP_PORT": 8080,
@@ -24,9 +26,6 @@ DEFAULTS = {
     "REDIS_STATE_PORT": 6391,
 }
 """Variable → port, for every port that is not an instance's."""
-
-HOLDERS = "BREAKWATER_PORT_HOLDERS"
-"""Variable in which root, before it becomes an ordinary user, leaves what only root sees: JSON, port → who holds it."""
 
 _FIRST, _LAST = (
     21000,
@@ -79,16 +78,16 @@ def assign(count: int, base: int, taken: Iterable[int]) -> list[int]:
     return found
 
 
-def holders(environment: Mapping[str, str]) -> str:
-    """What goes into `HOLDERS`: who holds those of the stack's ports that are not free."""
+def holders(environment: Mapping[str, str]) -> dict[int, str]:
+    """The stack's ports that are held, and by which program: for `PORT_HOLDERS`."""
     wanted = (environment.get(name) or str(port) for name, port in DEFAULTS.items())
-    busy = (int(port) for port in wanted if port.isdigit() and int(port) < 65536 and not is_free(int(port)))
-    return json.dumps({port: holder(port) for port in busy})
+    known = (int(port) for port in wanted if port.isdigit() and int(port) < 65536)
+    return {port: holder(port) for port in known if not is_free(port)}
 
 
 def holder(port: int) -> str:
     """Who listens on the port, in words: `nginx (pid 12, user www-data)`; less where /proc does not tell us."""
-    told = json.loads(os.environ.get(HOLDERS) or "{}")
+    told = json.loads(os.environ.get(PORT_HOLDERS) or "{}")
     if str(port) in told:
         return str(told[str(port)])
     inodes = _listening_inodes(port)
@@ -136,3 +135,7 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+if __name__ == "__main__":
+    print(json.dumps(holders(os.environ)))

@@ -1,4 +1,4 @@
-"""The processes of one stack, found in /proc by a mark in their environment or by their session. Linux only."""
+"""The processes of one stack, found in /proc by a mark in their environment. Linux only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-MARK = "BREAKWATER_STACK"
-"""Environment variable that supervisord's children inherit: the stack's folder. Nothing a person starts carries it."""
+from stack import STACK_MARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +43,10 @@ def everybody() -> list[ProcessInfo]:
     return [info for info in map(read, pids) if info is not None]
 
 
-def of_stack(var: Path, session: int | None = None) -> list[ProcessInfo]:
-    """Every process of the stack whose folder is `var`: those that carry its mark, and those of supervisord's session."""
-    mark = f"{MARK}={var}".encode()
-    return [
-        p for p in everybody() if (session is not None and p.session == session) or mark in _environ(p.pid)
-    ]
+def of_stack(var: Path) -> list[ProcessInfo]:
+    """Every process of the stack whose folder is `var`."""
+    mark = f"{STACK_MARK}={var}".encode()
+    return [p for p in everybody() if mark in _environ(p.pid)]
 
 
 def tree(pid: int) -> list[ProcessInfo]:

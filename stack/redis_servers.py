@@ -108,7 +108,7 @@ def admit(settings: StackSettings, vault: Vault, service: str) -> None:
             retry=Retry(NoBackoff(), 0),
         )
         try:
-            client.execute_command("ACL SETUSER", service, *words)
+            client.execute_command("ACL SETUSER", service, *words)  # type: ignore[no-untyped-call]
         except (AuthenticationError, ResponseError) as error:
             raise StackError(
                 f"{name} does not let the stack in ({error})",

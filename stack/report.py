@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from haproxy.controller.errors import Unreachable
 from haproxy.controller.settings import EdgeSettings
 from stack import views
 from stack.api import InstanceInfo, Stack
@@ -89,7 +90,7 @@ def print_status(console: Console, stack: Stack) -> None:
     try:
         edge = views.edge_view(stack.settings.run_dir / "haproxy.sock")
         edge_said = f"{sum(map(views.is_up, edge.values()))} of {len(edge)} servers up"
-    except OSError as error:
+    except Unreachable as error:
         edge, edge_said = {}, f"[red]does not answer[/] ({error})"
     instances = stack.instances()
     console.print(_instances(instances, consul, edge))

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stack import rest
+import requests
+
+from stack import http
 from stack.errors import StackError
 from stack.vault import Vault, write_private
 
@@ -104,9 +106,9 @@ class Seed:
 
     def _login(self, email: str, password: str) -> str:
         answer = self._send("POST", "/api/auth/login", {"email": email, "password": password})
-        if answer.status != 200:
+        if answer.status_code != 200:
             raise StackError(
-                f"{email} cannot log in: {answer.status} {answer.body[:300]!r}",
+                f"{email} cannot log in: {answer.status_code} {answer.content[:300]!r}",
                 "an account of that name with another password? make clean starts afresh",
             )
         return str(answer.json()["access_token"])
@@ -118,13 +120,15 @@ class Seed:
     def _create(self, path: str, body: dict[str, Any], token: str | None) -> bool:
         """True when it was made, False when it is there already (409)."""
         answer = self._send("POST", path, body, token)
-        if answer.status not in {201, 409}:
-            raise StackError(f"POST {path}: {answer.status} {answer.body[:500]!r}")
-        return answer.status == 201
+        if answer.status_code not in {201, 409}:
+            raise StackError(f"POST {path}: {answer.status_code} {answer.content[:500]!r}")
+        return answer.status_code == 201
 
-    def _send(self, method: str, path: str, body: object = None, token: str | None = None) -> rest.Answer:
+    def _send(
+        self, method: str, path: str, body: object = None, token: str | None = None
+    ) -> requests.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            return rest.call(self.edge, method, path, body=body, headers=headers, timeout_s=10)
+            return http.call(self.edge, method, path, body=body, headers=headers, timeout_s=10)
         except OSError as error:
             raise StackError(f"the edge does not answer: {error}", "make status") from error

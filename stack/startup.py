@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stack import ports, rest, views
+from haproxy.controller.errors import Unreachable
+from stack import http, ports, redis_servers, views
 from stack.consul_agent import ConsulAcl
 from stack.errors import PortInUse, StackError, TookTooLong
 from stack.programs import find_binary
-from stack.settings import MAX_SOCKET_PATH
+from stack.settings import MAX_SOCKET_PATH, REPO
 from stack.vault import Vault
 
 if TYPE_CHECKING:
@@ -42,23 +44,36 @@ class Startup:
         self.progress("checking ports and programs")
         check_machine(self.stack)
         self._prepare()
-        self.progress("starting Consul")
+        self.progress("starting Consul, Redis and the edge")
         self.supervisor.start(self.stack.catalogue.base_environment())
-        self._start("consul")
-        acl = ConsulAcl(self.settings.consul_address, self.stack.vault)
-        acl.wait_ready(self._left(30))
-        self.progress("giving each service its Consul token")
-        acl.apply(sorted(self.stack.fleet), self.settings.consul_production)
-        self.progress("starting Redis and the edge")
-        self._start("consul-tokens", "redis-cache", "redis-state")
+        self._start("consul", *redis_servers.SERVERS)
+        # While Consul elects itself.
         self._controller_init()
         self._start("haproxy")
-        self._wait_port(self.settings.edge_http_port, "haproxy")
-        self._start("controller")
-        self._wait_port(self.settings.controller_port, "controller")
+        acl = ConsulAcl(self.settings.consul_address, self.stack.vault)
+        acl.wait_ready(self._left(30))
+        acl.apply(sorted(self.stack.fleet), self.settings.consul_production)
         self.progress(f"starting {len(self.stack.state.slots)} instances")
-        self._start(*(slot.id for slot in self.stack.state.slots))
+        self._compile()
+        self._start("consul-tokens", "controller", *(slot.id for slot in self.stack.state.slots))
+        self._wait_port(self.settings.edge_http_port, "haproxy")
         wait_serving(self.stack, self.until, self.progress)
+
+    def _compile(self) -> None:
+        """Before the first start, lest each instance compile the same code at the same time, and all that it imports."""
+        environment = self.stack.catalogue.base_environment()
+        if Path(environment["PYTHONPYCACHEPREFIX"], *REPO.parts[1:], "services").exists():
+            return
+        modules = sorted({spec.module for spec in self.stack.fleet.values()})
+        code = "".join(f"import {module}.app\n" for module in modules)
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=self._left(60),
+            cwd=self.settings.var / "home",
+        )
 
     def _prepare(self) -> None:
         """Folders, secrets, ports and supervisord's configuration."""
@@ -189,7 +204,7 @@ def _not_serving(stack: Stack, token: str, answered: set[str]) -> list[str]:
     try:
         consul = views.consul_view(stack.settings.consul_address, token)
         edge = views.edge_view(stack.settings.run_dir / "haproxy.sock")
-    except OSError as error:
+    except (OSError, Unreachable) as error:
         return [f"Consul and HAProxy ({error})"]
     live = [one for one in stack.instances() if one.state != "STOPPED"]
     late = [
@@ -216,9 +231,9 @@ def probe_headers(edge_url: str, vault: Vault) -> dict[str, str]:
         "client_secret": vault.service_secret_file(PROBE_CLIENT).read_text().strip(),
     }
     try:
-        answer = rest.call(
+        answer = http.call(
             edge_url.removeprefix("http://"), "POST", "/api/auth/token", body=body, timeout_s=5
         )
     except OSError:
         return {}
-    return {"Authorization": f"Bearer {answer.json()['access_token']}"} if answer.status == 200 else {}
+    return {"Authorization": f"Bearer {answer.json()['access_token']}"} if answer.status_code == 200 else {}

@@ -14,7 +14,7 @@ from typing import Any
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from stack import processes
+from stack import STACK_MARK
 from stack.errors import NotRunning, StackError, TookTooLong
 from stack.programs import Program, find_binary
 from stack.settings import StackSettings
@@ -81,7 +81,7 @@ class Supervisor:
     def start(self, environment: Mapping[str, str]) -> int:
         """Start supervisord in a session of its own, wait for its socket, return its pid. Raises StackError."""
         argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)]
-        marked = {**environment, processes.MARK: str(self.settings.var)}
+        marked = {**environment, STACK_MARK: str(self.settings.var)}
         with (self.settings.log_dir / "supervisord.out").open("wb") as out:
             self._popen = subprocess.Popen(
                 argv,

@@ -7,26 +7,20 @@ import hashlib
 import json
 import os
 import secrets
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from haproxy.controller.config.files import write_atomically
 
 REDIS_OPERATOR = "operator"
 """The user of Redis that makes the others. The stack alone has its password."""
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace the file atomically; nobody but the owner can read it at any moment."""
+    """Replace the file atomically; only the owner can read it at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 600
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(path, text.encode(), mode=0o600)
 
 
 class Vault:
@@ -50,7 +44,7 @@ class Vault:
         return self.consul_token_file(name).read_text().strip()
 
     def forget_consul_token(self, name: str) -> None:
-        """Throw the token away; none there is well as well, also where nothing may be written."""
+        """Throw the token away. None there is no error, also where nothing may be written."""
         path = self.root / "consul" / f"{name}.token"
         if path.exists():
             path.unlink(missing_ok=True)
@@ -74,7 +68,7 @@ class Vault:
         return self.redis_password_file(name).read_text().strip()
 
     def database_password(self, name: str) -> str:
-        """The password of a service's role in PostgreSQL, or of `postgres`, who makes the others."""
+        """The password of a service's role in PostgreSQL, or of `postgres`, which makes the others."""
         made = self._made(self.root / "postgres" / f"{name}.password", lambda: secrets.token_urlsafe(32))
         return made.read_text().strip()
 

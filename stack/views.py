@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack import rest
+from haproxy.controller.runtime.socket import Runtime, command
+from stack import http
 
 BACKEND_PREFIX = "svc_"
-# What a process found out by itself needs no word.
+# What a process found out by itself is not marked.
 _CAUSES = {"hand": " by hand", "shared": " (shared)"}
 
 
@@ -22,9 +22,9 @@ def consul_view(address: str, token: str) -> dict[str, str]:
 
     Raises OSError when Consul does not answer.
     """
-    answer = rest.call(address, "GET", "/v1/health/state/any", headers={"X-Consul-Token": token}, timeout_s=3)
-    if answer.status != 200:
-        raise ConnectionError(f"Consul answers {answer.status}")
+    answer = http.call(address, "GET", "/v1/health/state/any", headers={"X-Consul-Token": token}, timeout_s=3)
+    if answer.status_code != 200:
+        raise ConnectionError(f"Consul answers {answer.status_code}")
     order = ["passing", "warning", "critical", "maintenance"]
     worst: dict[str, str] = {}
     for check in answer.json():
@@ -47,21 +47,10 @@ class EdgeServer:
     sessions: int
 
 
-def runtime(socket_path: Path, command: str, timeout_s: float = 3.0) -> str:
-    """One Runtime API command and its whole answer. Raises OSError."""
-    with socket.socket(socket.AF_UNIX) as channel:
-        channel.settimeout(timeout_s)
-        channel.connect(str(socket_path))
-        channel.sendall(command.encode() + b"\n")
-        parts = []
-        while part := channel.recv(65536):
-            parts.append(part)
-    return b"".join(parts).decode()
-
-
 def edge_view(socket_path: Path) -> dict[str, EdgeServer]:
-    """Server name → HAProxy's view, for the servers of all services' backends. Raises OSError."""
-    text = runtime(socket_path, "show stat").removeprefix("# ")
+    """Server name → HAProxy's view, for the servers of all services' backends. Raises Unreachable."""
+    with Runtime(socket_path).session() as session:
+        text = session.send(command("show", "stat")).removeprefix("# ")
     found: dict[str, EdgeServer] = {}
     for row in csv.DictReader(io.StringIO(text)):
         name, backend = row["svname"], row["pxname"]
@@ -77,42 +66,42 @@ def is_up(server: EdgeServer | None) -> bool:
 
 
 def answered_by(edge: str, path: str, headers: Mapping[str, str]) -> str | None:
-    """The id of the instance that answered this path at the edge (`host:port`); None when the edge itself did, or nobody."""
+    """The id of the instance that answered this path at the edge (`host:port`); None when the edge itself did, or nothing."""
     try:
-        answer = rest.call(edge, "GET", path, headers=headers, timeout_s=5)
+        answer = http.call(edge, "GET", path, headers=headers, timeout_s=5)
     except OSError:
         return None
-    return answer.headers.get("x-served-by")
+    return answer.headers.get("X-Served-By")
 
 
 def edge_answers(edge: str) -> str:
     """In words, whether the edge answers for itself (`host:port`)."""
     try:
-        answer = rest.call(edge, "GET", "/health/ready", timeout_s=3)
+        answer = http.call(edge, "GET", "/health/ready", timeout_s=3)
     except OSError as error:
         return f"does not answer ({error})"
-    return "ready" if answer.status == 200 else f"answers /health/ready with {answer.status}"
+    return "ready" if answer.status_code == 200 else f"answers /health/ready with {answer.status_code}"
 
 
 def instance_ready(service: str, port: int) -> bool:
     """Whether the instance itself says that it may take traffic: Consul's and HAProxy's word may be of the one before it."""
     try:
-        answer = rest.call(f"127.0.0.1:{port}", "GET", "/health/ready", timeout_s=2)
+        answer = http.call(f"127.0.0.1:{port}", "GET", "/health/ready", timeout_s=2)
     except OSError:
         return False
-    return answer.status == 200 and answer.headers.get("x-service") == service
+    return answer.status_code == 200 and answer.headers.get("X-Service") == service
 
 
 def open_breakers(port: int) -> list[str] | None:
     """The upstreams of which this instance has a breaker that is not closed; None when the instance does not answer.
 
-    Gateways also tell who caused it: an operator (`by hand`), or another process of the group (`shared`).
+    Gateways also report what caused it: an operator (`by hand`), or another process of the group (`shared`).
     """
     try:
-        answer = rest.call(f"127.0.0.1:{port}", "GET", "/metrics", timeout_s=1)
+        answer = http.call(f"127.0.0.1:{port}", "GET", "/metrics", timeout_s=1)
     except OSError:
         return None
-    text = answer.body.decode()
+    text = answer.text
     causes = {
         upstream: _CAUSES[cause]
         for cause, upstream in re.findall(

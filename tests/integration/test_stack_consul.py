@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import consul_agent, rest
+from stack import consul_agent, http
 from stack.consul_agent import ConsulAcl
 from stack.ports import free_ports
 from stack.vault import Vault
@@ -112,9 +112,9 @@ def test_shared_token_of_an_earlier_version_is_taken_away(consul: Agent) -> None
     assert consul.status("master", "PUT", "/v1/acl/token", token) == 200
     headers = {"X-Consul-Token": secret}
     self_path = "/v1/acl/token/self"
-    assert rest.call(consul.settings.consul_address, "GET", self_path, headers=headers).status == 200
+    assert http.call(consul.settings.consul_address, "GET", self_path, headers=headers).status_code == 200
     consul.acl.apply([], production=False)
-    assert rest.call(consul.settings.consul_address, "GET", self_path, headers=headers).status == 403
+    assert http.call(consul.settings.consul_address, "GET", self_path, headers=headers).status_code == 403
     names = {entry["Name"] for entry in consul.answer("master", "GET", "/v1/acl/policies").json()}
     assert "gateway" not in names
     assert "gateway" not in consul.vault.consul_names()
@@ -130,8 +130,8 @@ def test_agents_configuration_is_nobodys_business(consul: Agent, name: str | Non
 def test_script_check_is_refused(consul: Agent) -> None:
     body = {"Name": "users", "ID": "users-s", "Check": {"Args": ["true"], "Interval": "10s"}}
     answer = consul.answer("users", "PUT", "/v1/agent/service/register", body)
-    assert answer.status != 200
-    assert b"Scripts are disabled" in answer.body
+    assert answer.status_code != 200
+    assert b"Scripts are disabled" in answer.content
 
 
 def test_remote_exec_is_off(consul: Agent) -> None:
@@ -207,8 +207,8 @@ def test_keeper_brings_a_consul_up_to_date_that_has_lost_nothing(tmp_path: Path)
         assert one.register("pears", "pears") == 200
         eventually(lambda: one.answer(None, "GET", "/v1/catalog/nodes").json() == [], 5)
         headers = {"X-Consul-Token": str(token["SecretID"])}
-        answer = rest.call(one.settings.consul_address, "GET", "/v1/acl/token/self", headers=headers)
-        assert answer.status == 403
+        answer = http.call(one.settings.consul_address, "GET", "/v1/acl/token/self", headers=headers)
+        assert answer.status_code == 403
 
 
 def test_applying_again_makes_nothing_new(consul: Agent) -> None:

@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 from redis import Redis
 from redis.exceptions import NoPermissionError
 from rich.console import Console
 
-from stack import processes, report, rest, views
+from stack import http, processes, report, views
 from stack.__main__ import main
 from stack.api import INFRASTRUCTURE, Stack
 from stack.errors import BadRequest, NotRunning, PortInUse, StackError
@@ -53,8 +54,8 @@ def start(stack: Stack) -> None:
     STARTS_S.append(alone_s(time.monotonic() - began, busy_s() - busy, own))
 
 
-def edge(stack: Stack, path: str) -> rest.Answer:
-    return rest.call(stack.settings.edge_url.removeprefix("http://"), "GET", path)
+def edge(stack: Stack, path: str) -> requests.Response:
+    return http.call(stack.settings.edge_url.removeprefix("http://"), "GET", path)
 
 
 def command(stack: Stack, *words: str) -> subprocess.CompletedProcess[str]:
@@ -72,7 +73,7 @@ def test_every_service_answers_through_the_edge(stack: Stack) -> None:
     assert edge(stack, "/api/products").headers["x-served-by"] in ids(stack, "products")
     assert edge(stack, "/api/posts").headers["x-served-by"] in ids(stack, "posts")
     assert edge(stack, "/api/auth/.well-known/jwks.json").headers["x-served-by"] in ids(stack, "auth")
-    assert edge(stack, "/api/users").status == 401
+    assert edge(stack, "/api/users").status_code == 401
     for domain in ("identity", "business", "ai"):
         name = f"gateway-{domain}"
         assert edge(stack, f"/api/gateway/{domain}").headers["x-served-by"] in ids(stack, name)
@@ -103,11 +104,11 @@ def test_two_stacks_run_side_by_side(stack: Stack) -> None:
         try:
             other.up()
             assert edge(other, "/api/products").headers["x-served-by"] == "products-1"
-            assert edge(other, "/api/posts").status == 404
+            assert edge(other, "/api/posts").status_code == 404
         finally:
             other.down()
         assert processes.of_stack(other.settings.var) == []
-    assert edge(stack, "/api/posts").status == 200
+    assert edge(stack, "/api/posts").status_code == 200
 
 
 def test_only_the_edge_could_listen_beyond_loopback(stack: Stack) -> None:
@@ -307,9 +308,11 @@ def test_token_for_a_service_of_your_own(stack: Stack) -> None:
     body = {"Name": "hello", "ID": "hello-1", "Port": 1}
     address = stack.settings.consul_address
     path = "/v1/agent/service/register"
-    assert rest.call(address, "PUT", path, body={**body, "Name": "users"}, headers=headers).status == 403
-    assert rest.call(address, "PUT", path, body=body, headers=headers).status == 200
-    assert rest.call(address, "PUT", "/v1/agent/service/deregister/hello-1", headers=headers).status == 200
+    assert http.call(address, "PUT", path, body={**body, "Name": "users"}, headers=headers).status_code == 403
+    assert http.call(address, "PUT", path, body=body, headers=headers).status_code == 200
+    assert (
+        http.call(address, "PUT", "/v1/agent/service/deregister/hello-1", headers=headers).status_code == 200
+    )
     environment = stack.environment("hello")
     for url in (environment["REDIS_CACHE_URL"], environment["REDIS_STATE_URL"]):
         password = Path(environment["REDIS_PASSWORD_FILE"]).read_text().strip()
@@ -326,17 +329,17 @@ def test_seed_twice_adds_once(stack: Stack) -> None:
     again = command(stack, "seed")
     assert "0 new people, 0 new products, 0 new posts" in again.stdout
     account = json.loads(stack.vault.admin_file.read_text())
-    login = rest.call(
+    login = http.call(
         stack.settings.edge_url.removeprefix("http://"), "POST", "/api/auth/login", body=account
     )
     token = login.json()["access_token"]
-    users = rest.call(
+    users = http.call(
         stack.settings.edge_url.removeprefix("http://"),
         "GET",
         "/api/users",
         headers={"Authorization": f"Bearer {token}"},
     )
-    assert users.status == 200
+    assert users.status_code == 200
     assert len(users.json()["data"]) >= 4
 
 

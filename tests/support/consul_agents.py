@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stack import consul_agent, rest
+import requests
+
+from stack import consul_agent, http
 from stack.consul_agent import CONFIG, ConsulAcl
 from stack.programs import find_binary
 from stack.settings import StackSettings
@@ -30,11 +32,11 @@ class Agent:
         return ConsulAcl(self.settings.consul_address, self.vault)
 
     def status(self, token: str | None, method: str, path: str, body: object = None) -> int:
-        return self.answer(token, method, path, body).status
+        return self.answer(token, method, path, body).status_code
 
-    def answer(self, token: str | None, method: str, path: str, body: object = None) -> rest.Answer:
+    def answer(self, token: str | None, method: str, path: str, body: object = None) -> requests.Response:
         headers = {"X-Consul-Token": self.vault.consul_token(token)} if token else {}
-        return rest.call(self.settings.consul_address, method, path, body=body, headers=headers)
+        return http.call(self.settings.consul_address, method, path, body=body, headers=headers)
 
     def register(self, token: str | None, name: str) -> int:
         return self.status(

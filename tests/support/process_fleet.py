@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from haproxy.controller.errors import Unreachable
-from haproxy.controller.runtime.socket import Master
+from haproxy.controller.runtime.socket import Master, Runtime, command
 from stack.api import INFRASTRUCTURE, Stack
 from stack.consul_agent import ConsulAcl
 from stack.settings import REPO, StackSettings
 from stack.vault import REDIS_OPERATOR
-from stack.views import runtime
 from tests.support.accounts import ask, says_ready
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import Member, RedisName
@@ -142,7 +141,8 @@ class ProcessFleet(FleetBase):
         subprocess.run(command, env=self.stack.environment("auth"), cwd=REPO, check=True, timeout=60)
 
     def _stats_csv(self, service: str) -> str:
-        return runtime(self.stack.settings.run_dir / "haproxy.sock", f"show stat svc_{service} 4 -1")
+        with Runtime(self.stack.settings.run_dir / "haproxy.sock").session() as session:
+            return session.send(command("show", "stat", f"svc_{service}", 4, -1))
 
     def _edge_log_text(self) -> str:
         return self.stack.log_file("haproxy").read_text(errors="replace")

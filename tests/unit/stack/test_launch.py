@@ -159,9 +159,8 @@ def test_unknown_backends_end_the_tests_before_anything_is_installed(
 def test_command_before_anything_is_installed_says_how_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        launch, "_home_and_account", lambda environment, tell: (tmp_path, account._known(os.geteuid()))
-    )
+    nowhere = launch.Place(tmp_path, tmp_path / "var", account.Account("dev", 1000, 1000))
+    monkeypatch.setattr(launch, "_place", lambda environment, say_why: nowhere)
     monkeypatch.setattr(os, "umask", lambda mode: 0o022)
     assert launch.main(["status"]) == 1
     assert "make up" in capsys.readouterr().err

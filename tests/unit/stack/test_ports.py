@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import ports
+from stack import PORT_HOLDERS, ports
 from stack.errors import StackError
 from stack.settings import StackSettings
 from stack.state import Slot, State
@@ -34,8 +34,8 @@ def test_holder_names_program_and_pid(busy: int) -> None:
 
 def test_what_root_saw_is_told_after_root_has_gone(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = ports.holders({"STATS_PORT": str(busy), "EDGE_HTTP_PORT": "no port"})
-    assert f"pid {os.getpid()}" in json.loads(seen)[str(busy)]
-    monkeypatch.setenv(ports.HOLDERS, json.dumps({str(busy): "nginx (pid 1, user www-data)"}))
+    assert f"pid {os.getpid()}" in seen[busy]
+    monkeypatch.setenv(PORT_HOLDERS, json.dumps({str(busy): "nginx (pid 1, user www-data)"}))
     assert ports.holder(busy) == "nginx (pid 1, user www-data)"
 
 

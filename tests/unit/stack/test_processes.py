@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import processes
+from stack import STACK_MARK, processes
 from tests.support.eventually import eventually
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -39,7 +39,7 @@ def spawn() -> Iterator[Spawn]:
 
 def test_mark_finds_a_process_and_the_children_it_made(spawn: Spawn, tmp_path: Path) -> None:
     spawn(["sleep", "60"])
-    marked = spawn([sys.executable, "-c", PARENT], env={**os.environ, processes.MARK: str(tmp_path)})
+    marked = spawn([sys.executable, "-c", PARENT], env={**os.environ, STACK_MARK: str(tmp_path)})
     assert marked.stdout is not None
     marked.stdout.readline()
     found = eventually(
@@ -53,7 +53,7 @@ def test_mark_finds_a_process_and_the_children_it_made(spawn: Spawn, tmp_path: P
 
 
 def test_mark_of_a_neighbouring_folder_is_not_ours(spawn: Spawn, tmp_path: Path) -> None:
-    other = spawn(["sleep", "60"], env={**os.environ, processes.MARK: f"{tmp_path}-2"})
+    other = spawn(["sleep", "60"], env={**os.environ, STACK_MARK: f"{tmp_path}-2"})
     assert processes.read(other.pid) is not None
     assert processes.of_stack(tmp_path) == []
 

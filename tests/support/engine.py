@@ -1,6 +1,6 @@
-"""A Docker engine of our own for the tests on containers, where none runs, with stand-ins for images that cannot be pulled.
+"""Running the tests on containers: on a Docker engine of our own where none runs, with stand-ins for images that cannot be pulled.
 
-Standard library only: `launch` runs it as root before it becomes an ordinary user.
+Standard library only: `stack.launch` runs it as root before it becomes an ordinary user.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from stack import account, install
 
@@ -46,6 +48,53 @@ _BARE = Path("tests/fresh/bare")
 
 class EngineError(install.InstallError):
     """No engine, or no image. The text says what to do."""
+
+
+def run_tests(
+    python: str, arguments: list[str], user: account.Account, environment: dict[str, str], home: Path
+) -> int:
+    """Run the tests on containers, as an ordinary user where the Docker engine is our own. Returns their exit status."""
+    chosen = arguments or ["-m", "needs_stack and not long", "tests/containers", "tests/resilience"]
+    argv = [python, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    environment |= {"FLEET": "containers", "PYTHONDONTWRITEBYTECODE": "1"}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an engine must not be left behind
+    with contextlib.ExitStack() as cleanup:
+        enter = None
+        if not answers(environment):
+            if os.geteuid():
+                _as_root("test-compose", arguments)
+            install.install_packages("engine", install.choose_python(user.succeeds))
+            install.say("starting a Docker engine for the tests: none runs here")
+            environment["DOCKER_HOST"] = cleanup.enter_context(running(user.gid))
+            enter = user.enter
+        consul = shutil.which("consul", path=environment["PATH"])
+        stood_in = provide(home, python, consul, environment)
+        if stood_in:
+            print(
+                f"note: stand-ins made of Debian's packages, tagged alike, are used for {', '.join(stood_in)}",
+                flush=True,
+            )
+        tests = subprocess.Popen(argv, env=environment, preexec_fn=enter)
+        cleanup.callback(_interrupt, tests)
+        return tests.wait()
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(120)
+        process.kill()
+
+
+def _as_root(command: str, arguments: list[str]) -> NoReturn:
+    """The same command once more, by sudo; the tests themselves run as the caller."""
+    kept = [
+        f"{name}={value}" for name, value in os.environ.items() if name not in {"HOME", "USER", "LOGNAME"}
+    ]
+    words = [*install.as_root("no Docker engine runs here, or you may not use it"), "env", *kept]
+    sys.stdout.flush()
+    os.execvp(words[0], [*words, sys.executable, "-m", "stack.launch", command, *arguments])
 
 
 def answers(environment: Mapping[str, str]) -> bool:
