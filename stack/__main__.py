@@ -18,11 +18,12 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from stack import consul_agent, redis_servers, report
-from stack.api import INFRASTRUCTURE, Stack
+from stack import report
 from stack.errors import BadRequest, StackError
+from stack.run.api import INFRASTRUCTURE, Stack
+from stack.servers import consul_agent, redis_servers
+from stack.servers.vault import Vault
 from stack.settings import StackSettings
-from stack.vault import Vault
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)

@@ -20,10 +20,10 @@ import structlog
 import typer
 from psycopg import sql
 
-from stack import consul_agent, redis_servers
 from stack.errors import StackError
 from stack.fleet import FLEET
-from stack.vault import Vault, write_private
+from stack.servers import consul_agent, redis_servers
+from stack.servers.vault import Vault, write_private
 
 log = structlog.get_logger(__name__)
 

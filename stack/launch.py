@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from stack import PORT_HOLDERS, STACK_MARK, account, install
+from stack import PORT_HOLDERS, STACK_MARK
+from stack.install import account, packages
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         return launch(argv[0], argv[1:])
-    except (UsageError, install.InstallError, account.AccountError) as error:
+    except (UsageError, packages.InstallError, account.AccountError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -135,7 +136,7 @@ def check_backends(environment: Mapping[str, str]) -> None:
 def _test_containers(arguments: list[str], place: Place, environment: dict[str, str]) -> int:
     from tests.support import engine
 
-    environment["DOCKER_CONFIG"] = str(install.install_compose(place.tools))
+    environment["DOCKER_CONFIG"] = str(packages.install_compose(place.tools))
     environment["BUILDX_CONFIG"] = str(place.var / "cache" / "buildx")
     return engine.run_tests(place.python, arguments, place.user, environment, place.home)
 
@@ -161,12 +162,12 @@ def _var(home: Path, environment: Mapping[str, str]) -> Path:
 
 
 def _install(level: str, place: Place) -> None:
-    python = install.choose_python(place.user.succeeds)
-    install.install_packages(level, python)
+    python = packages.choose_python(place.user.succeeds)
+    packages.install_packages(level, python)
     try:
-        with install.only_one(place.home):
-            install.install_venv(place.venv, place.home, level, python)
-            install.install_consul(place.tools, place.user.succeeds)
+        with packages.only_one(place.home):
+            packages.install_venv(place.venv, place.home, level, python)
+            packages.install_consul(place.tools, place.user.succeeds)
     except PermissionError as error:
         raise account.AccountError(
             f"{error.filename} cannot be written: the checkout is not yours\nmake it yours, or use a clone of your own"
@@ -177,7 +178,7 @@ def _lock(user: account.Account) -> int:
     """As the caller: the files belong to the checkout."""
     with tempfile.TemporaryDirectory(prefix="breakwater-lock-") as tool:
         upgrade = bool(os.environ.get("UPGRADE"))
-        install.make_locks(REPO, Path(tool), install.choose_python(user.succeeds), upgrade)
+        packages.make_locks(REPO, Path(tool), packages.choose_python(user.succeeds), upgrade)
     return 0
 
 
@@ -190,7 +191,7 @@ def _environment(place: Place) -> dict[str, str]:
     return {
         **kept,
         # The system's programs come before Consul's own copy, so that a consul on PATH wins.
-        "PATH": f"{install.search_path()}:{place.tools / 'bin'}",
+        "PATH": f"{packages.search_path()}:{place.tools / 'bin'}",
         "PYTHONPATH": str(place.home),
         "PYTHONPYCACHEPREFIX": str(cache / "pycache"),
         "RUFF_CACHE_DIR": str(cache / "ruff"),
@@ -201,7 +202,7 @@ def _environment(place: Place) -> dict[str, str]:
 
 def _port_holders(python: str, environment: Mapping[str, str]) -> str:
     """Only root sees which programs of other users hold a port that the stack wants."""
-    done = subprocess.run([python, "-m", "stack.ports"], env=environment, capture_output=True, text=True)
+    done = subprocess.run([python, "-m", "stack.run.ports"], env=environment, capture_output=True, text=True)
     return done.stdout.strip()
 
 

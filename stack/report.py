@@ -14,7 +14,7 @@ from rich.table import Table
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.settings import EdgeSettings
 from stack import views
-from stack.api import InstanceInfo, Stack
+from stack.run.api import InstanceInfo, Stack
 
 Step = Callable[[str], None]
 

@@ -13,7 +13,7 @@ import requests
 
 from stack import http
 from stack.errors import StackError
-from stack.vault import Vault, write_private
+from stack.servers.vault import Vault, write_private
 
 ADMIN = ("admin@example.com", "Grace", "Hopper")
 PEOPLE = (

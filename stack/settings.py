@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from stack import ports
+from stack.run import ports
 
 REPO = Path(__file__).resolve().parents[1]
 

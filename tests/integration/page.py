@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack.api import Stack
+from stack.run.api import Stack
 from stack.settings import REPO, StackSettings
 from tests.support.eventually import time_scale
 from tests.support.servers import Process

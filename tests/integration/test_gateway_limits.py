@@ -18,7 +18,7 @@ from gateway.limits.counts import PREFIX
 from gateway.limits.ratelimit import Limits, LimitSettings, policies
 from services.kit.auth.verifier import Identity
 from services.kit.redis_client import connect
-from stack.redis_servers import rules
+from stack.servers.redis_servers import rules
 from tests.support.eventually import eventually, time_scale
 from tests.support.limited import request
 from tests.support.servers import RedisServer, redis

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from stack import consul_agent, http
-from stack.consul_agent import ConsulAcl
-from stack.ports import free_ports
-from stack.vault import Vault
+from stack import http
+from stack.run.ports import free_ports
+from stack.servers import consul_agent
+from stack.servers.consul_agent import ConsulAcl
+from stack.servers.vault import Vault
 from tests.support.consul_agents import Agent, agent
 from tests.support.eventually import eventually
 from tests.support.faulty import Passing, faulty_proxy

@@ -20,11 +20,12 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 from rich.console import Console
 
-from stack import http, processes, report, views
+from stack import http, report, views
 from stack.__main__ import main
-from stack.api import INFRASTRUCTURE, Stack
 from stack.errors import BadRequest, NotRunning, PortInUse, StackError
 from stack.fleet import FLEET
+from stack.run import processes
+from stack.run.api import INFRASTRUCTURE, Stack
 from stack.settings import REPO, StackSettings
 from tests.support.commands import run_here
 from tests.support.eventually import eventually, time_scale

@@ -13,11 +13,11 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from services.kit.redis_client import connect
-from stack import redis_servers
 from stack.errors import StackError
-from stack.programs import find_binary
+from stack.run.programs import find_binary
+from stack.servers import redis_servers
+from stack.servers.vault import REDIS_OPERATOR, Vault
 from stack.settings import StackSettings
-from stack.vault import REDIS_OPERATOR, Vault
 from tests.support.eventually import eventually
 from tests.support.servers import Process, accepts
 

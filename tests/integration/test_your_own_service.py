@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from stack.api import Stack
+from stack.run.api import Stack
 from tests.integration.page import YOUR_OWN_SERVICE, Page, running_stack
 from tests.support.eventually import eventually
 from tests.support.servers import Process

@@ -11,11 +11,12 @@ from typing import Any
 
 import requests
 
-from stack import consul_agent, http
-from stack.consul_agent import CONFIG, ConsulAcl
-from stack.programs import find_binary
+from stack import http
+from stack.run.programs import find_binary
+from stack.servers import consul_agent
+from stack.servers.consul_agent import CONFIG, ConsulAcl
+from stack.servers.vault import Vault, write_private
 from stack.settings import StackSettings
-from stack.vault import Vault, write_private
 from tests.support.servers import Process
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from docker.models.containers import Container
 
 import docker
-from stack.consul_agent import ConsulAcl
+from stack.servers.consul_agent import ConsulAcl
+from stack.servers.vault import REDIS_OPERATOR
 from stack.settings import REPO
-from stack.vault import REDIS_OPERATOR
 from tests.support.accounts import new_account, says_ready
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import Member, RedisName

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from stack import account, install
+from stack.install import account, packages
 
 FOLDER = account.COPIES / "docker"
 """Images stay here from one run to the next."""
@@ -46,7 +46,7 @@ _BARE = Path("tests/fresh/bare")
 """In the repository: what makes the bare Debian."""
 
 
-class EngineError(install.InstallError):
+class EngineError(packages.InstallError):
     """No engine, or no image. The text says what to do."""
 
 
@@ -63,8 +63,8 @@ def run_tests(
         if not answers(environment):
             if os.geteuid():
                 _as_root("test-compose", arguments)
-            install.install_packages("engine", install.choose_python(user.succeeds))
-            install.say("starting a Docker engine for the tests: none runs here")
+            packages.install_packages("engine", packages.choose_python(user.succeeds))
+            packages.say("starting a Docker engine for the tests: none runs here")
             environment["DOCKER_HOST"] = cleanup.enter_context(running(user.gid))
             enter = user.enter
         consul = shutil.which("consul", path=environment["PATH"])
@@ -92,7 +92,7 @@ def _as_root(command: str, arguments: list[str]) -> NoReturn:
     kept = [
         f"{name}={value}" for name, value in os.environ.items() if name not in {"HOME", "USER", "LOGNAME"}
     ]
-    words = [*install.as_root("no Docker engine runs here, or you may not use it"), "env", *kept]
+    words = [*packages.as_root("no Docker engine runs here, or you may not use it"), "env", *kept]
     sys.stdout.flush()
     os.execvp(words[0], [*words, sys.executable, "-m", "stack.launch", command, *arguments])
 
@@ -171,7 +171,7 @@ def provide(repo: Path, python: str, consul: str | None, environment: Mapping[st
         elif made_by == OFFICIAL:
             continue
         elif not stood_in and _docker(["pull", "--quiet", image], environment, PULL_S).returncode == 0:
-            install.say(f"pulled {image}")
+            packages.say(f"pulled {image}")
         else:
             if _made_by(base, environment) is None:
                 _base(repo, python, base, recipe, environment)
@@ -213,7 +213,7 @@ def _stand_in(image: str, base: str, consul: str | None, environment: Mapping[st
         raise EngineError(
             f"{image} cannot be pulled, and there is no stand-in for it\npull it, and run this again"
         )
-    install.say(f"building a stand-in for {image} from Debian's packages: it cannot be pulled here")
+    packages.say(f"building a stand-in for {image} from Debian's packages: it cannot be pulled here")
     with tempfile.TemporaryDirectory(prefix="breakwater-standin-") as folder:
         if name == "consul" and consul is not None:
             shutil.copyfile(consul, Path(folder) / "consul")
@@ -223,12 +223,12 @@ def _stand_in(image: str, base: str, consul: str | None, environment: Mapping[st
 
 def _base(repo: Path, python: str, tag: str, recipe: str, environment: Mapping[str, str]) -> None:
     """A bare Debian that knows this machine's mirror and index, with the lists of its packages."""
-    install.say("making a bare Debian for them (debootstrap)")
+    packages.say("making a bare Debian for them (debootstrap)")
     with tempfile.TemporaryDirectory(prefix="breakwater-standin-", dir="/var/tmp") as folder:  # noqa: S108
         root = Path(folder) / "root"
         # The system's python3 may know nothing of pip, and so of its configuration.
         path = f"PATH={Path(python).parent}:{environment['PATH']}"
-        made = install.logged(["env", path, str(repo / _BARE), str(root)], timeout_s=600)
+        made = packages.logged(["env", path, str(repo / _BARE), str(root)], timeout_s=600)
         if made:
             raise EngineError(f"no bare Debian could be made:\n{made}")
         with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as tar:

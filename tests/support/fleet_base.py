@@ -15,7 +15,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from stack.vault import REDIS_OPERATOR
+from stack.servers.vault import REDIS_OPERATOR
 from tests.support.eventually import eventually
 from tests.support.fleet import EdgeServer, Member, RedisName
 

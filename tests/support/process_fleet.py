@@ -12,10 +12,10 @@ from pathlib import Path
 
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.runtime.socket import Master, Runtime, command
-from stack.api import INFRASTRUCTURE, Stack
-from stack.consul_agent import ConsulAcl
+from stack.run.api import INFRASTRUCTURE, Stack
+from stack.servers.consul_agent import ConsulAcl
+from stack.servers.vault import REDIS_OPERATOR
 from stack.settings import REPO, StackSettings
-from stack.vault import REDIS_OPERATOR
 from tests.support.accounts import ask, says_ready
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import Member, RedisName

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from haproxy.controller.runtime.socket import Master
-from stack.ports import free_ports as free_ports
+from stack.run.ports import free_ports as free_ports
 from tests.support.eventually import eventually
 
 # Without a proxy handler: a proxy in the environment must not carry loopback calls away.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stack import ports, startup
-from stack.api import Stack
 from stack.errors import PortInUse, StackError
+from stack.run import ports, startup
+from stack.run.api import Stack
 from stack.settings import StackSettings
 
 
@@ -75,7 +75,7 @@ def test_path_that_would_be_code_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stack.programs.SEARCH", ())
+    monkeypatch.setattr("stack.run.programs.SEARCH", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StackError, match="consul is not installed"):
         startup.check_machine(Stack(StackSettings.isolated(tmp_path)))

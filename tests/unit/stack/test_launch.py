@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stack import account, install, launch
+from stack import launch
+from stack.install import account, packages
 
 
 def test_caller_who_is_not_root_runs_it_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,14 +107,14 @@ def test_missing_package_without_root_and_sudo_says_what_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1234567)
-    monkeypatch.setattr(install, "SEARCH", ())
+    monkeypatch.setattr(packages, "SEARCH", ())
     (tmp_path / "apt-get").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        install.InstallError,
+        packages.InstallError,
         match=r"there is no sudo\nas root: apt-get install haproxy redis-server util-linux",
     ):
-        install.install_packages("run", sys.executable)
+        packages.install_packages("run", sys.executable)
 
 
 def test_virtual_environment_of_the_same_locks_is_left_alone(tmp_path: Path) -> None:
@@ -121,17 +122,19 @@ def test_virtual_environment_of_the_same_locks_is_left_alone(tmp_path: Path) -> 
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").symlink_to(sys.executable)
     repo.mkdir()
-    for name in install.LOCKS["test"]:
+    for name in packages.LOCKS["test"]:
         (repo / name).write_text(f"# {name}\n")
-    digests = {name: hashlib.sha256((repo / name).read_bytes()).hexdigest() for name in install.LOCKS["test"]}
+    digests = {
+        name: hashlib.sha256((repo / name).read_bytes()).hexdigest() for name in packages.LOCKS["test"]
+    }
     (venv / "breakwater.json").write_text(json.dumps(digests))
     broken = "/nonexistent/python"
-    install.install_venv(venv, repo, "test", broken)
-    install.install_venv(venv, repo, "run", broken)
+    packages.install_venv(venv, repo, "test", broken)
+    packages.install_venv(venv, repo, "run", broken)
     (repo / "requirements-dev.lock").write_text("# changed\n")
-    install.install_venv(venv, repo, "run", broken)
-    with pytest.raises(install.InstallError, match="could not be made"):
-        install.install_venv(venv, repo, "test", broken)
+    packages.install_venv(venv, repo, "run", broken)
+    with pytest.raises(packages.InstallError, match="could not be made"):
+        packages.install_venv(venv, repo, "test", broken)
     assert not (venv / "breakwater.json").exists()
 
 
@@ -139,7 +142,7 @@ def test_remade_environment_keeps_consul(tmp_path: Path) -> None:
     for name in ("tools/bin/consul", "lib/x.py", "pyvenv.cfg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    install._empty(tmp_path)
+    packages._empty(tmp_path)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["tools/bin/consul"]
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from stack import PORT_HOLDERS, ports
+from stack import PORT_HOLDERS
 from stack.errors import StackError
+from stack.run import ports
+from stack.run.state import Slot, State
 from stack.settings import StackSettings
-from stack.state import Slot, State
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stack import STACK_MARK, processes
+from stack import STACK_MARK
+from stack.run import processes
 from tests.support.eventually import eventually
 
 Spawn = Callable[..., subprocess.Popen[bytes]]

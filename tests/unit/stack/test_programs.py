@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from stack.fleet import FLEET
-from stack.programs import Catalogue, Program
+from stack.run.programs import Catalogue, Program
+from stack.servers.vault import Vault
 from stack.settings import StackSettings
-from stack.vault import Vault
 
 SPECS = {spec.name: spec for spec in FLEET}
 

@@ -8,9 +8,9 @@ import pytest
 from supervisor.options import ServerOptions
 
 from stack.errors import NotRunning, StackError
-from stack.programs import Program, passed_on
+from stack.run.programs import Program, passed_on
+from stack.run.supervisor import Supervisor
 from stack.settings import StackSettings
-from stack.supervisor import Supervisor
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.vault import REDIS_OPERATOR, Vault, write_private
+from stack.servers.vault import REDIS_OPERATOR, Vault, write_private
 
 
 @pytest.fixture

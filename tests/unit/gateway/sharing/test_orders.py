@@ -10,7 +10,7 @@ from redis import Redis
 
 from discovery import Instance
 from gateway.breakers.messages import trip_key
-from stack.redis_servers import rules
+from stack.servers.redis_servers import rules
 from tests.support.breaker_process import OPEN_S, SETTINGS, Process, ignored, news, tell, try_all
 from tests.support.eventually import eventually, time_scale
 from tests.support.servers import redis

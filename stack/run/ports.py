@@ -1,4 +1,4 @@
-"""Which ports are free, and which program holds one that is not, from /proc. `python -m stack.ports`: those of the stack that are held."""
+"""Which ports are free, and which program holds one that is not, from /proc. `python -m stack.run.ports`: those of the stack that are held."""
 
 from __future__ import annotations
 

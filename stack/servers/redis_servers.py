@@ -13,8 +13,8 @@ from pathlib import Path
 import structlog
 
 from stack.errors import StackError
+from stack.servers.vault import REDIS_OPERATOR, Vault, write_private
 from stack.settings import StackSettings
-from stack.vault import REDIS_OPERATOR, Vault, write_private
 
 log = structlog.get_logger(__name__)
 

@@ -14,8 +14,8 @@ import structlog
 
 from stack import http
 from stack.errors import TookTooLong
+from stack.servers.vault import Vault, write_private
 from stack.settings import REPO, StackSettings
-from stack.vault import Vault, write_private
 
 log = structlog.get_logger(__name__)
 

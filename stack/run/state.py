@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stack import ports
 from stack.errors import StackError
-from stack.vault import write_private
+from stack.run import ports
+from stack.servers.vault import write_private
 
 
 @dataclass(frozen=True, slots=True)

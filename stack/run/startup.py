@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haproxy.controller.errors import Unreachable
-from stack import http, ports, redis_servers, views
-from stack.consul_agent import ConsulAcl
+from stack import http, views
 from stack.errors import PortInUse, StackError, TookTooLong
-from stack.programs import find_binary
+from stack.run import ports
+from stack.run.programs import find_binary
+from stack.servers import redis_servers
+from stack.servers.consul_agent import ConsulAcl
+from stack.servers.vault import Vault
 from stack.settings import MAX_SOCKET_PATH, REPO
-from stack.vault import Vault
 
 if TYPE_CHECKING:
-    from stack.api import Stack
+    from stack.run.api import Stack
 
 OLDEST_HAPROXY = (2, 5)
 """The first that can add and remove servers at run time."""

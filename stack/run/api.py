@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from haproxy.controller.settings import EdgeSettings
-from stack import consul_agent, processes, redis_servers
 from stack.errors import BadRequest, NotRunning, StackError
 from stack.fleet import FLEET, MAX_INSTANCES, ServiceSpec
-from stack.programs import DRAIN_WAIT_S, Catalogue, Program
+from stack.run import processes
+from stack.run.programs import DRAIN_WAIT_S, Catalogue, Program
+from stack.run.startup import Startup, wait_serving
+from stack.run.state import Slot, State
+from stack.run.supervisor import Supervisor
+from stack.servers import consul_agent, redis_servers
+from stack.servers.vault import Vault
 from stack.settings import StackSettings
-from stack.startup import Startup, wait_serving
-from stack.state import Slot, State
-from stack.supervisor import Supervisor
-from stack.vault import Vault
 
 INFRASTRUCTURE = ("consul", "consul-tokens", *redis_servers.SERVERS, "haproxy", "controller")
 

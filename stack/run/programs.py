@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stack import consul_agent, redis_servers
 from stack.errors import StackError
 from stack.fleet import ServiceSpec
+from stack.servers import consul_agent, redis_servers
+from stack.servers.vault import Vault
 from stack.settings import REPO, StackSettings
-from stack.vault import Vault
 
 SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 PASSED_PREFIXES = (

@@ -16,9 +16,9 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from stack import STACK_MARK
 from stack.errors import NotRunning, StackError, TookTooLong
-from stack.programs import Program, find_binary
+from stack.run.programs import Program, find_binary
+from stack.servers.vault import write_private
 from stack.settings import StackSettings
-from stack.vault import write_private
 
 RETRIES = 50
 """Starts in a row that may fail before supervisord gives a program up; each waits a second longer than the one before."""
