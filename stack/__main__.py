@@ -63,7 +63,7 @@ def down() -> None:
 
 @app.command()
 def status() -> None:
-    """Who runs where: Consul's and HAProxy's view side by side, health and breakers."""
+    """What runs where: Consul's and HAProxy's view side by side, health and breakers."""
     stack = Stack()
     stack.need_running()
     report.print_status(console, stack)
@@ -225,7 +225,7 @@ def _progress() -> Iterator[report.Step]:
 
 
 def main() -> int:
-    """Errors that a person can mend come out as two lines."""
+    """Errors that an operator can mend come out as two lines."""
     background = "keep-tokens" in sys.argv[1:2]
     structlog.configure(
         processors=[

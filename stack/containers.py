@@ -1,7 +1,7 @@
 """What `docker-compose.yml` does beside running servers: the first step, which makes secrets and configuration, the
 databases, Consul's tokens, and demonstration data.
 
-Every volume is mounted at the same place, `/state/<name>`, in the first step and in the container whose it is. A service
+Every volume is mounted at the same place, `/state/<name>`, in the first step and in the container that owns it. A service
 sees of all this one folder with its own secrets.
 """
 
@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,7 +35,7 @@ KEEPER = "consul-tokens"
 TOKENS_KNOWN = Path("/tmp/tokens-known")  # noqa: S108 - in a container of its own, read by its health check
 
 USER_ID = 10001
-"""Of everybody in the containers."""
+"""Of every process in the containers."""
 SUPERUSER = "postgres"
 CONNECT_TIMEOUT_S = 5
 
@@ -94,7 +93,7 @@ def _consul(folder: Path, vault: Vault) -> None:
 
 
 def _tokens(vault: Vault, services: list[str], folder: Path) -> None:
-    """Consul's tokens, all of them, for the one who gives them to it."""
+    """Consul's tokens, all of them, for the container that gives them to it."""
     for name in consul_agent.RETIRED:
         vault.forget_consul_token(name)
     for name in {"master", "agent", "controller", "operator", *services, *vault.consul_names()}:
@@ -128,7 +127,7 @@ def databases() -> None:
 
 
 def make_database(connection: psycopg.Connection, name: str, password: str) -> None:
-    """The role `name`, which may log in and nothing more, and its database, which nobody else may connect to."""
+    """The role `name`, which may log in and nothing more, and its database, which no other role may connect to."""
     role = sql.Identifier(name)
     known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone()
     verb = sql.SQL("ALTER" if known else "CREATE")
@@ -147,20 +146,23 @@ def tokens() -> None:
     consul_agent.keep_tokens(acl, [spec.name for spec in FLEET], production, known=TOKENS_KNOWN.touch)
 
 
+def _show_step(step: str) -> None:
+    print(f"  {step}", file=sys.stderr)
+
+
 @app.command()
 def seed() -> None:
     """Demonstration data through the edge. Prints the administrator's e-mail address and password as JSON."""
     from stack.seed import Seed
 
     vault = Vault(VAULT)
-    tell: Callable[[str], None] = lambda step: print(f"  {step}", file=sys.stderr)  # noqa: E731
-    counts = Seed(os.environ["EDGE"], vault, None, tell).run()
+    counts = Seed(os.environ["EDGE"], vault, None, _show_step).run()
     print(", ".join(f"{count} {name}" for name, count in counts.items()), file=sys.stderr)
     print(json.dumps(json.loads(vault.admin_file.read_text())))
 
 
 def main() -> int:
-    """Errors that a person can mend come out as lines of text."""
+    """Errors that an operator can mend come out as lines of text."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

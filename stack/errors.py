@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StackError(Exception):
-    """A failure that a person can mend: `what` happened, and `remedy` to try. Printed as two lines, without a traceback."""
+    """A failure that an operator can mend: `what` happened, and `remedy` to try. Printed as two lines, without a traceback."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
         super().__init__(f"{what}\n{remedy}".rstrip())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class ServiceSpec:
     """One service: run as `python -m <module>`; `probe` is a path of it that the edge serves (any answer of an instance counts).
 
-    `environment` is given to its instances beside what all get; `database` tells whether it keeps one.
+    `environment` is given to its instances beside what all get; `database` says whether it keeps one.
     """
 
     name: str

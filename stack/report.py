@@ -1,4 +1,4 @@
-"""What the commands show: progress while they work, where things are, and who runs where."""
+"""What the commands show: progress while they work, where things are, and what runs where."""
 
 from __future__ import annotations
 

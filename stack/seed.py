@@ -1,4 +1,4 @@
-"""Demonstration data, sent through the edge as anybody would send it; repeating it adds nothing."""
+"""Demonstration data, sent through the edge as any client would send it; repeating it adds nothing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Seed:
         """What was new: counts of people, products and posts."""
         self.progress("people")
         passwords = self._passwords()
-        people = sum(self._register(*who, password=passwords[who[0]]) for who in (ADMIN, *PEOPLE))
+        people = sum(self._register(*person, password=passwords[person[0]]) for person in (ADMIN, *PEOPLE))
         self._grant_admin()
         self.progress("products")
         admin = self._login(ADMIN[0], passwords[ADMIN[0]])

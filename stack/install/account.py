@@ -1,4 +1,4 @@
-"""Who runs the stack when root starts it, and where from. Standard library only, as `install`."""
+"""Which user runs the stack when root starts it, and from which folder. Standard library only, as `packages`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Account:
 
 
 def choose(repo: Path, states: Sequence[Path], environment: Mapping[str, str]) -> Account:
-    """The caller, or, for root: BREAKWATER_USER, the owner of the state there is, who used sudo, the owner of the checkout, a system user."""
+    """The caller, or, for root: BREAKWATER_USER, the owner of the state there is, the user of sudo, the owner of the checkout, a system user."""
     if os.geteuid():
         return _known(os.geteuid())
     named = environment.get("BREAKWATER_USER") or ""
@@ -148,7 +148,7 @@ def unreadable(account: Account, repo: Path) -> Path | None:
 def _code(repo: Path) -> dict[Path, int]:
     """What has to be read, and how: the way to the checkout, its files, and their folders.
 
-    A folder without a file is none of it, whoever has closed it: nginx and others make such folders where they are started.
+    A folder without a file is none of it: nginx and others make such closed folders where they are started.
     """
     needed = dict.fromkeys([*reversed(repo.parents), repo], os.X_OK)
     for top, folders, files in os.walk(repo):
@@ -164,7 +164,7 @@ def _first_closed(needed: Mapping[Path, int]) -> Path | None:
 
 
 def copy_code(repo: Path, target: Path) -> None:
-    """Make `target` hold the code of `repo`, readable by everybody, and nothing else beside `var` and `.venv`."""
+    """Make `target` hold the code of `repo`, readable by all users, and nothing else beside `var` and `.venv`."""
     target.mkdir(parents=True, exist_ok=True)
     wanted: set[Path] = set()
     for top, folders, files in os.walk(repo):

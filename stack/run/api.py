@@ -163,12 +163,12 @@ class Stack:
     def crash(self, *names: str) -> list[int]:
         """As `kill`, all of these at once, but they stay away until `start`. Returns the pids that they had."""
         pids = [self._live(name) for name in names]
-        people = [one for pid in pids for one in processes.tree(pid)]
+        all_of_them = [one for pid in pids for one in processes.tree(pid)]
         # Stopped first: so SIGTERM, by which supervisord notes that they are meant to be away, cannot begin a drain.
-        processes.send(signal.SIGSTOP, people)
+        processes.send(signal.SIGSTOP, all_of_them)
         for name in names:
             self.supervisor.stop_program(name)
-        processes.send(signal.SIGKILL, people)
+        processes.send(signal.SIGKILL, all_of_them)
         self.supervisor.wait(names, {"STOPPED", "EXITED"}, 10)
         return pids
 
@@ -261,14 +261,14 @@ class Stack:
         return {**self.catalogue.base_environment(), **self.catalogue.service_environment(service)}
 
     def admit(self, service: str) -> None:
-        """Give a service that the fleet does not know all that `environment` tells it of: tokens, passwords, and who knows them.
+        """Make all that `environment` names, for a service that the fleet does not know: its tokens and passwords.
 
         Several commands may ask at once, for the same new name as well. Raises NotRunning, StackError; OSError when Consul
         does not answer.
         """
         self.need_running()
         acl = consul_agent.ConsulAcl(self.settings.consul_address, self.vault)
-        # Each step looks before it makes: two that looked at the same moment would both make.
+        # Each step looks before it makes: two commands that looked at the same moment would both make.
         with self._locked():
             acl.apply([service], self.settings.consul_production)
             self.vault.redis_password_file(service)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pwd
@@ -48,15 +49,7 @@ def is_free(port: int) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """`count` different ports that are free now, chosen at random so that two callers seldom meet."""
-    found: list[int] = []
-    for port in random.sample(range(_FIRST, _LAST), min(_LAST - _FIRST, count * 50)):
-        if len(found) == count:
-            break
-        if is_free(port):
-            found.append(port)
-    if len(found) < count:
-        raise OSError(f"fewer than {count} free ports between {_FIRST} and {_LAST}")
-    return found
+    return _first_free(count, random.sample(range(_FIRST, _LAST), min(_LAST - _FIRST, count * 50)))
 
 
 def free_block(size: int) -> int:
@@ -67,14 +60,13 @@ def free_block(size: int) -> int:
 def assign(count: int, base: int, taken: Iterable[int]) -> list[int]:
     """The first `count` free ports from `base` on that are not in `taken`. Raises OSError when there are not so many."""
     refused = set(taken)
-    found: list[int] = []
-    for port in range(base, min(base + 10000, 65536)):
-        if len(found) == count:
-            break
-        if port not in refused and is_free(port):
-            found.append(port)
+    return _first_free(count, (port for port in range(base, min(base + 10000, 65536)) if port not in refused))
+
+
+def _first_free(count: int, candidates: Iterable[int]) -> list[int]:
+    found = list(itertools.islice(filter(is_free, candidates), count))
     if len(found) < count:
-        raise OSError(f"fewer than {count} free ports from {base} on")
+        raise OSError(f"there are fewer than {count} free ports")
     return found
 
 
@@ -86,10 +78,10 @@ def holders(environment: Mapping[str, str]) -> dict[int, str]:
 
 
 def holder(port: int) -> str:
-    """Who listens on the port, in words: `nginx (pid 12, user www-data)`; less where /proc does not tell us."""
-    told = json.loads(os.environ.get(PORT_HOLDERS) or "{}")
-    if str(port) in told:
-        return str(told[str(port)])
+    """Which program listens on the port, in words: `nginx (pid 12, user www-data)`; less where /proc does not show it."""
+    seen_by_root = json.loads(os.environ.get(PORT_HOLDERS) or "{}")
+    if str(port) in seen_by_root:
+        return str(seen_by_root[str(port)])
     inodes = _listening_inodes(port)
     if not inodes:
         return "a program that does not listen (yet)"

@@ -26,7 +26,7 @@ class ProcessInfo:
 
 
 def read(pid: int) -> ProcessInfo | None:
-    """What /proc says of the pid; None when it is gone or only waits to be buried (a zombie)."""
+    """What /proc says of the pid; None when it is gone or only waits to be reaped (a zombie)."""
     try:
         text = (Path("/proc") / str(pid) / "stat").read_text()
     except OSError:
@@ -38,7 +38,7 @@ def read(pid: int) -> ProcessInfo | None:
     return ProcessInfo(pid, int(fields[1]), int(fields[2]), int(fields[3]), fields[0], int(fields[19]), name)
 
 
-def everybody() -> list[ProcessInfo]:
+def all_processes() -> list[ProcessInfo]:
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [info for info in map(read, pids) if info is not None]
 
@@ -46,24 +46,24 @@ def everybody() -> list[ProcessInfo]:
 def of_stack(var: Path) -> list[ProcessInfo]:
     """Every process of the stack whose folder is `var`."""
     mark = f"{STACK_MARK}={var}".encode()
-    return [p for p in everybody() if mark in _environ(p.pid)]
+    return [p for p in all_processes() if mark in _environ(p.pid)]
 
 
 def tree(pid: int) -> list[ProcessInfo]:
     """The process, what descends from it, and what else is in the process group that it leads."""
-    people = everybody()
+    live = all_processes()
     found = {pid}
     grew = True
     while grew:
-        more = {p.pid for p in people if p.parent in found or p.group == pid} - found
+        more = {p.pid for p in live if p.parent in found or p.group == pid} - found
         grew = bool(more)
         found |= more
-    return [p for p in people if p.pid in found]
+    return [p for p in live if p.pid in found]
 
 
-def send(number: int, people: Iterable[ProcessInfo]) -> None:
+def send(number: int, processes: Iterable[ProcessInfo]) -> None:
     """The signal to each of them that is still the process it was."""
-    for one in people:
+    for one in processes:
         now = read(one.pid)
         if now is not None and now.started == one.started:
             try:
@@ -72,9 +72,9 @@ def send(number: int, people: Iterable[ProcessInfo]) -> None:
                 continue
 
 
-def wait_gone(people: Iterable[ProcessInfo], within_s: float) -> list[ProcessInfo]:
+def wait_gone(processes: Iterable[ProcessInfo], within_s: float) -> list[ProcessInfo]:
     """Wait until they have ended, and return those that have not after `within_s`."""
-    left = list(people)
+    left = list(processes)
     until = time.monotonic() + within_s
     while left:
         left = [p for p in left if (now := read(p.pid)) is not None and now.started == p.started]
@@ -84,9 +84,9 @@ def wait_gone(people: Iterable[ProcessInfo], within_s: float) -> list[ProcessInf
     return left
 
 
-def end(people: Iterable[ProcessInfo], within_s: float) -> None:
+def end(processes: Iterable[ProcessInfo], within_s: float) -> None:
     """SIGTERM (woken first where stopped), then SIGKILL for what is left after `within_s`."""
-    left = list(people)
+    left = list(processes)
     send(signal.SIGCONT, left)
     send(signal.SIGTERM, left)
     left = wait_gone(left, within_s)

@@ -120,7 +120,7 @@ class Catalogue:
         return Program(name, argv, environment, DRAIN_WAIT_S, spec.name, port)
 
     def service_environment(self, service: str) -> dict[str, str]:
-        """For any process that registers as `service`: who it is to Consul, to auth and to Redis."""
+        """For any process that registers as `service`: its identity to Consul, to auth and to Redis."""
         settings, vault = self.settings, self.vault
         environment = {
             "CONSUL_HTTP_TOKEN_FILE": str(vault.consul_token_file(service)),

@@ -32,7 +32,7 @@ PROBE_CLIENT = "stack"
 
 
 class Startup:
-    """One start of a stack; `until` is the end of patience, a monotonic time in seconds."""
+    """One start of a stack; `until` is the deadline, a monotonic time in seconds."""
 
     def __init__(self, stack: Stack, progress: Callable[[str], None], until: float) -> None:
         self.stack = stack
@@ -170,7 +170,7 @@ def check_haproxy(binary: str) -> None:
     match = re.search(r"version (\d+)\.(\d+)", done.stdout)
     if match is None:
         raise StackError(
-            f"{binary} -v does not tell a version: {done.stdout[:200]!r}", "install HAProxy 2.6 or newer"
+            f"{binary} -v names no version: {done.stdout[:200]!r}", "install HAProxy 2.6 or newer"
         )
     found = (int(match[1]), int(match[2]))
     if found < OLDEST_HAPROXY:

@@ -113,7 +113,7 @@ class Supervisor:
             return None
 
     def call(self, method: str, *args: Any) -> Any:
-        """One RPC. Raises NotRunning when nobody listens, xmlrpc.client.Fault when supervisord refuses."""
+        """One RPC. Raises NotRunning when nothing listens, xmlrpc.client.Fault when supervisord refuses."""
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")
         proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
         try:
@@ -171,7 +171,7 @@ class Supervisor:
             self.call("shutdown")
 
     def reap(self, within_s: float) -> None:
-        """Bury a supervisord that this process started."""
+        """Reap a supervisord that this process started."""
         if self._popen is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(timeout=within_s)

@@ -73,7 +73,7 @@ def command(binary: str, local: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ConsulAcl:
-    """The ACL side of one Consul, seen with its management token. Every call is bounded; OSError when nobody answers."""
+    """The ACL side of one Consul, seen with its management token. Every call is bounded; OSError when Consul does not answer."""
 
     address: str
     vault: Vault
@@ -96,7 +96,7 @@ class ConsulAcl:
         )
 
     def complete(self) -> bool:
-        """Whether Consul knows the controller's token, and so all that `apply` makes before it. OSError: cannot tell."""
+        """Whether Consul knows the controller's token, and so all that `apply` makes before it. OSError: it is not known."""
         return self._knows("controller")
 
     def apply(self, services: list[str], production: bool) -> None:
@@ -192,7 +192,7 @@ def keep_tokens(
                 applied = True
             reported = ""
             known()
-        except Exception as error:  # also an answer that is no JSON: without tokens nobody registers
+        except Exception as error:  # also an answer that is no JSON: without tokens no instance registers
             if type(error).__name__ != reported:
                 log.warning("consul tokens cannot be checked", error=repr(error)[:300])
             reported = type(error).__name__

@@ -1,7 +1,7 @@
 """The two Redis servers: their configuration, and which keys each service may touch in them.
 
 Every service is a user of its own; the configuration holds digests of the passwords, the vault the passwords. `default`, as
-whom every client begins, is off.
+which every client begins, is off.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SERVERS: Mapping[str, tuple[str, ...]] = {
 """Program → the lines in which it differs. What is in the cache may be lost, what is in the state may not."""
 
 GATEWAY = "gateway-"
-"""Begins the names of the gateways, who share one namespace, and read the last good answers of all services."""
+"""Begins the names of the gateways, which share one namespace, and read the last good answers of all services."""
 
 # All that works on data, for the keys bound it. Not what names the keys of others (SCAN, RANDOMKEY, CLIENT TRACKING,
 # PUBSUB CHANNELS), what they hang from (SCRIPT KILL and FLUSH, FUNCTION), and what rules the server.
@@ -75,7 +75,7 @@ def write_configuration(name: str, vault: Vault, folder: Path, *, data: Path, bi
         "set-proc-title no",
         f'aclfile "{users}"',
         # What one service sends at once counts as memory, and would drive out what the others have stored. The largest
-        # thing that anybody stores is 1 MiB.
+        # thing that a service stores is 1 MiB.
         "proto-max-bulk-len 2mb",
         "client-query-buffer-limit 4mb",
         *SERVERS[name],
@@ -98,7 +98,7 @@ def admit(settings: StackSettings, vault: Vault, service: str) -> None:
 
     words = ["reset", *_rules_with_password(vault, service).split()]
     for name in SERVERS:
-        # Not ACL LOAD: before Redis 7.2 it cuts the connections of everybody.
+        # Not ACL LOAD: before Redis 7.2 it cuts all connections.
         client = Redis(
             port=_port(settings, name),
             username=REDIS_OPERATOR,
