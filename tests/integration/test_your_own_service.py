@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
+from stack import http
 from stack.run.api import Stack
 from tests.integration.page import YOUR_OWN_SERVICE, Page, running_stack
 from tests.support.eventually import eventually
-from tests.support.servers import Process
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+from tests.support.servers import Process, ask_consul
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +34,9 @@ def page(stack: Stack, tmp_path: Path) -> Page:
 
 
 def consul(stack: Stack, method: str, path: str, body: object = None, token: str | None = None) -> Any:
-    """One call to Consul, by default with all rights. Raises urllib.error.HTTPError for an error status."""
-    request = urllib.request.Request(
-        f"http://{stack.settings.consul_address}{path}",
-        data=None if body is None else json.dumps(body).encode(),
-        method=method,
-        headers={"X-Consul-Token": token or stack.vault.consul_token("master")},
-    )
-    with _OPENER.open(request, timeout=10) as answer:
-        text = answer.read()
-    return json.loads(text) if text.strip() else None
+    """One call to Consul, by default with all rights. Raises requests.HTTPError for an error status."""
+    token = token or stack.vault.consul_token("master")
+    return ask_consul(stack.settings.consul_address, method, path, body, token=token)
 
 
 @contextlib.contextmanager
@@ -59,14 +48,8 @@ def started(page: Page, name: str) -> Iterator[Process]:
         process.stop(15)
 
 
-def through_the_edge(stack: Stack) -> tuple[int, Message, bytes]:
-    """Status, headers and body of one GET; an error status is an answer too."""
-    url = f"http://127.0.0.1:{stack.settings.edge_http_port}/api/hello"
-    try:
-        with _OPENER.open(url, timeout=5) as answer:
-            return answer.status, answer.headers, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, error.read()
+def through_the_edge(stack: Stack) -> requests.Response:
+    return http.call(f"127.0.0.1:{stack.settings.edge_http_port}", "GET", "/api/hello")
 
 
 def instances(stack: Stack) -> int:
@@ -91,7 +74,7 @@ def test_second_instance_shares_the_work_and_leaves_without_a_failed_request(
 ) -> None:
     with started(page, "first"), started(page, "second") as second:
         eventually(lambda: instances(stack) == 2, 30)
-        eventually(lambda: through_the_edge(stack)[0] == 200, 10)
+        eventually(lambda: through_the_edge(stack).status_code == 200, 10)
         served_by: set[str] = set()
         failed: list[object] = []
         stop = threading.Event()
@@ -99,10 +82,10 @@ def test_second_instance_shares_the_work_and_leaves_without_a_failed_request(
         def ask() -> None:
             while not stop.is_set():
                 try:
-                    status, headers, _ = through_the_edge(stack)
-                    served_by.add(headers.get("X-Served-By", ""))
-                    if status != 200:
-                        failed.append(status)
+                    answer = through_the_edge(stack)
+                    served_by.add(answer.headers.get("X-Served-By", ""))
+                    if answer.status_code != 200:
+                        failed.append(answer.status_code)
                 except OSError as error:
                     failed.append(error)
 
@@ -122,14 +105,14 @@ def test_second_instance_shares_the_work_and_leaves_without_a_failed_request(
 
 def test_route_without_an_instance_answers_503_and_comes_back(stack: Stack, page: Page) -> None:
     with started(page, "first"):
-        eventually(lambda: through_the_edge(stack)[0] == 200, 30)
-    eventually(lambda: through_the_edge(stack)[0] == 503, 10)
-    status, headers, body = through_the_edge(stack)
-    assert status == 503
-    assert "Retry-After" in headers
-    assert json.loads(body)["service"] == "hello"
+        eventually(lambda: through_the_edge(stack).status_code == 200, 30)
+    eventually(lambda: through_the_edge(stack).status_code == 503, 10)
+    answer = through_the_edge(stack)
+    assert answer.status_code == 503
+    assert "Retry-After" in answer.headers
+    assert answer.json()["service"] == "hello"
     with started(page, "again"):
-        eventually(lambda: through_the_edge(stack)[0] == 200, 30)
+        eventually(lambda: through_the_edge(stack).status_code == 200, 30)
 
 
 def test_token_of_one_name_registers_no_other(stack: Stack, page: Page) -> None:
@@ -141,5 +124,5 @@ def test_token_of_one_name_registers_no_other(stack: Stack, page: Page) -> None:
 
     register("hello")
     consul(stack, "PUT", "/v1/agent/service/deregister/stranger")
-    with pytest.raises(urllib.error.HTTPError, match="403"):
+    with pytest.raises(requests.HTTPError, match="403"):
         register("users")

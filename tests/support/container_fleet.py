@@ -17,13 +17,14 @@ from typing import Any
 from docker.models.containers import Container
 
 import docker
+from stack import http
 from stack.servers.consul_agent import ConsulAcl
 from stack.servers.vault import REDIS_OPERATOR
 from stack.settings import REPO
 from tests.support.accounts import new_account, says_ready
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import Member, RedisName
-from tests.support.fleet_base import FleetBase, fetch
+from tests.support.fleet_base import FleetBase
 from tests.support.servers import free_ports
 
 PORT = 8000
@@ -324,7 +325,7 @@ class ContainerFleet(FleetBase):
 
     def _stats_csv(self, service: str) -> str:
         # The page, not the Runtime API: its socket is in a volume, and a command in a container takes too long.
-        return fetch(f"http://127.0.0.1:{self._stats}/stats;csv", 5)
+        return http.call(f"127.0.0.1:{self._stats}", "GET", "/stats;csv").text
 
     def _edge_log_text(self) -> str:
         return str(self.container("haproxy").logs(tail=50_000).decode(errors="replace"))

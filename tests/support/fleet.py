@@ -134,7 +134,7 @@ class Fleet(Protocol):
     def consul(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Any:
         """One call to Consul's HTTP interface, by default with all rights; the JSON that came, or None.
 
-        Raises urllib.error.HTTPError for an error status.
+        Raises requests.HTTPError for an error status.
         """
         ...
 

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,14 +17,7 @@ from redis.retry import Retry
 from stack.servers.vault import REDIS_OPERATOR
 from tests.support.eventually import eventually
 from tests.support.fleet import EdgeServer, Member, RedisName
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def fetch(request: urllib.request.Request | str, timeout_s: float) -> str:
-    """The body of an answer. Raises urllib.error.HTTPError for an error status; no proxy is asked."""
-    with _OPENER.open(request, timeout=timeout_s) as answer:
-        return str(answer.read().decode(errors="replace"))
+from tests.support.servers import ask_consul
 
 
 class FleetBase(ABC):
@@ -102,14 +94,7 @@ class FleetBase(ABC):
     # -- Consul and the edge
 
     def consul(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Any:
-        request = urllib.request.Request(
-            f"http://{self._consul_address()}{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            method=method,
-            headers={"X-Consul-Token": token or self._consul_master()},
-        )
-        text = fetch(request, 10)
-        return json.loads(text) if text.strip() else None
+        return ask_consul(self._consul_address(), method, path, body, token=token or self._consul_master())
 
     def edge_servers(self, service: str) -> list[EdgeServer]:
         text = self._stats_csv(service)

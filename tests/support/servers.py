@@ -9,18 +9,27 @@ import signal
 import socket
 import subprocess
 import tempfile
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from haproxy.controller.runtime.socket import Master
+from stack import http
 from stack.run.ports import free_ports as free_ports
 from tests.support.eventually import eventually
 
-# Without a proxy handler: a proxy in the environment must not carry loopback calls away.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+def ask_consul(address: str, method: str, path: str, body: object = None, *, token: str | None = None) -> Any:
+    """One call past our own library, so that tests do not check it with itself. Returns the JSON, or None.
+
+    Raises requests.HTTPError for an error status.
+    """
+    headers = {"X-Consul-Token": token} if token else {}
+    answer = http.call(address, method, path, body=body, headers=headers, timeout_s=10)
+    answer.raise_for_status()
+    return answer.json() if answer.text.strip() else None
 
 
 def free_port() -> int:
@@ -97,14 +106,7 @@ class ConsulServer:
         return f"127.0.0.1:{self.http_port}"
 
     def call(self, method: str, path: str, body: object = None, token: str | None = None) -> object:
-        """One HTTP call past our own library, so that tests do not check it with itself. Returns the JSON, or None."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://{self.address}{path}", data=data, method=method)
-        if token or self.token:
-            request.add_header("X-Consul-Token", token or self.token or "")
-        with _OPENER.open(request, timeout=10) as answer:
-            text = answer.read()
-        return json.loads(text) if text.strip() else None
+        return ask_consul(self.address, method, path, body, token=token or self.token)
 
     def start(self) -> None:
         self.process.start()

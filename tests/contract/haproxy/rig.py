@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,9 @@ from urllib.parse import quote
 from haproxy.controller.runtime.observed import ObservedServer
 from haproxy.controller.runtime.socket import Runtime
 from haproxy.controller.settings import EdgeSettings
+from stack import http as calls
 from tests.support.eventually import eventually, time_scale
 from tests.support.servers import ConsulServer, Process, accepts, consul, free_ports
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -139,17 +137,18 @@ class Edge:
 
     def metric(self, name: str, default: float = 0.0) -> float:
         """A sample of the controller's metrics, by its full name with labels."""
-        with _OPENER.open(f"http://127.0.0.1:{self.settings.controller_port}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
+        text = self._metrics()
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else default
 
     def reloads(self) -> float:
         """All reloads, of whatever reason, once what is under way is done."""
         eventually(lambda: self.metric("breakwater_controller_in_step") == 1, 10)
-        with _OPENER.open(f"http://127.0.0.1:{self.settings.controller_port}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        return sum(map(float, re.findall(r"^breakwater_controller_reloads_total\{.*\} (\S+)$", text, re.M)))
+        found = re.findall(r"^breakwater_controller_reloads_total\{.*\} (\S+)$", self._metrics(), re.M)
+        return sum(map(float, found))
+
+    def _metrics(self) -> str:
+        return calls.call(f"127.0.0.1:{self.settings.controller_port}", "GET", "/metrics").text
 
     def owners(self) -> dict[str, str]:
         """What the edges have agreed on; raises when there is nothing."""
