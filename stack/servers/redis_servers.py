@@ -44,6 +44,7 @@ _TIMEOUT_S = 2.0
 
 def rules(service: str) -> str:
     """What a service may: in the words of Redis' ACL, without its password."""
+    names: tuple[str, ...]
     if service.startswith(GATEWAY):
         domain = service.removeprefix(GATEWAY)
         names = (service, f"gateway:{domain}", "gateway:shared", "snapshot")
