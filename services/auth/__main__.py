@@ -15,6 +15,7 @@ from services.auth.keyring import KekError
 from services.auth.service import Auth
 from services.kit import ServiceApp, run
 from services.kit.db.migrate import MigrationError
+from services.kit.server.run import in_child
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,9 +43,7 @@ def _auth(app: ServiceApp) -> Auth:
 
 def _checked_app() -> ServiceApp:
     app = _app()
-    _auth(app)
-    # What is open now must not be shared with the worker.
-    app.extensions["kit"].db.dispose()
+    in_child(lambda: _auth(app))
     return app
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import BigInteger, CursorResult, Integer, UpdateBase, literal_column
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 # SQLite numbers rows by itself only in a column of exactly the type INTEGER.
@@ -38,5 +37,11 @@ def write(session: Session, statement: UpdateBase) -> int:
 
 
 def _insert(session: Session, model: Any) -> Any:
-    dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    return dialect.insert(model)
+    # The other one is some megabytes for nothing.
+    if session.get_bind().dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(model)
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite.insert(model)

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -231,11 +232,7 @@ class Server(BaseApplication):
         if needs_tokens(self._app):
             self._kit.follow_auth()
         self._kit.started()
-        # What is there now stays: looked through with every collection, it cost a tenth of all requests' time.
-        gc.collect()
         gc.freeze()
-        # At the end it is collected before modules go, or what they still need is told off on standard error.
-        atexit.register(gc.unfreeze)
         gc.set_threshold(GARBAGE, *gc.get_threshold()[1:])
 
 
@@ -269,8 +266,32 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def in_child(work: Callable[[], object]) -> None:
+    """Run `work` in a process of its own: what it imports and allocates (a migration: 20 MB) goes with it.
+
+    Where it fails, this process ends as that one did.
+    """
+    master_pid = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            bind_to_master(master_pid)
+            work()
+            code = 0
+        except SystemExit as end:
+            print(end.code, file=sys.stderr, flush=True)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if status:
+        sys.exit(abs(os.waitstatus_to_exitcode(status)))
+
+
 def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
-    """Serve one instance until it is told to stop, then exit the process: 0 after a drain, another code after an error.
+    """Serve one instance until it is stopped, then exit the process: 0 after a drain, another code after an error.
 
     Takes an application or something that makes one. Must be called in the main thread.
     """
@@ -280,12 +301,7 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
         sys.exit(f"cannot start: {error}")
     kit: Kit = app.extensions["kit"]
     settings = kit.settings
-    try:
-        listener = listen(settings.host, settings.port)
-    except OSError as error:
-        sys.exit(f"{kit.name}: {error}")
-    # Connections inherit it, whatever their worker waits with. It counts while nothing goes out, not for all of an answer.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.unread_timeout_s * 1000))
+    listener = _listen(kit)
     port = listener.getsockname()[1]
     if settings.instance_id is None:
         kit.instance_id = default_instance_id(kit.name, settings.host, port)
@@ -294,17 +310,35 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
         registration_meta(kit.registration(port))
     except (ContractError, NoAddress) as error:
         sys.exit(f"{kit.name}: cannot be registered: {error}")
-    try:
-        kit.db.migrate()
-        kit.db.dispose()
-    except (MigrationError, SQLAlchemyError, OSError) as error:
-        sys.exit(f"{kit.name}: database not ready: {error}")
+    in_child(lambda: _migrate(kit))
     _allow_descriptors()
     util.write_error = refusals(kit.name)
     gunicorn.http.RequestParser = Parser
     Request.head_within_s = settings.body_timeout_s
-    registrar = Registrar(kit, port)
-    server = Server(app, kit, listener)
+    arbiter = ServiceArbiter(Server(app, kit, listener), kit, Registrar(kit, port))
     listener.close()
-    arbiter = ServiceArbiter(server, kit, registrar)
+    # A worker shares what is there now with its master, as long as neither writes to it: and a collection writes to every object
+    # that it looks at. In a worker it would also cost a tenth of all requests' time.
+    gc.collect()
+    gc.freeze()
+    # At the end it is collected before modules go, or what they still need is reported on standard error.
+    atexit.register(gc.unfreeze)
     arbiter.run()
+
+
+def _listen(kit: Kit) -> socket.socket:
+    settings = kit.settings
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        sys.exit(f"{kit.name}: {error}")
+    # Connections inherit it, whatever their worker waits with. It counts while nothing goes out, not for all of an answer.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.unread_timeout_s * 1000))
+    return listener
+
+
+def _migrate(kit: Kit) -> None:
+    try:
+        kit.db.migrate()
+    except (MigrationError, SQLAlchemyError, OSError) as error:
+        sys.exit(f"{kit.name}: database not ready: {error}")
