@@ -36,6 +36,7 @@ def create_app(settings: AuthSettings | None = None) -> ServiceApp:
         domain="identity",
         settings=settings,
         models_metadata=Base.metadata,
+        calls=["users"],
     )
     auth = build(app.extensions["kit"], settings)
 

@@ -15,13 +15,13 @@ if __name__ == "__main__":
 from services.kit import early  # isort: skip  # noqa: F401
 
 from services.kit.app import create_service
-from services.kit.auth.verifier import require_scope, require_service
-from services.kit.container import Kit
+from services.kit.auth.require import require_scope, require_service
+from services.kit.container import Kit, kit
 from services.kit.server.run import run
 from services.kit.settings import ServiceSettings
 from services.kit.stale.decorator import snapshot
 from services.kit.web.api import ServiceApp, ServiceBlueprint
-from services.kit.web.context import Caller, current, kit
+from services.kit.web.context import Caller, current
 from services.kit.web.problems import Problem
 
 __all__ = [

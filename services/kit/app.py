@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from flask import Response, jsonify, request
 from sqlalchemy import MetaData
 
-from discovery import contract
+from discovery import ClientSettings, contract
 from discovery.model import Auth, Balance, Domain, Lane, Route
-from services.kit.auth import verifier as auth_module
+from services.kit.auth.require import need_of
 from services.kit.container import Kit
-from services.kit.settings import ServiceSettings
+from services.kit.settings import ServiceSettings, WorkerClass
 from services.kit.stale import decorator
 from services.kit.telemetry import logs, metrics
 from services.kit.web import cors, problems
@@ -40,16 +40,22 @@ def create_service(
     settings: ServiceSettings | None = None,
     models_metadata: MetaData | None = None,
     migrations: Path | None = None,
+    calls: Iterable[str] | None = None,
+    client: ClientSettings | None = None,
+    worker: WorkerClass | None = None,
 ) -> ServiceApp:
     """A service's application. `app.extensions["kit"]` is its Kit.
 
     `paths` and the values after it are its route at the edge (CONTRACT, section 2); without paths it is found by
     other services only. With `edge_cache` the edge may keep answers that call themselves shared; `stream` passes bodies of
     requests on as they come. `models_metadata` are its tables: `migrations` (by default the folder `migrations` beside
-    the calling file, if there is one) brings them about at start; without migrations they are made as they are.
+    the calling file, if there is one) brings them about at start; without migrations they are made as they are. `calls` names the services that it calls: an instance then follows no others
+    (by default all). `client` sets how it calls, `worker` what it serves with where `WORKER_CLASS` does not say.
     Raises discovery.ContractError for a value that the edge would refuse; a wrong environment ends the process.
     """
     settings = settings or ServiceSettings.from_environment()
+    if worker is not None and "worker_class" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"worker_class": worker})
     contract.check_own_name(name)
     asked = Route(
         service=name,
@@ -64,24 +70,36 @@ def create_service(
         cache=edge_cache,
         stream=stream,
     )
-    route = contract.parse_route(name, asked.to_meta()) if paths else None
-    logs.configure(name, settings.log_level, settings.log_format)
     module = sys._getframe(1).f_globals
     if models_metadata is not None and migrations is None:
         migrations = _beside(module.get("__file__"))
+    kit = Kit(
+        name,
+        settings,
+        route=contract.parse_route(name, asked.to_meta()) if paths else None,
+        metadata=models_metadata,
+        migrations=migrations,
+        calls=calls,
+        client=client,
+    )
     app = ServiceApp(str(module.get("__name__", name)), title=name)
+    _install(app, kit)
+    return app
+
+
+def _install(app: ServiceApp, kit: Kit) -> None:
+    settings = kit.settings
+    logs.configure(kit.name, settings.log_level, settings.log_format)
     app.config.update(MAX_BODY_BYTES=settings.max_body_bytes)
-    kit = Kit(name, settings, route=route, metadata=models_metadata, migrations=migrations)
     app.extensions["kit"] = kit
-    problems.install(app, name)
+    problems.install(app, kit.name)
     _install_own_routes(app, kit)
     app.before_request(_before)
     cors.install(app, settings)
-    decorator.install(app, kit)
+    decorator.install(app, routed=kit.route is not None)
     # A gateway's own way of answering stands before this: it passes the headers on as they came.
     inside = Forwarded(app.wsgi_app, settings.trusted_proxies)
     app.wsgi_app = Observer(inside, app, kit)  # type: ignore[method-assign]
-    return app
 
 
 def _beside(file: str | None) -> Path | None:
@@ -143,4 +161,4 @@ def put_in_front(app: ServiceApp, front: Front) -> None:
 
 def needs_tokens(app: ServiceApp) -> bool:
     """Whether any view of the application checks tokens."""
-    return any(auth_module.need_of(view) is not None for view in app.view_functions.values())
+    return any(need_of(view) is not None for view in app.view_functions.values())

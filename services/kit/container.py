@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
+from flask import current_app
 from redis import Redis
 from sqlalchemy import MetaData
 
@@ -65,10 +66,15 @@ class Kit:
         route: Route | None,
         metadata: MetaData | None = None,
         migrations: Path | None = None,
+        calls: Iterable[str] | None = None,
+        client: discovery.ClientSettings | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
         self.route = route
+        # auth has the keys that tokens are checked with, and the service's own.
+        self._calls = None if calls is None else {"auth", *calls}
+        self._client_settings = client
         self.state = State()
         self.metrics = Metrics(name)
         self.jobs = Jobs()
@@ -125,13 +131,13 @@ class Kit:
     @lazily
     def client(self) -> Upstreams:
         """Calls to other services, with this service's token."""
-        return Upstreams(lambda: self.view, self.metrics, self.token_source)
+        return Upstreams(lambda: self.view, self.metrics, self.token_source, settings=self._client_settings)
 
     @lazily
     def view(self) -> discovery.View:
-        """The view of Consul, following it from now on; it may not have its first answer yet."""
+        """The view of Consul, following it from now on: what the service calls, or all. It may not have its first answer yet."""
         api = discovery.ConsulApi(self.settings.consul_http_addr, secret(self.settings.consul_http_token))
-        view = discovery.View(api)
+        view = discovery.View(api, services=self._calls)
         view.start()
         return view
 
@@ -162,6 +168,9 @@ class Kit:
 
     def started(self) -> None:
         """Run what `on_start` collected, and the jobs. Called by the server, in the worker."""
+        if self._calls is not None and len(self._calls) > 1:
+            # The first request need not wait for the view's first answer.
+            _ = self.view
         for action in self._on_start:
             action()
         self.jobs.start()
@@ -204,3 +213,9 @@ class Kit:
     def _ask_auth(self, path: str, body: dict[str, str]) -> tuple[int, Any]:
         response = self._plain.request("POST", "auth", path, json=body, deadline_s=DEADLINE_S)
         return response.status, response.json() if response.status == 200 else None
+
+
+def kit() -> Kit:
+    """The kit of the current Flask application: `db`, `client` … Needs an application context."""
+    own: Kit = current_app.extensions["kit"]
+    return own

@@ -1,13 +1,23 @@
 """Imported before anything else of the kit: with WORKER_CLASS=gevent the standard library is patched first.
 
-Patched later, modules that have already taken hold of a lock or a socket class would block the whole process.
+Patched later, modules that have already taken hold of a lock or a socket class would block the whole process. So a service
+that asks for gevent by `create_service(…, worker="gevent")` begins again.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
-if os.environ.get("WORKER_CLASS") == "gevent":
+PATCHED = os.environ.get("WORKER_CLASS") == "gevent"
+
+if PATCHED:
     from gevent import monkey
 
     monkey.patch_all()
+
+
+def begin_again() -> None:
+    """Replace this process by one of the same command, patched."""
+    os.environ["WORKER_CLASS"] = "gevent"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - its own command

@@ -23,6 +23,8 @@ from pydantic_settings import (
 
 from services.kit.server.addresses import check_advertised, check_networks
 
+WorkerClass = Literal["gthread", "gevent"]
+
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
@@ -104,7 +106,7 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 
-    worker_class: Literal["gthread", "gevent"] = "gthread"
+    worker_class: WorkerClass = "gthread"
     worker_threads: int = Field(default=8, ge=1, le=256)
     drain_delay_s: float = Field(default=1.0, ge=0, le=60)
     drain_timeout_s: float = Field(default=20.0, ge=0, le=600)
@@ -127,7 +129,7 @@ class ServiceSettings(BaseSettings):
     def threads_to_wait(self) -> int | None:
         """How many requests at once may wait for one thing: for bodies, or for the database. None: any number of greenlets.
 
-        A quarter of the threads is left for who needs neither, health checks first.
+        A quarter of the threads is left for what needs neither, health checks first.
         """
         return max(1, self.worker_threads * 3 // 4) if self.worker_class == "gthread" else None
 

@@ -53,6 +53,7 @@ app = create_service(
     domain="business",
     edge_cache=True,
     models_metadata=store.Base.metadata,
+    calls=["users"],
 )
 own = app.extensions["kit"]
 

@@ -31,6 +31,7 @@ app = create_service(
     domain="business",
     edge_cache=True,
     models_metadata=store.Base.metadata,
+    calls=[],
 )
 
 

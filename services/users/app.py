@@ -45,6 +45,7 @@ app = create_service(
     balance="leastconn",
     domain="identity",
     models_metadata=Base.metadata,
+    calls=["auth"],
 )
 own = app.extensions["kit"]
 

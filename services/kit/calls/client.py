@@ -21,8 +21,6 @@ VIEW_WAIT_S = 2.0
 JWKS_PATH = "/api/auth/.well-known/jwks.json"
 REVOCATIONS_PATH = "/internal/auth/revocations"
 DOCUMENT_DEADLINE_S = 3.0
-# Of a call that names none.
-DEADLINE_S = discovery.ClientSettings().deadline_s
 BREAKER_LEVELS = {"closed": 0, "half-open": 1, "open": 2}
 
 
@@ -78,10 +76,13 @@ class Upstreams:
         view: Callable[[], discovery.View],
         metrics: Metrics,
         token_source: Callable[[float], str | None] | None = None,
+        *,
+        settings: discovery.ClientSettings | None = None,
     ) -> None:
         self._view = view
         self._metrics = metrics
         self._token_source = token_source
+        self._settings = settings or discovery.ClientSettings()
         self._lock = threading.Lock()
         self._client: discovery.ServiceClient | None = None
 
@@ -92,7 +93,7 @@ class Upstreams:
     def request(self, method: str, service: str, path: str, **options: Any) -> discovery.Response:
         """Call a service. Options as in `discovery.ServiceClient.request`; `deadline_s` is cut to what is left."""
         began = time.monotonic()
-        usual_s = given_s = options.get("deadline_s") or DEADLINE_S
+        usual_s = given_s = options.get("deadline_s") or self._settings.deadline_s
         caller = context.peek()
         if caller is not None:
             given_s = min(given_s, caller.remaining_s())
@@ -108,7 +109,10 @@ class Upstreams:
             with self._lock:
                 if self._client is None:
                     self._client = discovery.ServiceClient(
-                        view, token_source=self._token_source, observer=CallObserver(self._metrics)
+                        view,
+                        settings=self._settings,
+                        token_source=self._token_source,
+                        observer=CallObserver(self._metrics),
                     )
         if not view.ready(0):
             view.ready(min(VIEW_WAIT_S, within_s))

@@ -34,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import discovery
 from discovery.contract import registration_meta
 from discovery.errors import ContractError
+from services.kit import early
 from services.kit.app import needs_tokens
 from services.kit.container import Kit
 from services.kit.db.migrate import MigrationError
@@ -301,6 +302,8 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
         sys.exit(f"cannot start: {error}")
     kit: Kit = app.extensions["kit"]
     settings = kit.settings
+    if settings.worker_class == "gevent" and not early.PATCHED:
+        early.begin_again()
     listener = _listen(kit)
     port = listener.getsockname()[1]
     if settings.instance_id is None:

@@ -14,18 +14,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, request
 from werkzeug.http import parse_etags, unquote_etag
 
 from services.kit.stale import stored_form
 from services.kit.stale.writer import Keep, Remove, SnapshotQueue
-from services.kit.web.context import current, kit
-
-if TYPE_CHECKING:
-    from services.kit.container import Kit
+from services.kit.web.context import current
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +68,7 @@ def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
         @wraps(view)
         def seen(*args: Any, **kwargs: Any) -> Any:
             # Here, and not before the request: only now its token has been verified.
-            kit().snapshots.before(policy)
+            _snapshots().before(policy)
             return view(*args, **kwargs)
 
         setattr(seen, _MARK, policy)
@@ -228,16 +225,21 @@ def _not_modified(response: Response) -> Response:
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
-def install(app: Flask, kit: Kit) -> None:
-    """Look at every request of the application: views with a snapshot, and what was changed."""
+def _snapshots() -> Snapshots:
+    found: Snapshots = current_app.extensions["kit"].snapshots
+    return found
+
+
+def install(app: Flask, *, routed: bool) -> None:
+    """Look at every request of the application: views with a snapshot, and, where the edge leads to it, what was changed."""
 
     def after(response: Response) -> Response:
         if request.method in WRITES:
-            if kit.route is not None and response.status_code < 400:
+            if routed and response.status_code < 400:
                 # What is below goes with it.
-                kit.snapshots.tell(request.environ.get("PATH_INFO", ""), prefix=request.method == "DELETE")
+                _snapshots().tell(request.environ.get("PATH_INFO", ""), prefix=request.method == "DELETE")
             return response
         found: Policy | None = getattr(app.view_functions.get(request.endpoint or ""), _MARK, None)
-        return kit.snapshots.after(found, response) if found is not None else response
+        return _snapshots().after(found, response) if found is not None else response
 
     app.after_request(after)

@@ -24,7 +24,7 @@ from pydantic_core import from_json, to_json
 from werkzeug.datastructures import MultiDict
 from werkzeug.routing import BaseConverter
 
-from services.kit.auth import verifier
+from services.kit.auth import require
 from services.kit.text import ID_PATTERN
 from services.kit.web.problems import MEDIA_TYPE, Problem, ProblemModel, validation_problem
 
@@ -108,13 +108,13 @@ class Validated:
         """The token first, then path, query and body, then the view. Called by flask-openapi3 at registration."""
         if header or cookie or form or raw:
             raise TypeError(f"{func.__name__} may declare path, query and body only")
-        need = verifier.need_of(func)
+        need = require.need_of(func)
         lists = _list_fields(query) if query else frozenset()
 
         @wraps(func)
         def view(**kwargs: Any) -> Any:
             if need is not None:
-                verifier.authorize(need)
+                require.authorize(need)
             taken: dict[str, Any] = {}
             try:
                 if path:
@@ -173,7 +173,7 @@ class ServiceApp(Validated, OpenAPI):
 
     def _mark_secured(self, paths: dict[str, Any]) -> None:
         for rule in self.url_map.iter_rules():
-            if verifier.need_of(self.view_functions[rule.endpoint]) is None:
+            if require.need_of(self.view_functions[rule.endpoint]) is None:
                 continue
             operations = paths.get(_PARAMETER.sub(r"{\1}", rule.rule), {})
             for method in rule.methods or ():

@@ -5,12 +5,6 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
-
-from flask import current_app
-
-if TYPE_CHECKING:
-    from services.kit.container import Kit
 
 NOBODY: frozenset[str] = frozenset()
 
@@ -56,8 +50,3 @@ def set_current(caller: Caller | None) -> None:
 def peek() -> Caller | None:
     """The request being served, or None outside of one."""
     return _CALLER.get()
-
-
-def kit() -> Kit:
-    """The kit of the current Flask application: `db`, `cache`, `client` … Needs an application context."""
-    return cast("Kit", current_app.extensions["kit"])

@@ -9,16 +9,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from services.kit.container import Kit
 from services.kit.telemetry import logs
 from services.kit.web import body, trace
+from services.kit.web.api import ServiceApp
 from services.kit.web.arrival import GREENLETS, Arrivals
 from services.kit.web.context import Caller, set_current
-
-if TYPE_CHECKING:
-    from services.kit.container import Kit
-    from services.kit.web.api import ServiceApp
 
 QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/metrics"})
 # Set for Flask's before_request hook, which answers in the problem format.
