@@ -68,10 +68,10 @@ def rotate() -> None:
 def grant_admin(email: str) -> None:
     """Make the account of this e-mail address an administrator. Tokens made from now on say so."""
     with _auth(_app()).kit.db.session() as session:
-        who = store.grant(session, email, "admin")
-    if who is None:
+        granted = store.grant(session, email, "admin")
+    if granted is None:
         sys.exit(f"auth: no account has the address {email}")
-    print(f"{who.email} ({who.id}): {' '.join(who.scopes)}")
+    print(f"{granted.email} ({granted.id}): {' '.join(granted.scopes)}")
 
 
 if __name__ == "__main__":

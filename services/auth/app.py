@@ -1,6 +1,6 @@
 """auth over HTTP: its parts put together, and its endpoints.
 
-Secrets go in and out here, so no answer may be stored by anybody (`Cache-Control: no-store`); the key set alone is public.
+Secrets go in and out here, so no answer may be stored anywhere (`Cache-Control: no-store`); the key set alone is public.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Endpoints for people with a password: register, log in, refresh, log out."""
+"""Endpoints for an e-mail address and its password: register, log in, refresh, log out."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
         """A new pair for a refresh token, which is then used up. One that comes twice ends the whole login."""
         return auth.refresh(body.refresh_token)
 
+    _install_logout(app, auth)
+
+
+def _install_logout(app: ServiceApp, auth: Auth) -> None:
     @app.post("/api/auth/logout", responses=NOTHING)
     def logout(body: Refresh) -> tuple[str, int]:
         """End the login that this refresh token belongs to."""
@@ -50,6 +54,6 @@ def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
         seconds. API keys stay."""
         caller = current()
         if caller.by_key:
-            raise Problem(403, detail="An API key logs nobody out: log in.")
+            raise Problem(403, detail="An API key cannot log out: log in.")
         auth.log_out_everywhere(caller.subject or "")
         return "", 204

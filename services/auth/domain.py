@@ -1,4 +1,4 @@
-"""The rules of identity: what an e-mail, a password and a scope may be, and who a caller's source is. No I/O."""
+"""The rules of identity: what an e-mail, a password and a scope may be, and what a caller's source is. No I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 def check_email(value: str) -> str:
-    """The address as it was given, without the space around it. Raises ValueError with a reason for people."""
+    """The address as it was given, without the space around it. Raises ValueError with a reason that can be shown."""
     email = value.strip()
     local, at, host = email.rpartition("@")
     if not at or len(email) > MAX_EMAIL_CHARS or len(local) > 64 or not _LOCAL.fullmatch(local):

@@ -109,9 +109,9 @@ def _install_sessions(app: ServiceApp, auth: Auth, source: Callable[[], str]) ->
     @app.post("/api/auth/session", responses={200: SessionAnswer})
     def open_session(body: Login) -> Response:
         """Log a browser in: the session is a cookie that scripts cannot read and other sites cannot send."""
-        who, text = auth.open_session(body.email, body.password, source(), request.cookies.get(COOKIE))
+        owner, text = auth.open_session(body.email, body.password, source(), request.cookies.get(COOKIE))
         ttl_s = auth.settings.auth_session_ttl_s
-        response = jsonify(user={"id": who.id, "email": who.email}, expires_in=ttl_s)
+        response = jsonify(user={"id": owner.id, "email": owner.email}, expires_in=ttl_s)
         response.set_cookie(COOKIE, text, max_age=ttl_s, **_cookie())
         return response
 

@@ -62,7 +62,7 @@ def open_family(session: Session, account_id: str, now: float, ttl_s: float) -> 
 def rotate_refresh(session: Session, token: str, now: float) -> Rotation | Refusal:
     """Exchange a refresh token for its successor, once.
 
-    A token that comes a second time has been copied, and nobody can tell which of the two callers is the owner:
+    A token that comes a second time has been copied, and it is unknown which of the two callers is the owner:
     the family is revoked. The caller must commit in every case, or the revocation is lost.
     """
     hashed = digest(token)
@@ -95,7 +95,7 @@ def revoke_family(session: Session, family_id: str, now: float, reason: str) -> 
 
 
 def log_out(session: Session, token: str, now: float) -> None:
-    """Revoke the family of a refresh token, used or not. An unknown token is nobody's, and no error."""
+    """Revoke the family of a refresh token, used or not. An unknown token is no error."""
     family_id = session.scalar(select(RefreshToken.family_id).where(RefreshToken.token_hash == digest(token)))
     if family_id is not None:
         revoke_family(session, family_id, now, "logout")

@@ -1,18 +1,18 @@
 """Who may try a password now. Pure: counters and a time go in, seconds to wait come out.
 
-Guessing must be slow, and slowing must not become a way to keep somebody out. Three counters, each of failures:
+Guessing must be slow, and slowing must not become a way to keep an owner out. Three counters, each of failures:
 
 - **pair**, (account, source): five are free, then the wait doubles from 1 s to 15 min. It stops the plain guesser,
-  and touches nobody else.
+  and touches no other account.
 - **account**, over all its sources: twenty are free, then the wait doubles from 1 s to 30 s. It stops guesses spread over
   many sources. It holds back only sources that have failed here already: the first try from a fresh source is always
   looked at, so that the owner with the right password gets in at once, from anywhere, whatever an attacker does.
 - **source**, over all accounts: fifty are free, then the wait doubles from 1 s to 60 s. It stops one password tried on many accounts.
 
 A *known* source, from which the account was opened or entered within 30 days, is spared the last two, feeds neither, and
-its pair wait ends at 60 s: somebody behind the same address can cost the owner one minute, not more.
-An attempt that is refused is not counted, so hammering does not lengthen a wait. An e-mail nobody has is counted
-like any other, so the answers tell nothing about who has an account.
+its pair wait ends at 60 s: another client behind the same address can cost the owner one minute, not more.
+An attempt that is refused is not counted, so hammering does not lengthen a wait. An unknown e-mail is counted
+like any other, so the answers tell nothing about which accounts exist.
 
 Ref: OWASP, Authentication Cheat Sheet, "Account Lockout"; NIST SP 800-63B, 5.2.2.
 """

@@ -31,7 +31,7 @@ class Account(Base):
 
 
 class TallyRow(Base):
-    """Failures under one key (see `services.auth.lockout`). The key is a hash: no address that somebody mistyped is kept."""
+    """Failures under one key (see `services.auth.lockout`). The key is a hash: no mistyped address is kept."""
 
     __tablename__ = "login_tallies"
 

@@ -41,5 +41,5 @@ def install(app: ServiceApp, auth: Auth) -> None:
     @app.get("/internal/auth/revocations", responses={200: RevocationsAnswer})
     def revoked() -> dict[str, Any]:
         """The accounts whose tokens are void, if they were issued at `before` or earlier (Unix time in seconds), and until
-        when that matters. For whoever checks tokens; the edge lets nobody from outside in here."""
+        when that matters. For all that check tokens; the edge lets no client in here."""
         return revocations.read(auth.kit.db, auth.clock.time())

@@ -48,7 +48,7 @@ class Hasher:
         self._argon2 = argon2.PasswordHasher(
             time_cost=cost.time, memory_cost=cost.memory_kib, parallelism=cost.lanes
         )
-        # Nobody's password, at today's cost; made now, for a first login must not take longer than the next.
+        # The password of no account, at today's cost; made now, for a first login must not take longer than the next.
         self._decoy = self._argon2.hash(secrets.token_hex(16))
         self._slots = threading.BoundedSemaphore(slots)
         self._admitted = threading.BoundedSemaphore(slots * 2)
@@ -74,8 +74,8 @@ class Hasher:
         return off_loop(lambda: self._argon2.hash(password))
 
     def verify(self, password_hash: str | None, password: str) -> bool:
-        """Whether the password fits. With no hash it costs the same and answers False: nobody can tell from the time
-        whether an account exists. Call it inside a slot."""
+        """Whether the password fits. With no hash it costs the same and answers False: the time does
+        not tell whether an account exists. Call it inside a slot."""
         try:
             fits = off_loop(lambda: self._argon2.verify(password_hash or self._decoy, password))
         except (VerifyMismatchError, VerificationError, InvalidHashError):

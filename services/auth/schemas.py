@@ -43,7 +43,7 @@ class Refresh(Request):
 
 
 class TokenRequest(BaseModel):
-    """One of the grants; which members belong to it is told by `grant_type`."""
+    """One of the grants; `grant_type` says which members belong to it."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 

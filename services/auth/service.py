@@ -100,7 +100,7 @@ class Auth:
     def check_password(self, email: str, password: str, source: str) -> Identity:
         """Whose e-mail and password these are. Raises Problem 401, 429 while locked out, 503 when saturated.
 
-        Everything but the hash is the same for an address that nobody has, and the hash costs the same.
+        Everything but the hash is the same for an unknown address, and the hash costs the same.
         """
         with self.hasher.slot():
             with self.kit.db.session() as session:

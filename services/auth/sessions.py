@@ -1,7 +1,7 @@
 """Browser sessions: kept in Redis, known to the browser by a random cookie, known to Redis by its SHA-256 only.
 
 What is kept is sealed with auth's key, and names its own key: all services share the Redis, so that each of them could write
-a session for whomever it likes, or move one, but none that opens.
+a session for any account, or move one, but none that opens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Sessions:
     seal: MultiFernet
 
     def open(self, account_id: str, opened_at: int, replacing: str | None) -> str:
-        """A new session and the end of the one that the browser came with: an id that somebody planted there
+        """A new session and the end of the one that the browser came with: an id that was planted there
         before the login is worth nothing after it."""
         token = secrets.token_urlsafe(32)
         pipe = self.redis.pipeline(transaction=True)

@@ -71,7 +71,7 @@ def claim(session: Session, email: str, password_hash: str, now: float, lease_s:
     """Start opening an account, or None when the address is taken, or being taken by another right now.
 
     The account stays inactive until `activate`. Left behind by a crash it can be claimed anew once the lease is over,
-    under the same id, so that users, who may have heard of it, finds the same account again.
+    under the same id, so that users, which may have heard of it, finds the same account again.
     """
     mine = Claim(uuid.uuid4().hex, uuid.uuid4().hex)
     fresh = {"password_hash": password_hash, "claim": mine.token, "claimed_until": now + lease_s}
@@ -89,7 +89,7 @@ def claim(session: Session, email: str, password_hash: str, now: float, lease_s:
 
 
 def activate(session: Session, held: Claim) -> bool:
-    """End a claim well: the account may log in. False when the claim ran out and somebody else took it."""
+    """End a claim well: the account may log in. False when the claim ran out and another registration took it."""
     mine = (Account.id == held.account_id, Account.claim == held.token, Account.active.is_(False))
     return bool(write(session, update(Account).where(*mine).values(active=True, claim="")))
 

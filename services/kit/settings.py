@@ -67,7 +67,7 @@ class ServiceSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
-    # The IP address that Consul is told, where it is another than the one listened on (0.0.0.0 in a container); or a network,
+    # The IP address in Consul, where it is another than the one listened on (0.0.0.0 in a container); or a network,
     # as in 10.0.0.0/24: then the instance's own address in it.
     advertise_address: Annotated[str, AfterValidator(check_advertised)] | None = None
     instance_id: str | None = None

@@ -1,4 +1,4 @@
-"""posts: what people write, to be read by everyone.
+"""posts: articles and comments, open to all readers.
 
 `/api/articles` is the same resource under another name. Lists are `{"data": […], "page": {"limit", "nextCursor"}}`.
 """
@@ -114,7 +114,7 @@ def owned(item: Post | Comment) -> None:
 
 
 def hold(session: Session, post_id: str) -> Post:
-    """The post, for a change by this caller, who has seen it as it is. Raises Problem 403, 404, 412."""
+    """The post, for a change by this caller, which has seen it as it is. Raises Problem 403, 404, 412."""
     post = found(store.find_post(session, post_id, hold=True), "post")
     owned(post)
     require_match(body_of(post))

@@ -83,7 +83,7 @@ class CommentRow(Base):
 
 
 def count_posts(session: Session, author_id: str, difference: int, now_us: int) -> dict[str, int]:
-    """Count the author's posts on or back: what users must be told of it.
+    """Count the author's posts on or back: what is owed to users.
 
     The version is the time, or one more than the last: it goes on growing even after this database was lost
     and started anew, when users would not listen to a version 1.
@@ -124,7 +124,7 @@ def _write_tags(session: Session, number: int, tags: Sequence[str]) -> None:
 
 
 def find_post(session: Session, post_id: str, *, hold: bool = False) -> Post | None:
-    """With `hold` nobody else changes it until the transaction ends."""
+    """With `hold` no other transaction changes it until this one ends."""
     query = select(PostRow).where(PostRow.id == post_id)
     row = session.scalar(query.with_for_update() if hold else query)
     return row.to_post() if row else None

@@ -13,7 +13,7 @@ from services.products.currencies import CURRENCIES
 
 # A hundred million units of a currency with four decimals still fits; the database column holds 64 bits.
 MAX_PRICE = 10**12
-# Long enough for the edge's cache to carry a hot product, short enough that nobody notices a price change late.
+# Long enough for the edge's cache to carry a hot product, short enough that a price change does not come late.
 MAX_AGE_S = 5
 
 Sort = Literal["newest", "name", "-name", "price", "-price"]

@@ -62,7 +62,7 @@ def create_product(session: Session, new: NewProduct, now_us: int) -> Product:
 
 
 def find_product(session: Session, product_id: str, *, hold: bool = False) -> Product | None:
-    """With `hold` nobody else changes it until the transaction ends."""
+    """With `hold` no other transaction changes it until this one ends."""
     query = select(*_COLUMNS).where(ProductRow.id == product_id)
     row = session.execute(query.with_for_update() if hold else query).first()
     return Product(*row) if row else None

@@ -71,13 +71,13 @@ def usernames(email: str, user_id: str) -> Iterator[str]:
 
 
 def may_read(user_id: str, subject: str | None, scopes: frozenset[str]) -> bool:
-    """A user reads himself, administrators and services read all.
+    """A user reads the own account, administrators and services read all.
 
-    The answer does not depend on whether the account exists: nobody learns that by asking.
+    The answer does not depend on whether the account exists: no caller learns that by asking.
     """
     return subject == user_id or not scopes.isdisjoint({"admin", "service"})
 
 
 def may_change(user_id: str, subject: str | None, scopes: frozenset[str]) -> bool:
-    """A user changes himself, administrators change all."""
+    """A user changes the own account, administrators change all."""
     return subject == user_id or "admin" in scopes

@@ -87,7 +87,7 @@ def page(session: Session, after: tuple[int, str] | None, limit: int) -> list[Us
 
 
 def hold(session: Session, user_id: str) -> User | None:
-    """The account, which nobody else changes until the transaction ends."""
+    """The account, which no other transaction changes until the transaction ends."""
     row = session.get(UserRow, user_id, with_for_update=True)
     return _user(row) if row is not None else None
 

@@ -32,7 +32,7 @@ class KeysUnavailable(Exception):
 class KeySet:
     """RS256 keys by their id. `fetch` returns a JWKS document (a dict with `keys`) or raises. Safe for threads.
 
-    An unknown id makes it fetch, at most every `min_interval_s`; so does age. A fetch is everybody's: it has a thread of its
+    An unknown id makes it fetch, at most every `min_interval_s`; so does age. A fetch is shared by all callers: it has a thread of its
     own, one at a time, and no caller's deadline. One that fails, or brings no usable key, leaves the last good set.
     """
 
@@ -65,7 +65,7 @@ class KeySet:
         return now - self._fetched_at > self._refresh_s and now - self._tried_at >= self._min_interval_s
 
     def get(self, kid: str, within_s: float = FIRST_PATIENCE_S) -> Any:
-        """The public key of an id, or None when auth does not know it either, as far as can be told `within_s`.
+        """The public key of an id, or None when auth does not know it either, as far as is known `within_s` later.
 
         Raises KeysUnavailable.
         """

@@ -29,7 +29,7 @@ def _challenge(detail: str, error: str | None = None) -> Problem:
 
 
 def authenticate() -> Identity:
-    """Verify the request's token and note who is calling. Raises Problem 401, or 503 without any key to check with."""
+    """Verify the request's token and note the caller. Raises Problem 401, or 503 without any key to check with."""
     given = request.environ.get("HTTP_AUTHORIZATION")
     outcomes = kit().metrics.tokens
     if not given:

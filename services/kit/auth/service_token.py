@@ -21,7 +21,7 @@ RETRY_S = 1.0
 
 class TokenSource:
     """Callable: a valid token, or None when auth gives none in the time that its caller has (asked again after `RETRY_S`).
-    Safe for threads. A renewal is everybody's: it has a thread and a deadline of its own.
+    Safe for threads. A renewal is shared by all callers: it has a thread and a deadline of its own.
 
     `call` posts a JSON body to a path of auth and returns `(status, parsed answer)`; it may raise.
     """

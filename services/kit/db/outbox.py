@@ -151,11 +151,11 @@ class Outbox:
                 return True
             log.error("delivery given up", key=owed.key, attempts=owed.attempts)
         # A later note under the same key stays.
-        told = delete(self._table).where(
+        delivered = delete(self._table).where(
             self._table.key == owed.key, self._table.payload == json.dumps(owed.payload)
         )
         with self._db.session() as session:
-            write(session, told)
+            write(session, delivered)
         return True
 
     def _now_us(self) -> int:

@@ -1,4 +1,4 @@
-"""What connections to PostgreSQL are told, so that nothing it does, or does not do, holds a request without an end.
+"""How connections to PostgreSQL are set up, so that nothing it does, or does not do, holds a request without an end.
 
 Imported where there is such a database only: psycopg is some megabytes for nothing beside SQLite.
 """
@@ -68,6 +68,11 @@ def make_engine(url: URL, *, timeout_s: float, statement_s: float, **options: An
         if made is not None and not made.closed and made.read_only is False:
             made.read_only = None
 
+    _follow_writes(engine)
+    return engine
+
+
+def _follow_writes(engine: Engine) -> None:
     dropped = -DROP_EVERY_S
 
     @event.listens_for(engine, "handle_error")
@@ -77,12 +82,10 @@ def make_engine(url: URL, *, timeout_s: float, statement_s: float, **options: An
             return
         used = context.connection.connection.dbapi_connection if context.connection is not None else None
         if used is None or used.read_only:
-            return  # it is we who had promised to write nothing
+            return  # this transaction had promised to write nothing
         nonlocal dropped
         now = time.monotonic()
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = now - dropped >= DROP_EVERY_S
         if context.invalidate_pool_on_disconnect:
             dropped = now
-
-    return engine

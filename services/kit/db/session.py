@@ -28,7 +28,7 @@ PASSING_CLASSES = ("08", "40", "53", "57")
 LOCK_NOT_AVAILABLE = "55P03"
 READ_ONLY = "kit_read_only"
 STATEMENT_TIMEOUT_S = 10.0
-# Within what HAProxy gives a health check (1 s), which may come to stand behind somebody who waits.
+# Within what HAProxy gives a health check (1 s), which may come to stand behind a request that waits.
 PLACE_WAIT_S = 0.5
 
 # Sessions that jobs hold at once, beside those of requests.
@@ -75,7 +75,7 @@ def passes(error: DBAPIError) -> bool:
 
 
 class Places:
-    """So many sessions at once. Who finds no place free waits for one, but not while that has just been in vain.
+    """So many sessions at once. One that finds no place free waits for it, but not while that has just been in vain.
 
     What waits for a lock, or for a server that says nothing, keeps its place for seconds. Were the others to wait for it,
     the database would soon hold every thread, and with them what needs no database: health checks, the cache.
@@ -140,7 +140,7 @@ class Database:
         and `BACKGROUND_PLACES` of background work.
 
         On SQLite it begins by taking the write lock (`BEGIN IMMEDIATE`), so that what it reads is still true when it
-        writes; there is one writer at a time, so keep it short and call nobody from inside. With `read_only` it
+        writes; there is one writer at a time, so keep it short and call no other service from inside. With `read_only` it
         takes none, runs beside writers, and refuses to flush.
         """
         places = self._background if _BACKGROUND.get() else self._places

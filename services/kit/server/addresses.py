@@ -49,7 +49,7 @@ def own_address(advertised: str) -> str | None:
 
 
 def default_instance_id(service: str, host: str, port: int) -> str:
-    """`<service>-<host>-<port>`; `<service>-<host name>` where the host is every address, which tells nobody apart."""
+    """`<service>-<host>-<port>`; `<service>-<host name>` where the host is every address, which tells no instances apart."""
     if host in WILDCARDS:
         return f"{service}-{socket.gethostname()}"
     return f"{service}-{host.replace(':', '.')}-{port}"

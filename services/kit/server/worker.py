@@ -86,7 +86,7 @@ def refusals(service: str) -> Callable[[socket.socket, int, str, str], None]:
 def linger(client: socket.socket) -> None:
     """Close a connection so that the answer arrives: after what is still coming, or `LINGER_S`.
 
-    Closed at once, the arrival of a rest that nobody reads would tear down the answer as well.
+    Closed at once, the arrival of a rest that is not read would tear down the answer as well.
     Ref: RFC 9112, section 9.6; nginx's lingering_close.
     """
     with contextlib.suppress(OSError), client:
@@ -158,9 +158,9 @@ class Parser(RequestParser):
 
 
 class ThreadWorker(_ThreadWorker):
-    """gthread that, told to stop, serves what its backlog holds and then closes the port; and closes without holding up others.
+    """gthread that, when it is to stop, serves what its backlog holds and then closes the port; and closes without holding up others.
 
-    The original keeps the socket open, unserved, until its last request has ended: whoever connects then hangs. And it
+    The original keeps the socket open, unserved, until its last request has ended: a client that connects then hangs. And it
     waits for up to 2 s for each client to close, in the thread that accepts.
     """
 

@@ -30,7 +30,7 @@ class RawWriter:
         try:
             os.write(STDERR, data + b"\n")
         except OSError:
-            # Nobody reads any more (closed pipe): a service does not die of that.
+            # The pipe is closed: a service does not die of that.
             return
 
     log = debug = info = warning = error = critical = exception = msg
@@ -92,7 +92,7 @@ class RequestLines:
         self._writer = RawWriter()
 
     def configure(self, constants: dict[str, str], threshold: int, *, plain: bool) -> None:
-        """`plain`: through structlog after all, for people to read."""
+        """`plain`: through structlog after all, for a terminal."""
         self._constants, self._threshold, self._plain = constants, threshold, plain
 
     def write(self, level: str, caller: context.Caller, fields: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Who is calling and until when: the state of one request, reachable from anywhere below it."""
+"""The caller and its deadline: the state of one request, reachable from anywhere below it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ App = Callable[..., Iterable[bytes]]
 
 
 class Forwarded:
-    """WSGI middleware: reads the headers of whoever connects from one of `networks`."""
+    """WSGI middleware: reads the headers of clients in one of `networks`."""
 
     def __init__(self, inner: App, networks: str) -> None:
         self._inner = inner

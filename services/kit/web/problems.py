@@ -75,7 +75,7 @@ class ProblemModel(BaseModel):
 
 
 def phrase(status: int) -> str:
-    """The reason phrase of a status; `Error` for one that nobody has named."""
+    """The reason phrase of a status; `Error` for one without a name."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
