@@ -2,7 +2,7 @@
 
 import os
 
-# A gateway mostly waits and streams. The kit patches the standard library for gevent, before anybody has taken hold of it.
+# A gateway mostly waits and streams. The kit patches the standard library for gevent, before any module has taken hold of it.
 os.environ["WORKER_CLASS"] = "gevent"
 
 from services.kit import run  # isort: skip

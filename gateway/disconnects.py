@@ -1,15 +1,16 @@
-"""Notices that whoever asked has gone while his request waits, so that nothing is done for nobody.
+"""Notices that a client has left while its request waits, so that no work is done for a connection that is closed.
 
-A server that waits for an upstream looks at its client only when it writes. So the connections of those who wait longer than a
-moment are looked at by one greenlet, with one system call for all of them.
+A server that waits for an upstream looks at its client only when it writes. So the connections of requests that wait longer
+than a moment are looked at by one greenlet, with one system call for all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import time
-from typing import Any
+from contextlib import AbstractContextManager
 
 import gevent
 from gevent.monkey import get_original
@@ -22,43 +23,45 @@ EVERY_S = 0.1
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 # gevent's own poll would make a watcher in its loop for each connection.
 _poll = get_original("select", "poll")
+_UNWATCHED = contextlib.nullcontext()
 
 
 class Wait:
     """One stay of one greenlet at a place where it may be interrupted."""
 
-    __slots__ = ("connection", "greenlet", "since")
+    __slots__ = ("_waits", "connection", "greenlet", "since")
 
-    def __init__(self, connection: socket.socket, greenlet: Any) -> None:
+    def __init__(self, waits: dict[int, Wait], connection: socket.socket) -> None:
+        self._waits = waits
         self.connection = connection
-        self.greenlet = greenlet
+        self.greenlet = gevent.getcurrent()
         self.since = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._waits[id(self)] = self
+
+    def __exit__(self, *_: object) -> None:
+        self._waits.pop(id(self), None)
 
 
 class Departures:
-    """Raises ClientGone in greenlets whose client has left, between `begin` and `end` and nowhere else."""
+    """Raises ClientGone in greenlets whose client has left, within `watch` and nowhere else."""
 
-    def __init__(self, every_s: float = EVERY_S) -> None:
-        self._every_s = every_s
+    def __init__(self) -> None:
         self._waits: dict[int, Wait] = {}
 
     def start(self) -> None:
         """Begin to look. Called in the worker."""
         gevent.spawn(Loop("departures", self._turn).run)
 
-    def begin(self, connection: socket.socket) -> Wait:
-        """From here on this greenlet may meet ClientGone. `end` must follow, whatever happens."""
-        wait = Wait(connection, gevent.getcurrent())
-        self._waits[id(wait)] = wait
-        return wait
-
-    def end(self, wait: Wait) -> None:
-        self._waits.pop(id(wait), None)
+    def watch(self, connection: socket.socket | None) -> AbstractContextManager[None]:
+        """Within the context this greenlet may meet ClientGone; without a connection it does not."""
+        return Wait(self._waits, connection) if connection is not None else _UNWATCHED
 
     def _turn(self) -> float:
         if self._waits:
-            self._look(time.monotonic() - self._every_s)
-        return self._every_s
+            self._look(time.monotonic() - EVERY_S)
+        return EVERY_S
 
     def _look(self, before: float) -> None:
         by_fd: dict[int, Wait] = {}

@@ -26,7 +26,7 @@ class Overloaded(GatewayError):
 
 
 class LimitExceeded(GatewayError):
-    """The caller has used up what he may ask. `headers` are RateLimit and RateLimit-Policy of the answer."""
+    """The caller has used up what it may ask. `headers` are RateLimit and RateLimit-Policy of the answer."""
 
     def __init__(self, service: str, headers: list[tuple[str, str]], *, retry_after_s: float) -> None:
         self.headers = headers
@@ -69,7 +69,7 @@ class PartFailed(Refused):
 
 
 class ClientGone(BaseException):
-    """Whoever asked has closed the connection: nobody waits for an answer any more.
+    """The client has closed the connection: no answer is waited for any more.
 
     Raised where the request waits for an upstream. No Exception, so that nothing between there and the pipeline takes it
     for a failure, of the upstream's least of all.

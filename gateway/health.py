@@ -1,8 +1,8 @@
-"""The fleet's health for everybody: which services have live instances, as Consul says and as they say themselves.
+"""The fleet's health, open to all: which services have live instances, as Consul says and as they say themselves.
 
 healthy (200): every service that should be there has a live instance. degraded (503): one of them has none. Those are the
-declared ones, and each that stands in the catalog with a route: who leaves on purpose is not missed. An instance is live when
-Consul lets it take traffic and it says itself, within the time limit, that it is ready. No addresses, no ids.
+declared ones, and each that stands in the catalog with a route: a service that leaves on purpose is not missed. An instance is
+live when Consul lets it take traffic and it says itself, within the time limit, that it is ready. No addresses, no ids.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import http.client
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import gevent
@@ -59,6 +60,15 @@ class _Service:
     instances: tuple[Instance, ...]
     candidates: tuple[Instance, ...]
 
+    @property
+    def answers_http(self) -> bool:
+        return self.route is None or self.route.protocol == "http"
+
+    def describe(self, live: int) -> dict[str, Any]:
+        total = len(self.instances)
+        status = "down" if live <= 0 else "healthy" if live == total else "degraded"
+        return {"status": status, "instances": total, "live": max(0, live)}
+
 
 class FleetHealth:
     """`GET /api/health`. Looks at most once in `remember_s`, however often it is asked. Thread-safe."""
@@ -68,16 +78,22 @@ class FleetHealth:
         self._view = view
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: tuple[int, bytes] | None = None
+        self._known: tuple[int, bytes] = (503, b"")
         self._until = float("-inf")
-        self._was: str | None = None
+        self._was = ""
 
     def answer(self, incoming: Incoming) -> Answer:
         """200 when healthy, 503 when degraded. Raises Refused for another method."""
         current().route = incoming.path
         if incoming.method not in METHODS:
             raise Refused(405, "This path takes GET, HEAD.", headers=[("Allow", "GET, HEAD")])
-        status, body = self._current()
+        # Requests that come during a look wait for what it finds; it has a time limit.
+        if self._clock.monotonic() >= self._until:
+            with self._lock:
+                if self._clock.monotonic() >= self._until:
+                    self._known = self._look()
+                    self._until = self._clock.monotonic() + self._declared.remember_s
+        status, body = self._known
         headers = [
             ("Content-Type", "application/json"),
             ("Cache-Control", "no-store"),
@@ -87,81 +103,62 @@ class FleetHealth:
             headers.append(("Retry-After", "2"))
         return Answer(status, headers, b"" if incoming.method == "HEAD" else body)
 
-    def _current(self) -> tuple[int, bytes]:
-        known = self._known
-        if known is not None and self._clock.monotonic() < self._until:
-            return known
-        # Whoever comes while one looks waits for what he sees; a look has a time limit.
-        with self._lock:
-            if self._known is None or self._clock.monotonic() >= self._until:
-                self._known = self._look()
-                self._until = self._clock.monotonic() + self._declared.remember_s
-            return self._known
-
     def _look(self) -> tuple[int, bytes]:
         services = self._services()
         live = self._live(services)
-        told = {each.name: _told(each, live[each.name]) for each in services}
-        down = sorted(name for name, each in told.items() if each["status"] == "down")
+        described = {each.name: each.describe(live[each.name]) for each in services}
+        down = sorted(name for name, each in described.items() if each["status"] == "down")
         status = "degraded" if down else "healthy"
         if status != self._was:
             self._was = status
             log.info("fleet health", status=status, down=down)
-        body: dict[str, Any] = {"status": status, "services": told}
+        body: dict[str, Any] = {"status": status, "services": described}
         if not self._view.healthy:
-            body["catalog_age_s"] = _rounded(self._view.age_s())
+            age_s = self._view.age_s()
+            body["catalog_age_s"] = round(age_s, 1) if age_s != float("inf") else None
         return (503 if down else 200), to_json(body) + b"\n"
 
     def _services(self) -> list[_Service]:
         """The services that should be there, by name: declared, or in the catalog with a route."""
         snapshot = self._view.snapshot()
-        names = {*self._declared.expected}
-        names.update(name for name, instances in snapshot.services.items() if instances and _route(instances))
+        routes = {name: _route(instances) for name, instances in snapshot.services.items()}
+        names = {*self._declared.expected, *(name for name, route in routes.items() if route is not None)}
         found = []
         for name in sorted(names):
             instances = snapshot.instances(name)
-            found.append(_Service(name, _route(instances), instances, tuple(usable(instances))))
+            found.append(_Service(name, routes.get(name), instances, tuple(usable(instances))))
         return found
 
     def _live(self, services: Sequence[_Service]) -> Counter[str]:
         """How many instances of each service are live. Those there was no time or room to ask count as Consul has them."""
         live = Counter({each.name: len(each.candidates) for each in services})
-        asked = [(each, one) for each in services for one in each.candidates if _answers_http(each.route)]
         pool = Pool(AT_ONCE)
-        left = asked[:MAX_ASKED] if len(asked) <= MAX_ASKED else self._sample(services)
 
         def ask(service: _Service, instance: Instance) -> None:
             live[service.name] -= 1
-            if self._ready(service, instance):
-                live[service.name] += 1
+            with gevent.Timeout(self._declared.timeout_s, False):
+                if _ready(service, instance, self._declared.timeout_s):
+                    live[service.name] += 1
 
-        timer = gevent.Timeout(self._declared.timeout_s * 2, False)
-        with timer:
-            for service, instance in left:
+        with gevent.Timeout(self._declared.timeout_s * 2, False):
+            for service, instance in islice(_in_turn(services), MAX_ASKED):
                 pool.spawn(ask, service, instance)
             pool.join()
         pool.kill(block=False)
         return live
 
-    def _sample(self, services: Sequence[_Service]) -> list[tuple[_Service, Instance]]:
-        """The first instances of every service in turn, until there are enough."""
-        turns = max(len(each.candidates) for each in services)
-        pairs = (
-            (each, each.candidates[turn])
-            for turn in range(turns)
-            for each in services
-            if turn < len(each.candidates) and _answers_http(each.route)
-        )
-        return [pair for pair, _ in zip(pairs, range(MAX_ASKED), strict=False)]
 
-    def _ready(self, service: _Service, instance: Instance) -> bool:
-        """Whether the instance itself says, in time, that it may take traffic."""
-        with gevent.Timeout(self._declared.timeout_s, False):
-            return _ask(service, instance, self._declared.timeout_s)
-        return False
+def _in_turn(services: Sequence[_Service]) -> Iterator[tuple[_Service, Instance]]:
+    """The first instance of every service, then the second: of a fleet too large to be asked, some of each."""
+    asked = [each for each in services if each.answers_http]
+    for turn in range(max((len(each.candidates) for each in asked), default=0)):
+        for each in asked:
+            if turn < len(each.candidates):
+                yield each, each.candidates[turn]
 
 
-def _ask(service: _Service, instance: Instance, timeout_s: float) -> bool:
+def _ready(service: _Service, instance: Instance, timeout_s: float) -> bool:
+    """Whether the instance itself says that it may take traffic, and that it is of this service."""
     path = service.route.check if service.route is not None else "/health/ready"
     connection = http.client.HTTPConnection(instance.address, instance.port, timeout=timeout_s)
     try:
@@ -184,17 +181,3 @@ def _route(instances: Sequence[Instance]) -> Route | None:
         except ContractError:
             continue
     return None
-
-
-def _answers_http(route: Route | None) -> bool:
-    return route is None or route.protocol == "http"
-
-
-def _told(service: _Service, live: int) -> dict[str, Any]:
-    total = len(service.instances)
-    status = "down" if live <= 0 else "healthy" if live == total else "degraded"
-    return {"status": status, "instances": total, "live": max(0, live)}
-
-
-def _rounded(seconds: float) -> float | None:
-    return round(seconds, 1) if seconds != float("inf") else None

@@ -32,13 +32,13 @@ class _Overtaken(BaseException):
 
 
 class _Race(Generic[T]):
-    """Two attempts: the first runs in the greenlet that asks, the second in one that a timer starts."""
+    """Two attempts: the first runs in the caller's greenlet, the second in one that a timer starts."""
 
     def __init__(self, attempt: Callable[[], T], may: Callable[[], bool], good: Callable[[T], bool]) -> None:
         self._attempt = attempt
         self._may = may
         self._good = good
-        self._asker = gevent.getcurrent()
+        self._caller = gevent.getcurrent()
         self._first_runs = True
         self._second: gevent.Greenlet | None = None
         self._hedged = False
@@ -49,27 +49,35 @@ class _Race(Generic[T]):
         timer = gevent.get_hub().loop.timer(delay_s)
         timer.start(self._start_second)
         try:
-            won = self._first()
-            if not won and self._second is not None:
+            if not self._first() and self._second is not None:
                 self._second.join()
         finally:
             timer.close()
             if self._second is not None and not self._second.dead:
                 self._second.kill(block=False)
-        return self._outcome()
+        if not self._values:
+            raise self._errors[0]
+        # A good one counts; of two others, the first's.
+        value, by_second = min(self._values, key=lambda each: (not self._good(each[0]), each[1]))
+        return Outcome(value, self._hedged, by_second)
 
     def _first(self) -> bool:
-        """Whether it is over: with a good value, or because the second has one."""
+        """Whether it is decided: by a good value, or because the second has one."""
         try:
-            value = self._attempt()
+            return self._try(second=False)
         except _Overtaken:
             return True
-        except Exception as error:  # told to who asks, unless the second does better
-            self._errors.append(error)
-            return False
         finally:
             self._first_runs = False
-        self._values.append((value, False))
+
+    def _try(self, *, second: bool) -> bool:
+        """One attempt: whether its value is good. An error is kept, for the other attempt may do better."""
+        try:
+            value = self._attempt()
+        except Exception as error:
+            self._errors.append(error)
+            return False
+        self._values.append((value, second))
         return self._good(value)
 
     def _start_second(self) -> None:
@@ -78,28 +86,14 @@ class _Race(Generic[T]):
             self._second = gevent.spawn(self._run_second)
 
     def _run_second(self) -> None:
-        if not self._may():
-            return
-        self._hedged = True
-        try:
-            value = self._attempt()
-        except Exception as error:  # as above
-            self._errors.append(error)
-            return
-        self._values.append((value, True))
-        if self._good(value):
-            gevent.get_hub().loop.run_callback(self._overtake)
+        if self._may():
+            self._hedged = True
+            if self._try(second=True):
+                gevent.get_hub().loop.run_callback(self._overtake)
 
     def _overtake(self) -> None:
         if self._first_runs:
-            self._asker.throw(_Overtaken())
-
-    def _outcome(self) -> Outcome[T]:
-        if not self._values:
-            raise self._errors[0]
-        # A good one counts; of two others, the first's.
-        value, by_second = min(self._values, key=lambda each: (not self._good(each[0]), each[1]))
-        return Outcome(value, self._hedged, by_second)
+            self._caller.throw(_Overtaken())
 
 
 def hedged(

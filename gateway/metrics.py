@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.limits.loadshed import Shed
+from gateway.limits.loadshed import Shed, Upstream
 
 
 class GatewayMetrics:
@@ -22,7 +23,7 @@ class GatewayMetrics:
             source: answers.labels(source) for source in ("cache", "gateway", "instance", "snapshot")
         }
         self.clients_gone = Counter(
-            "gateway_clients_gone", "Requests whose sender left before the answer.", registry=registry
+            "gateway_clients_gone", "Requests whose client left before the answer.", registry=registry
         )
 
         self.parts = Counter(
@@ -49,7 +50,7 @@ class BreakerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.transitions = Counter(
             "gateway_breaker_transitions",
-            "Changes of a breaker, by the state that it came to and who caused it: local, shared, hand.",
+            "Changes of a breaker, by the state that it came to and what caused it: local, shared, hand.",
             ("upstream", "state", "cause"),
             registry=registry,
         )
@@ -67,92 +68,94 @@ class BreakerMetrics:
         )
         self.causes = Gauge(
             "gateway_breaker_cause",
-            "1 for who caused the present state of a breaker that is not closed: local, shared, hand.",
+            "1 for what caused the present state of a breaker that is not closed: local, shared, hand.",
             ("upstream", "cause"),
             registry=registry,
         )
 
 
 class ShedMetrics(Collector):
-    """How much is under way, of how much, and what was refused: read off the shedder when somebody asks for it."""
+    """How much is under way, of how much, and what was refused: read off the shedder when the metrics are."""
 
     def __init__(self, registry: CollectorRegistry, shed: Shed) -> None:
         self._shed = shed
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        limits = GaugeMetricFamily(
-            "gateway_upstream_limit",
-            "Calls to an upstream that may be under way at once.",
-            labels=["upstream"],
+        shed, upstreams = self._shed, self._shed.upstreams()
+        for name, text, value_of in _OF_UPSTREAMS:
+            values = {each.service: value_of(each) for each in upstreams}
+            yield _gauge(name, text, "upstream", values)
+        in_flight = dict(zip(("identity", "other"), shed.in_flight(), strict=True))
+        text = "Calls of this process waiting for a head."
+        yield _gauge("gateway_group_in_flight", text, "priority", in_flight)
+        text = "Calls of this process that may be under way at once."
+        yield GaugeMetricFamily("gateway_group_limit", text, value=shed.settings.group)
+        text = "Answers being passed on by this process."
+        yield GaugeMetricFamily("gateway_group_streams", text, value=shed.streams())
+        text = (
+            "Calls refused for want of room, by the bound: group, upstream, group_streams, upstream_streams."
         )
-        calls = GaugeMetricFamily(
-            "gateway_upstream_in_flight", "Calls waiting for the head of their answer.", labels=["upstream"]
-        )
-        streams = GaugeMetricFamily(
-            "gateway_upstream_streams", "Answers of an upstream being passed on.", labels=["upstream"]
-        )
-        bases = GaugeMetricFamily(
-            "gateway_upstream_base_seconds",
-            "Latency of an upstream with few calls at once.",
-            labels=["upstream"],
-        )
-        for state in self._shed.states():
-            labels = [state.service]
-            limits.add_metric(labels, state.limit)
-            calls.add_metric(labels, state.in_flight)
-            streams.add_metric(labels, state.streams)
-            if state.base_s is not None:
-                bases.add_metric(labels, state.base_s)
-        yield from (limits, calls, streams, bases, *self._group(), self._refused())
+        refused = CounterMetricFamily("gateway_shed", text, labels=["upstream", "scope"])
+        for labels, count in shed.refused.items():
+            refused.add_metric(labels, count)
+        yield refused
 
-    def _group(self) -> Iterator[GaugeMetricFamily]:
-        yield GaugeMetricFamily(
-            "gateway_group_limit",
-            "Calls of this process that may be under way at once.",
-            value=self._shed.settings.group,
-        )
-        calls = GaugeMetricFamily(
-            "gateway_group_in_flight", "Calls of this process waiting for a head.", labels=["priority"]
-        )
-        for priority, count in zip(("identity", "other"), self._shed.in_flight(), strict=True):
-            calls.add_metric([priority], count)
-        yield calls
-        yield GaugeMetricFamily(
-            "gateway_group_streams", "Answers being passed on by this process.", value=self._shed.streams()
-        )
 
-    def _refused(self) -> CounterMetricFamily:
-        refused = CounterMetricFamily(
-            "gateway_shed",
-            "Calls refused for want of room, by the bound: group, upstream, group_streams, upstream_streams.",
-            labels=["upstream", "scope"],
-        )
-        for (service, scope), count in self._shed.refused().items():
-            refused.add_metric([service, scope], count)
-        return refused
+# Name, meaning, value of one upstream (None: not known yet).
+_OF_UPSTREAMS: tuple[tuple[str, str, Callable[[Upstream], float | None]], ...] = (
+    (
+        "gateway_upstream_limit",
+        "Calls to an upstream that may be under way at once.",
+        attrgetter("limit"),
+    ),
+    (
+        "gateway_upstream_in_flight",
+        "Calls waiting for the head of their answer.",
+        attrgetter("in_flight"),
+    ),
+    (
+        "gateway_upstream_streams",
+        "Answers of an upstream being passed on.",
+        attrgetter("streams"),
+    ),
+    (
+        "gateway_upstream_base_seconds",
+        "Latency of an upstream with few calls at once.",
+        attrgetter("base_s"),
+    ),
+)
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float | None]) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(name, text, labels=[label])
+    for labelled, value in values.items():
+        if value is not None:
+            gauge.add_metric([labelled], value)
+    return gauge
 
 
 class LimitMetrics:
-    """What the rate limits and quotas of subjects did."""
+    """What the rate limits and quotas of subjects did. `watch` is called with what says whether counts are not shared now."""
 
-    def __init__(self, registry: CollectorRegistry, away: Callable[[], bool]) -> None:
-        """`away` tells whether counts are not shared now."""
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._refused = Counter(
             "gateway_limited", "Requests refused because a limit was used up.", ("policy",), registry=registry
         )
-        local = Gauge(
+        self._local = Gauge(
             "gateway_limits_local", "1 while limits are not shared: Redis is away.", registry=registry
         )
-        local.set_function(lambda: float(away()))
 
     def refused(self, policy: str) -> None:
         """`policy` as the headers name it."""
         self._refused.labels(policy).inc()
 
+    def watch(self, away: Callable[[], float]) -> None:
+        self._local.set_function(away)
+
 
 class CacheMetrics:
-    """How requests to the cache went, and how it is with Redis. `watch` is called with what tells the rest."""
+    """How requests to the cache went, and how it is with Redis. `watch` is called with what says the rest."""
 
     OUTCOMES = (
         "hit",

@@ -8,6 +8,7 @@ from socket import socket
 from typing import Self
 
 from discovery.model import Domain, Route
+from gateway.errors import Refused
 from services.kit.auth.verifier import Identity
 
 Headers = list[tuple[str, str]]
@@ -21,8 +22,8 @@ class Incoming:
     ones among them. `service` is whose route it is; `client` the address at the edge. `deadline` is a point on the monotonic
     clock, `timeout_s` how long the route waits for the head of an answer. `body` is whole (bytes) or can be read once; None when there is none.
     `identify` verifies the bearer token at first use and remembers what it says: None without a token that proves something,
-    also where `unchecked` tells that there is no key to verify it with.
-    `route` is None for what the gateway answers by itself (compositions). `connection` is the sender's, to see him leave;
+    also where `unchecked` says that there is no key to verify it with.
+    `route` is None for what the gateway answers by itself (compositions). `connection` is the client's, to see it leave;
     `host` the Host that was asked for.
     """
 
@@ -54,15 +55,22 @@ class Incoming:
         """Whether the method only reads (GET, HEAD): what a stored answer can stand in for."""
         return self.method in ("GET", "HEAD")
 
-    @property
-    def openai(self) -> bool:
-        """Whether errors have to be OpenAI's: under /v1 and /chat."""
-        return is_openai(self.path)
+    def prove(self, service: str = "") -> Identity:
+        """What the request's token says. Raises Refused: 401 without one that proves anything, 503 where none can be checked now."""
+        identity = self.identify()
+        if identity is not None:
+            return identity
+        if self.unchecked():
+            raise Refused(503, "Tokens cannot be checked at the moment.", service=service)
+        given = "authorization" in self.headers
+        challenge = 'Bearer realm="breakwater"' + (', error="invalid_token"' if given else "")
+        detail = "The token is not valid." if given else "A bearer token is needed."
+        raise Refused(401, detail, service=service, headers=[("WWW-Authenticate", challenge)])
 
 
 @dataclass(slots=True)
 class Answer:
-    """What goes back. `body` is whole (bytes), or an iterator that is read to its end or closed.
+    """What goes back. `body` is whole (bytes), or an iterable that is read to its end or closed.
 
     `source` says where it came from: an instance id, `cache`, `snapshot` or `gateway`. `attempts` counts tries at an upstream.
     """

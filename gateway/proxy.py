@@ -3,41 +3,80 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import discovery
 from discovery.calls.client import Relay
-from discovery.model import Route
-from gateway.calls import Calls
+from discovery.calls.guard import FAILED_STATUSES
+from discovery.calls.request import DROPPED_HEADERS
+from discovery.model import Domain, Route
 from gateway.disconnects import Departures
-from gateway.errors import Refused, RouteUnknown
+from gateway.errors import Overloaded, Refused, RouteUnknown
+from gateway.limits.loadshed import Shed
 from gateway.model import Answer, Headers, Incoming
 from gateway.routes import holds, is_gateway
 
-# What services keep to themselves, whoever asks.
+# What services keep to themselves, whatever the request proves.
 INNER = ("/internal", "/metrics", "/health")
-NOTHING: Mapping[str, str] = MappingProxyType({})
 # An answer of at most this length is waited for before anything of it is passed on: so it may be asked for again.
 SMALL_BYTES = 64 * 1024
-# RFC 9110, section 7.6.1, and what this server says for itself: its own date and ids.
-DROPPED = frozenset(
-    {
-        "connection",
-        "date",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-connection",
-        "server",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "x-request-id",
-        "x-served-by",
-        "x-served-lane",
-    }
-)
+# Hop by hop, and what this server says itself.
+_DROPPED = DROPPED_HEADERS | {"date", "server", "x-request-id", "x-served-by", "x-served-lane"}
+
+
+class Calls:
+    """Sends requests to services by name, as far as `shed` has room for them. Thread-safe.
+
+    `client` carries no token of the gateway's own: what a caller may not do, it may not do through us. `domain_of` says whose a
+    service is: those of identity have priority when there is not room for all.
+    """
+
+    def __init__(
+        self, client: discovery.ServiceClient, shed: Shed, domain_of: Callable[[str], Domain | None]
+    ) -> None:
+        self.client = client
+        self._shed = shed
+        self._domain_of = domain_of
+
+    def send(
+        self,
+        incoming: Incoming | None,
+        method: str,
+        service: str,
+        target: str,
+        *,
+        source_key: str | None = None,
+        stream: bool = False,
+        **options: Any,
+    ) -> discovery.Response:
+        """Call a service; `target` is path and query, `options` are those of `ServiceClient.request`. Raises CallError, Overloaded.
+
+        A streamed answer must be read to its end or closed; until then it holds its place. `incoming` is whose request it is;
+        its client is the `source_key` where there is no other.
+        """
+        if source_key is None and incoming is not None:
+            source_key = incoming.client
+        ticket = self._shed.enter(service, priority=self._domain_of(service) == "identity")
+        try:
+            response = self.client.request(
+                method, service, target, source_key=source_key, stream=stream, **options
+            )
+        except BaseException as error:
+            gone = not isinstance(error, Exception)
+            ticket.leave(None if gone or getattr(error, "neutral", False) else False)
+            raise
+        ok = response.status not in FAILED_STATUSES
+        if not stream or response.complete:
+            ticket.leave(ok)
+            return response
+        try:
+            ticket.head(ok)
+        except Overloaded:
+            response.close()
+            raise
+        response.on_end(ticket.leave)
+        return response
 
 
 class Forward:
@@ -47,24 +86,15 @@ class Forward:
         self._calls = calls
         self._departures = departures
 
-    def __call__(self, incoming: Incoming, extra: Mapping[str, str] = NOTHING) -> Answer:
+    def __call__(self, incoming: Incoming, extra: Mapping[str, str]) -> Answer:
         """The service's answer, whatever its status. `extra` headers replace the request's, an empty value takes
         one away: a cache's conditions.
 
         Raises CallError, GatewayError; ClientGone.
         """
-        if incoming.connection is None:
-            return self._send(incoming, extra)
-        wait = self._departures.begin(incoming.connection)
-        try:
-            return self._send(incoming, extra)
-        finally:
-            self._departures.end(wait)
-
-    def _send(self, incoming: Incoming, extra: Mapping[str, str]) -> Answer:
         route = incoming.route
         if route is None or is_gateway(incoming.service):
-            raise RouteUnknown(incoming.service, "Nobody holds this path.")
+            raise RouteUnknown(incoming.service, "No service holds this path.")
         if route.protocol != "http":
             raise Refused(502, "This service speaks HTTP/2 only.", service=incoming.service)
         left_s = incoming.deadline - time.monotonic()
@@ -73,19 +103,20 @@ class Forward:
         prefix, path = _split(incoming, route)
         if prefix:
             extra = {**extra, "x-forwarded-prefix": prefix}
-        response = self._calls.send(
-            incoming,
-            incoming.method,
-            incoming.service,
-            f"{path}?{incoming.query}" if incoming.query else path,
-            headers=_with(incoming.headers, extra) if extra else incoming.headers,
-            body=incoming.body,
-            deadline_s=left_s,
-            stream=True,
-            relay=Relay(incoming.timeout_s, float(route.idle_s), SMALL_BYTES, incoming.host),
-            source_key=incoming.path if route.balance == "uri" else incoming.client,
-        )
-        return answer_of(response)
+        with self._departures.watch(incoming.connection):
+            response = self._calls.send(
+                incoming,
+                incoming.method,
+                incoming.service,
+                f"{path}?{incoming.query}" if incoming.query else path,
+                headers=_with(incoming.headers, extra) if extra else incoming.headers,
+                body=incoming.body,
+                deadline_s=left_s,
+                stream=True,
+                relay=Relay(incoming.timeout_s, float(route.idle_s), SMALL_BYTES, incoming.host),
+                source_key=incoming.path if route.balance == "uri" else incoming.client,
+            )
+            return answer_of(response)
 
 
 def _with(headers: Mapping[str, str], extra: Mapping[str, str]) -> Mapping[str, str]:
@@ -99,46 +130,21 @@ def _split(incoming: Incoming, route: Route) -> tuple[str, str]:
         prefix = max((each for each in route.paths if holds(each, path)), key=len, default="")
         path = path[len(prefix) :] or "/"
     if any(holds(each, path) for each in INNER):
-        raise RouteUnknown(incoming.service, "Nobody outside may ask for this.")
+        raise RouteUnknown(incoming.service, "This path cannot be asked for from outside.")
     return prefix, path
 
 
 def answer_of(response: discovery.Response) -> Answer:
     """An instance's answer as ours. A body that is here is taken whole, another is passed on."""
     headers = _headers(response.headers)
-    body: bytes | Iterable[bytes] = response.data if response.complete else Passing(response)
+    body: bytes | Iterable[bytes] = response.data if response.complete else response
     return Answer(response.status, headers, body, source=response.instance.id, attempts=response.attempts)
-
-
-class Passing:
-    """The body of an instance's answer as it comes. Closed before its end, it closes the connection to the instance."""
-
-    __slots__ = ("_chunks", "_response")
-
-    def __init__(self, response: discovery.Response) -> None:
-        self._response = response
-        self._chunks = response.iter_bytes()
-
-    def __iter__(self) -> Passing:
-        return self
-
-    def __next__(self) -> bytes:
-        return next(self._chunks)
-
-    def close(self) -> None:
-        self._response.close()
 
 
 def _headers(given: discovery.Headers) -> Headers:
     """What is passed back. Repeated headers stay apart."""
-    kept: Headers = []
-    named: frozenset[str] = frozenset()
-    for name, value in given.items():
-        lower = name.lower()
-        if lower == "connection":
-            named = frozenset(each.strip().lower() for each in value.split(","))
-        elif lower not in DROPPED:
-            kept.append((name, value))
-    if named - {"close", "keep-alive", ""}:
-        kept = [pair for pair in kept if pair[0].lower() not in named]
-    return kept
+    dropped = _DROPPED
+    named = given.get("connection")
+    if named is not None and named.lower() not in ("keep-alive", "close"):
+        dropped = dropped | {each.strip().lower() for each in named.split(",")}
+    return [(name, value) for name, value in given.items() if name.lower() not in dropped]

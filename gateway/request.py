@@ -1,4 +1,4 @@
-"""From a WSGI environment to an `Incoming`: headers, path, deadline, body, and who asks."""
+"""From a WSGI environment to an `Incoming`: headers, path, deadline, body, and whose it is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import gevent
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from discovery.calls.request import DROPPED_HEADERS
 from discovery.model import Route
 from discovery.resilience.retry import may_run_twice
 from gateway.errors import Refused, RouteUnknown
-from gateway.limits.places import Place, Places, source
+from gateway.limits.loadshed import Place, Places, source
 from gateway.model import Incoming
 from gateway.routes import Routes, is_gateway
 from gateway.settings import GatewaySettings
@@ -41,27 +42,10 @@ VIA_KEY = "HTTP_X_EDGE_VIA"
 _TRICK = re.compile(
     r"//|/\.\.?(?:/|$)|[\\;#]|[^!-~]|%(?:00|0a|0d|2e|2f|5c|25|(?![0-9a-f]{2}))", re.IGNORECASE
 )
-# RFC 9110, section 7.6.1; and what is ours to say: the length and coding of what we send, and to whom. Host goes its own way.
+# Hop by hop, or ours to say.
 _DROPPED = frozenset(
-    {
-        "HTTP_CONNECTION",
-        "HTTP_EXPECT",
-        "HTTP_HOST",
-        "HTTP_KEEP_ALIVE",
-        "HTTP_PROXY_AUTHENTICATE",
-        "HTTP_PROXY_AUTHORIZATION",
-        "HTTP_PROXY_CONNECTION",
-        "HTTP_TE",
-        "HTTP_TRAILER",
-        "HTTP_TRANSFER_ENCODING",
-        "HTTP_UPGRADE",
-        "HTTP_X_DEADLINE_MS",
-        "HTTP_X_FORWARDED_PREFIX",
-    }
+    "HTTP_" + name.upper().replace("-", "_") for name in (*DROPPED_HEADERS, "x-forwarded-prefix")
 )
-# Header names are looked up more often than spelled; a stranger's inventions must not fill the memory.
-_NAMES: dict[str, str] = {}
-_MAX_NAMES = 1024
 
 
 class Reader:
@@ -94,7 +78,7 @@ class Reader:
         timeout_s = float(route.timeout_s) if route is not None else self._settings.own_deadline_s
         again_s = AGAIN_S if route is not None and may_run_twice(method, headers) else 0.0
         deadline = min(caller.deadline, now + timeout_s + again_s)
-        asker = Asker(self._kit, caller, environ.get("HTTP_AUTHORIZATION"))
+        credentials = Credentials(self._kit, caller, environ.get("HTTP_AUTHORIZATION"))
         client = _client(environ)
         return Incoming(
             method=method,
@@ -109,8 +93,8 @@ class Reader:
             deadline=deadline,
             timeout_s=timeout_s,
             body=self._body(environ, deadline, client),
-            identify=asker,
-            unchecked=lambda: asker.keys_away,
+            identify=credentials.identify,
+            unchecked=lambda: credentials.keys_away,
             route=route,
             connection=environ.get("gunicorn.socket"),
             host=environ.get("HTTP_HOST", ""),
@@ -158,47 +142,39 @@ class Body:
         self._pause_s = pause_s
         self._until = until
         self._place = place
-        self._first: bytes | None = None
+        self._first = b""
 
     def begin(self, most_bytes: int) -> bytes | Body:
         """The whole body if it is not longer, else this object."""
         pieces: list[bytes] = []
         size = 0
-        while not self.over and size < most_bytes:
-            pieces.append(self.read())
+        while self._left != 0 and size < most_bytes:
+            pieces.append(self._piece())
             size += len(pieces[-1])
-        first = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if self.over:
-            self.close()
-            return first
-        self._first = first
-        return self
+        self._first = b"".join(pieces)
+        if self._left != 0:
+            return self
+        self.close()
+        return self._first
 
     def __iter__(self) -> Body:
         return self
 
     def __next__(self) -> bytes:
-        first, self._first = self._first, None
-        if first is not None:
-            return first
-        while not self.over:
-            data = self.read()
-            if data:
-                return data
-        self.close()
-        raise StopIteration
+        data, self._first = self._first, b""
+        while not data and self._left != 0:
+            data = self._piece()
+        if not data:
+            self.close()
+            raise StopIteration
+        return data
 
     def close(self) -> None:
         """No more of it is waited for."""
         self._place.leave()
 
-    @property
-    def over(self) -> bool:
-        """Whether all of it has been read."""
-        return self._left == 0
-
-    def read(self) -> bytes:
-        """The next piece: `CHUNK_BYTES`, or what is left."""
+    def _piece(self) -> bytes:
+        """The next piece: `CHUNK_BYTES`, or what is left. With the last, nothing is."""
         size = CHUNK_BYTES if self._left is None else min(CHUNK_BYTES, self._left)
         data = self._read(size)
         if self._left is None:
@@ -228,8 +204,8 @@ class Body:
         return data
 
 
-class Asker:
-    """Who sent a request, verified at first use."""
+class Credentials:
+    """What the bearer token of a request proves, verified at first use."""
 
     __slots__ = ("_caller", "_given", "_identity", "_kit", "keys_away")
 
@@ -240,7 +216,7 @@ class Asker:
         self._identity: Identity | None = None
         self.keys_away = False
 
-    def __call__(self) -> Identity | None:
+    def identify(self) -> Identity | None:
         """None without a token that proves something now."""
         given, self._given = self._given, None
         match = BEARER.fullmatch(given) if given else None
@@ -266,17 +242,17 @@ def _after_authority(uri: str) -> str:
 
 def _client(environ: dict[str, Any]) -> str:
     """The address that the edge saw, which it writes last."""
-    told: str = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
-    address: str = environ["REMOTE_ADDR"]
-    return told if 0 < len(told) <= _LONGEST_ADDRESS else address
+    seen: str = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+    peer: str = environ["REMOTE_ADDR"]
+    return seen if 0 < len(seen) <= _LONGEST_ADDRESS else peer
 
 
 def _headers(environ: dict[str, Any], caller: Caller, gateway: str) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for key, value in environ.items():
-        if key[:5] == "HTTP_" and key not in _DROPPED:
-            name = _NAMES.get(key)
-            headers[name if name is not None else _name(key)] = value
+    headers = {
+        key[5:].replace("_", "-").lower(): value
+        for key, value in environ.items()
+        if key[:5] == "HTTP_" and key not in _DROPPED
+    }
     for key, name in (("CONTENT_TYPE", "content-type"), ("CONTENT_LENGTH", "content-length")):
         value = environ.get(key)
         if value:
@@ -289,10 +265,3 @@ def _headers(environ: dict[str, Any], caller: Caller, gateway: str) -> dict[str,
     headers["traceparent"] = caller.traceparent
     headers[VIA] = gateway
     return headers
-
-
-def _name(key: str) -> str:
-    name = key[5:].replace("_", "-").lower()
-    if len(_NAMES) < _MAX_NAMES:
-        _NAMES[key] = name
-    return name

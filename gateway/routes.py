@@ -23,7 +23,7 @@ def is_gateway(service: str) -> bool:
 
 class Exposed:
     """The view as the edge takes it: without the instances that it would not send a request to, and each of the others with
-    its checked address and name, and with the path on which it has to say of which service it is.
+    its checked address and name, and with the path on which it has to name its service.
 
     Metadata is hostile input: what is registered at the address of a control port, or of another service, would be reached
     through us. Thread-safe. Promises of `Reading`.
@@ -83,7 +83,7 @@ def exposed(admitted: Admitted) -> Instance:
 
 
 class Routes:
-    """Finds the route of a path. Thread-safe;"""
+    """Finds the route of a path. Thread-safe."""
 
     def __init__(self, view: Exposed, domain: Domain) -> None:
         self._view = view
@@ -119,7 +119,7 @@ class Routes:
         return None
 
     def domain_of(self, service: str) -> Domain | None:
-        """Whose the service is, or was; None for one without a route."""
+        """The domain of a service that has or had a route, else None."""
         route = self._routes.get(service) or self._remembered.get(service)
         return route.domain if route is not None else None
 
@@ -131,14 +131,11 @@ class Routes:
         with self._lock:
             if snapshot is self._seen:
                 return
-            routes = {}
-            for service, instances in snapshot.services.items():
-                route = self._view.route(service) if instances else None
-                if route is not None:
-                    routes[service] = route
+            present = [service for service, instances in snapshot.services.items() if instances]
+            routes = {service: route for service in present if (route := self._view.route(service))}
             self._remember(routes, snapshot)
             first = {name: min(i.create_index for i in snapshot.services[name]) for name in routes}
-            # Who came first holds a prefix: written last.
+            # The service that came first holds a prefix: written last.
             self._prefixes = {
                 prefix: routes[name]
                 for name in sorted(routes, key=lambda name: (first[name], name), reverse=True)
@@ -149,9 +146,7 @@ class Routes:
             self._routes, self._seen = routes, snapshot
 
     def _remember(self, routes: dict[str, Route], snapshot: Snapshot) -> None:
-        for service, route in self._routes.items():
-            if service not in routes:
-                self._remembered[service] = route
+        self._remembered |= {name: route for name, route in self._routes.items() if name not in routes}
         for service in list(self._remembered):
             # One that is there and asks for no route any more does not want to be reached.
             if snapshot.instances(service):

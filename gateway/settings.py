@@ -17,9 +17,16 @@ from gateway.limits.ratelimit import LimitSettings, policies
 from services.kit.settings import ServiceSettings
 
 
-def _limits(kind: str, text: str) -> str:
-    policies(kind, text)
-    return text
+def _limits(kind: str) -> AfterValidator:
+    def check(text: str) -> str:
+        policies(kind, text)
+        return text
+
+    return AfterValidator(check)
+
+
+Rates = Annotated[str, _limits("rate")]
+Quotas = Annotated[str, _limits("quota")]
 
 
 class GatewaySettings(ServiceSettings):
@@ -48,7 +55,7 @@ class GatewaySettings(ServiceSettings):
     # Where instances may live, as at the edge.
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"
     edge_control_ports: str = ""
-    # So long an address and port stay with the service that was first there and has left: it may be restarting.
+    # So long an address and port stay with the service that was there first and has left: it may be restarting.
     edge_hold_s: float = Field(default=60.0, ge=0, le=600)
 
     # Calls at once in one process; a share of them is for services of the identity domain alone.
@@ -77,12 +84,10 @@ class GatewaySettings(ServiceSettings):
     gateway_breaker_trials: int = Field(default=3, ge=1, le=1000)
 
     # By verified subject, as in `10/second;600/minute`, or `off`; for tokens made from API keys apart.
-    gateway_rate_limits: Annotated[str, AfterValidator(lambda text: _limits("rate", text))] = "30000/minute"
-    gateway_quotas: Annotated[str, AfterValidator(lambda text: _limits("quota", text))] = "5000000/day"
-    gateway_key_rate_limits: Annotated[str, AfterValidator(lambda text: _limits("rate", text))] = (
-        "30000/minute"
-    )
-    gateway_key_quotas: Annotated[str, AfterValidator(lambda text: _limits("quota", text))] = "5000000/day"
+    gateway_rate_limits: Rates = "30000/minute"
+    gateway_quotas: Quotas = "5000000/day"
+    gateway_key_rate_limits: Rates = "30000/minute"
+    gateway_key_quotas: Quotas = "5000000/day"
 
     # Answers held in one process, over those in Redis.
     gateway_cache_bytes: int = Field(default=32 * 1024 * 1024, ge=0)

@@ -114,6 +114,10 @@ class Response:
         finally:
             self.close()
 
+    def __iter__(self) -> Iterator[bytes]:
+        """As `iter_bytes`."""
+        return self.iter_bytes()
+
     @property
     def complete(self) -> bool:
         """Whether all of the body is here already."""

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from discovery.model import Domain
 from discovery.resilience.breaker import Transition
-from gateway.breakers.messages import GROUPS, LONGEST_HOLD_S, USUAL_HOLD_S, Name, Picture, State
-from gateway.breakers.sync import Outcome, Sharing
+from gateway.breakers.news import GROUPS, LONGEST_HOLD_S, Name, Picture, State
+from gateway.breakers.sync import Sharing
 from gateway.metrics import BreakerMetrics
 from services.kit import Problem, ServiceApp, ServiceBlueprint, current, require_scope
 from services.kit.calls.client import CallObserver
@@ -21,16 +21,18 @@ from services.kit.web.problems import busy
 log = structlog.get_logger(__name__)
 
 PREFIX = "/edge/breakers"
+# Of an opening for which the operator names no time.
+USUAL_HOLD_S = 300.0
 CAUSES = ("local", "shared", "hand")
 
 
 class BreakerObserver(CallObserver):
-    """The kit's metrics of calls, and what becomes of breakers. `tell` hears of every transition: see `Sharing.changed`."""
+    """The kit's metrics of calls, and what becomes of breakers. `on_change` is called with every transition, too: see `Sharing.changed`."""
 
     def __init__(self, metrics: Metrics, own: BreakerMetrics) -> None:
         super().__init__(metrics)
         self._own = own
-        self.tell: Callable[[str, Transition], None] | None = None
+        self.on_change: Callable[[str, Transition], None] | None = None
 
     def on_call(self, service: str, method: str, outcome: str, attempts: int, duration_s: float) -> None:
         super().on_call(service, method, outcome, attempts, duration_s)
@@ -43,8 +45,8 @@ class BreakerObserver(CallObserver):
         for cause in CAUSES:
             present = transition.state != "closed" and cause == transition.who
             self._own.causes.labels(service, cause).set(int(present))
-        if self.tell is not None:
-            self.tell(service, transition)
+        if self.on_change is not None:
+            self.on_change(service, transition)
 
 
 class BreakerPath(BaseModel):
@@ -102,23 +104,23 @@ def install(app: ServiceApp, sharing: Callable[[], Sharing | None]) -> None:
 
 
 def _overview(sharing: Sharing) -> dict[str, Any]:
-    members, reached = sharing.pictures.members(GROUPS)
-    answer: dict[str, Any] = {"asked": sharing.instance, "shared": reached}
+    members, reached = sharing.members(GROUPS)
+    now = sharing.picture().at
+    answer: dict[str, Any] = {"asked": sharing.instance, "shared": reached, "groups": {}}
     if not reached:
         answer["detail"] = "Redis is away: only the breakers of the process that was asked are shown."
-    now = sharing.pictures.own().at
-    answer["groups"] = {
-        group: {
-            "instances": {id_: _shown(picture, now) for id_, picture in pictures.items() if picture},
-            "silent": [id_ for id_, picture in pictures.items() if picture is None],
-        }
-        for group, pictures in members.items()
-    }
+    for group, pictures in members.items():
+        shown = {id_: _shown(picture, now) for id_, picture in pictures.items() if picture}
+        silent = [id_ for id_ in pictures if id_ not in shown]
+        answer["groups"][group] = {"instances": shown, "silent": silent}
     return answer
 
 
 def _shown(picture: Picture, now: float) -> dict[str, Any]:
     shown = picture.model_dump(include={"sharing", "breakers"})
+    for breaker in shown["breakers"].values():
+        last = breaker["transitions"][-1:]
+        breaker["who"] = last[0]["who"] if last else None
     return {"age_s": round(max(0.0, now - picture.at), 3), **shown}
 
 
@@ -127,27 +129,28 @@ def _order(sharing: Sharing, path: BreakerPath, order: Order) -> Any:
     if not sharing.knows(path.service):
         raise Problem(404, detail=f"There is no service {path.service}.")
     for_s = (order.for_s or USUAL_HOLD_S) if order.state == "open" else 0.0
-    who = current().subject
-    reason = f"by {who}" + (f": {order.reason}" if order.reason else "")
+    subject = current().subject
+    reason = f"by {subject}" + (f": {order.reason}" if order.reason else "")
     outcome = sharing.order(group, path.service, order.state, for_s, reason, request_id=current().request_id)
-    log.info(
-        "breaker ordered by hand",
-        subject=who,
-        group=group,
-        upstream=path.service,
-        state=order.state,
-        for_s=for_s or None,
-        order=outcome.id,
-        taken_by=outcome.taken_by,
-        missing=outcome.missing,
-    )
     if not outcome.taken_by and not outcome.shared:
-        raise Problem(
-            503,
-            detail="Redis is away, and this gateway is of another group: nobody has taken the order.",
-            headers={"Retry-After": "1"},
-        )
-    return _said(outcome, path, order, for_s), 200 if not outcome.missing and outcome.taken_by else 202
+        detail = "Redis is away, and this gateway is of another group: no process has taken the order."
+        raise busy(detail)
+    answer: dict[str, Any] = {
+        "order": outcome.id,
+        "group": group,
+        "service": path.service,
+        "state": order.state,
+        "for_s": for_s or None,
+        "taken_by": outcome.taken_by,
+        "missing": outcome.missing,
+        "shared": outcome.shared,
+    }
+    log.info("breaker ordered by hand", subject=subject, **answer)
+    if not outcome.shared:
+        answer["detail"] = "Redis is away: only the process that was asked has taken it."
+    elif outcome.missing:
+        answer["detail"] = "Not all processes have said in time that they have taken it."
+    return answer, 200 if not outcome.missing and outcome.taken_by else 202
 
 
 def _group(name: str) -> Domain:
@@ -155,14 +158,3 @@ def _group(name: str) -> Domain:
         if group == name:
             return group
     raise Problem(404, detail=f"There is no group {name[:40]}: it is one of {', '.join(GROUPS)}.")
-
-
-def _said(outcome: Outcome, path: BreakerPath, order: Order, for_s: float) -> dict[str, Any]:
-    said: dict[str, Any] = {"order": outcome.id, "group": path.group, "service": path.service}
-    said |= {"state": order.state, "for_s": for_s or None}
-    said |= {"taken_by": outcome.taken_by, "missing": outcome.missing, "shared": outcome.shared}
-    if not outcome.shared:
-        said["detail"] = "Redis is away: only the process that was asked has taken it."
-    elif outcome.missing:
-        said["detail"] = "Not all processes have said in time that they have taken it."
-    return said

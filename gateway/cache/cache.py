@@ -25,7 +25,6 @@ from gateway.cache.store import Store
 from gateway.errors import Refused
 from gateway.metrics import CacheMetrics
 from gateway.model import Answer, Incoming
-from gateway.proof import proven
 from services.kit.auth.verifier import Identity
 from services.kit.redis_client import Away, Circuit
 from services.kit.stale.stored_form import Change, plain_path
@@ -224,7 +223,7 @@ class AnswerCache:
         return True
 
     def _purged(self, incoming: Incoming) -> Answer:
-        identity = proven(incoming, incoming.service)
+        identity = incoming.prove(incoming.service)
         if "admin" not in identity.scopes:
             raise Refused(403, "This needs the scope admin.", service=incoming.service)
         path, prefix = incoming.path, incoming.path.endswith("/*")

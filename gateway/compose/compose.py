@@ -18,7 +18,6 @@ from gateway.compose.wholes import Made, Wholes
 from gateway.errors import Refused
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
-from gateway.proof import proven
 from services.kit.stale.stored_form import plain_path
 from services.kit.web.context import current
 
@@ -57,7 +56,7 @@ class Composition:
             raise Refused(405, f"This path takes {allowed}.", headers=[("Allow", allowed)])
         values = found
         if route.auth == "token":
-            values = {**found, SUBJECT: proven(incoming).subject}
+            values = {**found, SUBJECT: incoming.prove().subject}
         if self._personal:
             return _sent(incoming, self._made(incoming, values).answer)
         return _sent(incoming, self._kept_or_made(incoming, values))

@@ -46,7 +46,7 @@ class Client(Protocol):
 
 
 class Sending(Protocol):
-    """What is needed of `gateway.calls.Calls`."""
+    """What is needed of `gateway.proxy.Calls`."""
 
     @property
     def client(self) -> Client: ...

@@ -1,16 +1,15 @@
 """How many requests one upstream may have at once, found from how long they take.
 
 The limit is cut by the gradient of latency against its base, and grows by its square root while there is none.
-Ref: Netflix concurrency-limits, Gradient2Limit. Two things differ, both because a base that follows the average of a loaded
-upstream takes its queue for normal in the end, and the limit then grows without end:
+Ref: Netflix concurrency-limits, Gradient2Limit. Three things differ, the first two because a base that follows the average of a
+loaded upstream takes its queue for normal in the end, and the limit then grows without end:
 
 - the base is only raised by what was measured with few requests at once. Where there never are few, the limit is lowered
   for one window to see whether latency follows (it was a queue) or not (the upstream is that slow now).
   Ref: Envoy's adaptive concurrency filter (minRTT); BBR's ProbeRTT.
 - a queue is only worth a refusal when requests stand in it for `queue_s`: doubling 2 ms is nothing.
-
-And a third: what has been answered tells of a queue when it is long already. Whoever enters now will wait for those before
-him, at the pace at which they are answered; the limit is cut by that, where it is more. Ref: Little's law.
+- what has been answered shows a queue only when it is long already. A request that enters now will wait for those before it,
+  at the pace at which they are answered; the limit is cut by that, where it is more. Ref: Little's law.
 """
 
 from __future__ import annotations
@@ -55,28 +54,6 @@ class AdaptiveLimit:
     `in_flight` counts what has been entered and not left. Times are seconds on the monotonic clock, given by the caller.
     """
 
-    __slots__ = (
-        "_base_s",
-        "_before_s",
-        "_closes_at",
-        "_count",
-        "_cut_at",
-        "_estimate",
-        "_fewest",
-        "_next_probe",
-        "_opened_at",
-        "_peak",
-        "_probe_until",
-        "_random",
-        "_settings",
-        "_spoiled",
-        "_sum_s",
-        "in_flight",
-        "limit",
-        "probe",
-        "probing",
-    )
-
     def __init__(self, settings: ConcurrencySettings, clock: Clock = SYSTEM_CLOCK) -> None:
         self._settings = settings
         self._random = clock.random
@@ -85,7 +62,8 @@ class AdaptiveLimit:
         self.in_flight = 0
         self.probe = 0
         self.probing = False
-        self._base_s: float | None = None
+        # What a request takes when the upstream has few of them; None before that is known.
+        self.base_s: float | None = None
         self._before_s = 0.0
         self._probe_until = 0.0
         self._next_probe = 0.0
@@ -95,11 +73,6 @@ class AdaptiveLimit:
         self._peak = 0
         self._fewest = 0
         self._open(0.0)
-
-    @property
-    def base_s(self) -> float | None:
-        """What a request takes when the upstream has few of them; None before that is known."""
-        return self._base_s
 
     def enter(self, now: float) -> bool:
         """Whether one more fits; counts it if so."""
@@ -118,7 +91,7 @@ class AdaptiveLimit:
         if ok is None:
             return
         took_s = now - began
-        if not ok and (self._base_s is None or took_s < self._bearable_s(self._base_s)):
+        if not ok and (self.base_s is None or took_s < self._bearable_s(self.base_s)):
             return
         if self.probing:
             if now >= self._probe_until:
@@ -152,7 +125,7 @@ class AdaptiveLimit:
         settings = self._settings
         latency_s, peak, spoiled = self._sum_s / self._count, self._peak, self._spoiled
         ahead_s = (self._fewest - 1) * (now - self._opened_at) / self._count
-        base_s = latency_s if self._base_s is None else self._base_s
+        base_s = latency_s if self.base_s is None else self.base_s
         self._open(now)
         if self.probing:
             if latency_s < base_s or (latency_s >= FOLLOWS * self._before_s and not spoiled):
@@ -164,7 +137,7 @@ class AdaptiveLimit:
             self._cut(latency_s, max(latency_s, ahead_s), self._bearable_s(base_s), now)
         if peak * 2 >= self.limit and max(latency_s, ahead_s) <= self._bearable_s(base_s):
             self._set(self._estimate + math.sqrt(self._estimate))
-        self._base_s = base_s
+        self.base_s = base_s
 
     def _cut(self, latency_s: float, expected_s: float, bearable_s: float, now: float) -> None:
         """Cut the limit by how much longer requests will take than they may; find out whether those that did met a queue."""

@@ -1,4 +1,4 @@
-"""Leave to send: so many calls at once to each upstream, and so many in all. Who finds no room is refused at once.
+"""Leave to send: so many calls at once to each upstream, and so many in all. What finds no room is refused at once.
 
 The limit of an upstream adapts (see `gateway.limits.concurrency`), the group's does not: it is what one process can hold. A part of
 the group's is for priority calls alone. A call counts until the head of its answer is there; what is left of a stream counts
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from types import TracebackType
+from ipaddress import IPv6Address
 
 import structlog
 
@@ -28,10 +28,9 @@ MAX_UPSTREAMS = 1000
 # Refusals of a service are logged as they begin, once in this time while they last, and when there were none for as long.
 QUIET_S = 10.0
 
+# What is full; the metric knows `group_streams` and `upstream_streams` besides.
 GROUP = "group"
 UPSTREAM = "upstream"
-# Scopes of refusals, as the metric has them.
-SCOPES = (GROUP, UPSTREAM, "group_streams", "upstream_streams")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,50 +45,41 @@ class ShedSettings:
     upstream: ConcurrencySettings = field(default_factory=ConcurrencySettings)
 
 
-class _Refusals:
-    """Those of one service, from the first until there were none for `QUIET_S`. Answers the fields of a log line that is due."""
+class Upstream(AdaptiveLimit):
+    """What is under way to one service, and its refusals from the first until there were none for `QUIET_S`."""
 
-    __slots__ = ("_began", "_last", "_number", "_said")
-
-    def __init__(self) -> None:
-        self._number = 0
-        self._began = self._last = self._said = 0.0
-
-    def add(self, now: float) -> dict[str, float] | None:
-        first = not self._number
-        self._number += 1
-        self._last = now
-        if first:
-            self._began = now
-        elif now - self._said < QUIET_S:
-            return None
-        self._said = now
-        return {"refused": self._number, "for_s": round(now - self._began, 1)}
-
-    def end(self, now: float) -> dict[str, float] | None:
-        """Once they are over, for the first call after that."""
-        if not self._number or now - self._last < QUIET_S:
-            return None
-        number, self._number = self._number, 0
-        return {"refused": number, "for_s": round(self._last - self._began, 1)}
-
-
-class _Upstream:
-    """What is under way to one service."""
-
-    __slots__ = ("limit", "refusals", "service", "streams")
-
-    def __init__(self, service: str, limit: AdaptiveLimit) -> None:
+    def __init__(self, service: str, settings: ConcurrencySettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
         self.service = service
-        self.limit = limit
         self.streams = 0
-        self.refusals = _Refusals()
+        self._refused = 0
+        self._began = self._last = self._logged = 0.0
+
+    def refuse(self, now: float) -> dict[str, object] | None:
+        """Count a refusal; answers the fields of a log line where one is due."""
+        if not self._refused:
+            self._began, self._logged = now, now - QUIET_S
+        self._refused += 1
+        self._last = now
+        if now - self._logged < QUIET_S:
+            return None
+        self._logged = now
+        return self._fields()
+
+    def calm(self, now: float) -> dict[str, object] | None:
+        """The same once refusals are over, for the first call after that."""
+        if not self._refused or now - self._last < QUIET_S:
+            return None
+        fields, self._refused = self._fields(), 0
+        return fields
+
+    def _fields(self) -> dict[str, object]:
+        lasted_s = round(self._last - self._began, 1)
+        return {"service": self.service, "refused": self._refused, "for_s": lasted_s}
 
 
 class _Room:
     """A number of places, some of them for priority alone."""
-
-    __slots__ = ("ordinary", "places", "taken", "taken_ordinary")
 
     def __init__(self, places: int, reserved: float) -> None:
         self.places = places
@@ -106,150 +96,123 @@ class _Room:
             self.taken_ordinary += change
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamState:
-    """One service now. `base_s` is None until it is known."""
-
-    service: str
-    limit: int
-    in_flight: int
-    streams: int
-    base_s: float | None
-
-
 class Ticket:
     """Leave to make one call. `head` when the head of its answer is there, `leave` when all of it is over; more do nothing.
 
-    `ok`: whether the upstream answered as one that works. As a context manager it leaves with whether nothing was raised.
+    `ok`: whether the upstream answered as one that works.
     """
 
-    __slots__ = ("_began", "_priority", "_probe", "_shed", "_stage", "_upstream")
+    __slots__ = ("_shed", "began", "priority", "probe", "stage", "upstream")
 
-    def __init__(self, shed: Shed, upstream: _Upstream, priority: bool, began: float) -> None:
+    def __init__(self, shed: Shed, upstream: Upstream, priority: bool, began: float) -> None:
         self._shed = shed
-        self._upstream = upstream
-        self._priority = priority
-        self._began = began
-        self._probe = upstream.limit.probe
-        self._stage = 0
+        self.upstream = upstream
+        self.priority = priority
+        self.began = began
+        self.probe = upstream.probe
+        self.stage = "call"
 
     def head(self, ok: bool = True) -> None:
         """The head is there, its body is a stream. Raises Overloaded where there is no place for one more: the call is over."""
-        self._shed._head(self, ok)
+        self._shed.begin_stream(self, ok)
 
     def leave(self, ok: bool | None = True) -> None:
         """It is over: answered, failed, or (None) given up by its caller, which says nothing about the upstream."""
-        if self._stage != 2:
-            self._shed._leave(self, ok)
-
-    def __enter__(self) -> Ticket:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.leave(kind is None)
+        if self.stage != "over":
+            self._shed.end(self, ok)
 
     def __del__(self) -> None:
-        # Whoever forgets it must not take a place away for good.
-        if self._stage != 2:
-            self.leave(False)
+        # A ticket that is forgotten must not take a place away for good.
+        self.leave(False)
 
 
 class Shed:
     """Gives out the tickets of one process. Thread-safe, and under gevent; holds its lock for arithmetic only."""
 
     def __init__(self, settings: ShedSettings | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._settings = settings or ShedSettings()
+        self.settings = settings or ShedSettings()
         self._clock = clock
         # Reentrant: a ticket may be collected, and so leave, while the lock is held.
         self._lock = threading.RLock()
-        self._upstreams: dict[str, _Upstream] = {}
-        self._calls = _Room(self._settings.group, self._settings.reserved)
-        self._streams = _Room(self._settings.streams, self._settings.reserved)
-        self._refused: Counter[tuple[str, str]] = Counter()
+        self._upstreams: dict[str, Upstream] = {}
+        self._calls = _Room(self.settings.group, self.settings.reserved)
+        self._streams = _Room(self.settings.streams, self.settings.reserved)
+        # (service, what was full) → calls refused since the start
+        self.refused: Counter[tuple[str, str]] = Counter()
 
     def enter(self, service: str, *, priority: bool) -> Ticket:
         """Leave to make one call to the service now. Raises Overloaded."""
         now = self._clock.monotonic()
         with self._lock:
             upstream = self._upstreams.get(service) or self._add(service)
-            over = upstream.refusals.end(now)
-            scope = GROUP if self._calls.full(priority) else None
-            if scope is None and not upstream.limit.enter(now):
-                scope = UPSTREAM
-            if scope is None:
+            over = upstream.calm(now)
+            full = GROUP if self._calls.full(priority) else ""
+            if not full and not upstream.enter(now):
+                full = UPSTREAM
+            if not full:
                 self._calls.add(priority, 1)
                 ticket = Ticket(self, upstream, priority, now)
         if over is not None:
-            log.info("shedding over", service=service, **over)
-        if scope is None:
-            return ticket
-        raise self._refusal(upstream, scope, now, sent=False)
+            log.info("shedding over", **over)
+        if full:
+            raise self._refusal(upstream, full, now, sent=False)
+        return ticket
 
-    def _refusal(self, upstream: _Upstream, scope: str, now: float, *, sent: bool) -> Overloaded:
-        service = upstream.service
+    def begin_stream(self, ticket: Ticket, ok: bool) -> None:
+        """See `Ticket.head`."""
+        now, upstream = self._clock.monotonic(), ticket.upstream
         with self._lock:
-            self._refused[service, scope] += 1
-            going_on = upstream.refusals.add(now)
-            limit, in_flight = upstream.limit.limit, self._calls.taken
-        if going_on is not None:
-            log.warning(
-                "shedding", service=service, scope=scope, limit=limit, in_flight=in_flight, **going_on
-            )
-        after_s = 1 + int(self._clock.random() * RETRY_SPREAD_S)
-        kind = GROUP if scope.startswith(GROUP) else UPSTREAM
-        return Overloaded(service, kind, retry_after_s=after_s, sent=sent)
+            if ticket.stage != "call":
+                return
+            self._end_call(ticket, now, ok)
+            full = "group_streams" if self._streams.full(ticket.priority) else ""
+            if not full and upstream.streams >= self.settings.upstream_streams:
+                full = "upstream_streams"
+            if not full:
+                ticket.stage = "stream"
+                upstream.streams += 1
+                self._streams.add(ticket.priority, 1)
+        if full:
+            raise self._refusal(upstream, full, now, sent=True)
 
-    def _add(self, service: str) -> _Upstream:
+    def end(self, ticket: Ticket, ok: bool | None) -> None:
+        """See `Ticket.leave`."""
+        with self._lock:
+            if ticket.stage == "call":
+                self._end_call(ticket, self._clock.monotonic(), ok)
+            elif ticket.stage == "stream":
+                ticket.stage = "over"
+                ticket.upstream.streams -= 1
+                self._streams.add(ticket.priority, -1)
+
+    def _end_call(self, ticket: Ticket, now: float, ok: bool | None) -> None:
+        ticket.stage = "over"
+        ticket.upstream.leave(ticket.began, ticket.probe, now, ok=ok)
+        self._calls.add(ticket.priority, -1)
+
+    def _refusal(self, upstream: Upstream, full: str, now: float, *, sent: bool) -> Overloaded:
+        with self._lock:
+            self.refused[upstream.service, full] += 1
+            due = upstream.refuse(now)
+        if due is not None:
+            log.warning("shedding", scope=full, limit=upstream.limit, in_flight=self._calls.taken, **due)
+        after_s = 1 + int(self._clock.random() * RETRY_SPREAD_S)
+        scope = GROUP if full.startswith(GROUP) else UPSTREAM
+        return Overloaded(upstream.service, scope, retry_after_s=after_s, sent=sent)
+
+    def _add(self, service: str) -> Upstream:
         if len(self._upstreams) >= MAX_UPSTREAMS:
-            idle = [
-                name for name, each in self._upstreams.items() if not (each.limit.in_flight or each.streams)
-            ]
+            idle = [name for name, each in self._upstreams.items() if not (each.in_flight or each.streams)]
             for name in idle:
                 del self._upstreams[name]
-        added = _Upstream(service, AdaptiveLimit(self._settings.upstream, self._clock))
-        self._upstreams[service] = added
+        added = self._upstreams[service] = Upstream(service, self.settings.upstream, self._clock)
         return added
-
-    def _head(self, ticket: Ticket, ok: bool) -> None:
-        now, upstream = self._clock.monotonic(), ticket._upstream
-        with self._lock:
-            if ticket._stage:
-                return
-            upstream.limit.leave(ticket._began, ticket._probe, now, ok=ok)
-            self._calls.add(ticket._priority, -1)
-            scope = "group_streams" if self._streams.full(ticket._priority) else None
-            if scope is None and upstream.streams >= self._settings.upstream_streams:
-                scope = "upstream_streams"
-            ticket._stage = 1 if scope is None else 2
-            if scope is None:
-                upstream.streams += 1
-                self._streams.add(ticket._priority, 1)
-        if scope is not None:
-            raise self._refusal(upstream, scope, now, sent=True)
-
-    def _leave(self, ticket: Ticket, ok: bool | None) -> None:
-        now = self._clock.monotonic()
-        with self._lock:
-            stage, ticket._stage = ticket._stage, 2
-            if stage == 0:
-                ticket._upstream.limit.leave(ticket._began, ticket._probe, now, ok=ok)
-                self._calls.add(ticket._priority, -1)
-            elif stage == 1:
-                ticket._upstream.streams -= 1
-                self._streams.add(ticket._priority, -1)
 
     # -- for metrics
 
-    @property
-    def settings(self) -> ShedSettings:
-        return self._settings
-
-    def states(self) -> Iterator[UpstreamState]:
+    def upstreams(self) -> Collection[Upstream]:
         """Every service called so far."""
-        for name, each in list(self._upstreams.items()):
-            yield UpstreamState(name, each.limit.limit, each.limit.in_flight, each.streams, each.limit.base_s)
+        return list(self._upstreams.values())
 
     def in_flight(self) -> tuple[int, int]:
         """Calls waiting for their head in this process: (with priority, without)."""
@@ -259,6 +222,56 @@ class Shed:
         """Bodies being passed on in this process."""
         return self._streams.taken
 
-    def refused(self) -> dict[tuple[str, str], int]:
-        """(service, scope) → how many calls were refused since the start."""
-        return dict(self._refused)
+
+class Place:
+    """One of `Places`, held until `leave`, which may be called again."""
+
+    __slots__ = ("_holder", "_places")
+
+    def __init__(self, places: Places, holder: str) -> None:
+        self._places: Places | None = places
+        self._holder = holder
+
+    def leave(self) -> None:
+        places, self._places = self._places, None
+        if places is not None:
+            places.give_back(self._holder)
+
+
+class Places:
+    """Places that requests hold while something lasts: `most` at once (None: any number), `each` of one holder. Thread-safe."""
+
+    def __init__(self, most: int | None, each: int) -> None:
+        self._most = most
+        self._each = each
+        self._lock = threading.Lock()
+        self.holders: dict[str, int] = {}
+        self.taken = 0
+
+    def take(self, holder: str) -> Place | None:
+        """A place; None where the holder has too many, or all have."""
+        with self._lock:
+            held = self.holders.get(holder, 0)
+            if held >= self._each or (self._most is not None and self.taken >= self._most):
+                return None
+            self.holders[holder] = held + 1
+            self.taken += 1
+        return Place(self, holder)
+
+    def give_back(self, holder: str) -> None:
+        """See `Place.leave`."""
+        with self._lock:
+            self.taken -= 1
+            self.holders[holder] -= 1
+            if not self.holders[holder]:
+                del self.holders[holder]
+
+
+def source(address: str) -> str:
+    """The customer behind an address: of IPv6, one holds a /64."""
+    if ":" not in address:
+        return address
+    try:
+        return IPv6Address(int(IPv6Address(address.partition("%")[0])) >> 64 << 64).compressed
+    except ValueError:
+        return address

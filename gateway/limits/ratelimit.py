@@ -1,4 +1,4 @@
-"""Rate limits and quotas by who asks: the subject of a verified token. What anonymous callers may ask, the edge limits by source.
+"""Rate limits and quotas by subject of a verified token. Callers without a token the edge limits by their address.
 
 A subject's own tokens and those made from API keys count apart, and have policies of their own. Services are exempt.
 Ref: draft-ietf-httpapi-ratelimit-headers-10 (the fields are Lists of Strings with parameters, RFC 9651).
@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from limits import RateLimitItem, parse_many
-from redis import Redis
 
-from discovery.clock import SYSTEM_CLOCK, Clock
 from gateway.errors import LimitExceeded
 from gateway.limits.counts import Count, Counts
 from gateway.model import Headers, Incoming
+from gateway.redis_link import RedisLink
 from services.kit.auth.verifier import Identity
 
 OFF = "off"
@@ -62,91 +62,83 @@ def policies(kind: str, text: str) -> tuple[Policy, ...]:
     return tuple(found)
 
 
-class _Subject:
-    """Who asks, with a count for each of his policies."""
-
-    __slots__ = ("counts", "tier")
-
-    def __init__(self, tier: _Tier, counts: tuple[Count, ...]) -> None:
-        self.tier = tier
-        self.counts = counts
-
-
 class _Tier:
     """Policies that hold together, and what of their headers never changes."""
 
     def __init__(self, name: str, policies: Sequence[Policy]) -> None:
         self.name = name
         self.policies = tuple(policies)
-        self.names = tuple(f'"{policy.name}";r=' for policy in policies)
         parts = (f'"{each.name}";q={each.item.amount};w={each.item.get_expiry()}' for each in policies)
         self.header = ("RateLimit-Policy", ", ".join(parts))
 
-    def subject(self, subject: str) -> _Subject:
+    def counts(self, subject: str) -> tuple[Count, ...]:
         digest = hashlib.sha256(f"{self.name}\0{subject}".encode(errors="surrogatepass"))
         phase = int.from_bytes(digest.digest()[:4], "big") / 2**32
         name = digest.hexdigest()[:32]
-        return _Subject(self, tuple(Count(each.item, f"{each.name}:{name}", phase) for each in self.policies))
+        return tuple(Count(each.item, f"{each.name}:{name}", phase) for each in self.policies)
 
 
 class Limits:
-    """Counts each request against its sender's policies. Thread-safe; `start` in the worker shares counts through Redis."""
+    """Counts each request against its subject's policies. Thread-safe; `start` in the worker shares counts through Redis.
+
+    `refused` hears the name of each policy that a request was refused for.
+    """
 
     def __init__(
         self,
         settings: LimitSettings,
-        redis: Redis | None,
+        link: RedisLink,
         *,
-        clock: Clock = SYSTEM_CLOCK,
+        refused: Callable[[str], object] = lambda policy: None,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self.counts = Counts(redis, now=clock.time, monotonic=clock.monotonic)
-        self._now = clock.time
-        # Hears the name of each policy that a request was refused for.
-        self.refused: Callable[[str], object] = lambda policy: None
+        self.shared = Counts(link, now)
+        self._now = now
+        self._refused = refused
         self._own = _Tier("subject", settings.subject)
         self._key = _Tier("key", settings.key)
         self._lock = threading.Lock()
-        self._subjects: dict[tuple[str, bool], _Subject] = {}
-
-    def start(self) -> None:
-        self.counts.start()
-
-    def stop(self) -> None:
-        self.counts.stop()
+        self._counts: dict[tuple[str, bool], tuple[Count, ...]] = {}
 
     def check(self, incoming: Incoming) -> Headers:
-        """Count the request. Answers the headers that tell its sender where he stands: none for who is not limited.
+        """Count the request. Answers the headers that say what is left: none for what is not limited.
 
         Raises LimitExceeded; what was refused does not count.
         """
         identity = incoming.identify()
         if identity is None or EXEMPT_SCOPE in identity.scopes:
             return []
-        subject = self._subject(identity)
-        if not subject.counts:
+        tier = self._key if identity.by_key else self._own
+        if not tier.policies:
             return []
-        now = self._now()
-        admitted, left = self.counts.admit(subject.counts, now)
-        resets = [math.ceil(count.left_s(now)) for count in subject.counts]
-        parts = zip(subject.tier.names, left, resets, strict=True)
-        fields = ", ".join([f"{name}{max(0, rest - admitted)};t={reset}" for name, rest, reset in parts])
-        headers: Headers = [subject.tier.header, ("RateLimit", fields)]
+        counts, now = self.counts(identity), self._now()
+        admitted, left = self.shared.admit(counts, now)
+        rows = [
+            (policy.name, rest, math.ceil(count.left_s(now)))
+            for policy, count, rest in zip(tier.policies, counts, left, strict=True)
+        ]
+        fields = ", ".join([f'"{name}";r={max(0, rest - admitted)};t={reset}' for name, rest, reset in rows])
+        headers: Headers = [tier.header, ("RateLimit", fields)]
         if admitted:
             return headers
-        spent = [number for number, rest in enumerate(left) if rest <= 0]
-        for number in spent:
-            self.refused(subject.tier.policies[number].name)
-        raise LimitExceeded(
-            incoming.service, headers, retry_after_s=float(max(resets[number] for number in spent))
-        )
+        spent = [(name, reset) for name, rest, reset in rows if rest <= 0]
+        for name, _ in spent:
+            self._refused(name)
+        raise LimitExceeded(incoming.service, headers, retry_after_s=float(max(reset for _, reset in spent)))
 
-    def _subject(self, identity: Identity) -> _Subject:
+    def counts(self, identity: Identity) -> tuple[Count, ...]:
+        """The subject's counts, one for each of its policies."""
         name = (identity.subject, identity.by_key)
-        known = self._subjects.get(name)
+        known = self._counts.get(name)
         if known is None:
             tier = self._key if identity.by_key else self._own
             with self._lock:
-                known = self._subjects.setdefault(name, tier.subject(identity.subject))
-                while len(self._subjects) > MAX_SUBJECTS:
-                    del self._subjects[next(iter(self._subjects))]
+                known = self._counts.setdefault(name, tier.counts(identity.subject))
+                while len(self._counts) > MAX_SUBJECTS:
+                    del self._counts[next(iter(self._counts))]
         return known
+
+    @property
+    def remembered(self) -> int:
+        """How many subjects' counts are held."""
+        return len(self._counts)

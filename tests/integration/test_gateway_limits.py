@@ -16,6 +16,7 @@ from redis import Redis
 from gateway.errors import LimitExceeded
 from gateway.limits.counts import PREFIX
 from gateway.limits.ratelimit import Limits, LimitSettings, policies
+from gateway.redis_link import RedisLink
 from services.kit.auth.verifier import Identity
 from services.kit.redis_client import connect
 from stack.servers.redis_servers import rules
@@ -41,7 +42,7 @@ def client(server: RedisServer) -> Redis:
 
 def gateway(server: RedisServer | None, amount: int = LIMIT) -> Limits:
     settings = LimitSettings(policies("rate", f"{amount}/hour"))
-    return Limits(settings, client(server) if server else None)
+    return Limits(settings, RedisLink(client(server) if server else None))
 
 
 def subject() -> str:
@@ -49,7 +50,7 @@ def subject() -> str:
     one = gateway(None)
     while True:
         name = uuid.uuid4().hex
-        if one._subject(Identity(name, frozenset(), 9e9)).counts[0].left_s(time.time()) > 120:
+        if one.counts(Identity(name, frozenset(), 9e9))[0].left_s(time.time()) > 120:
             return name
 
 
@@ -66,14 +67,14 @@ def passes(one: Limits, name: str, times: int) -> int:
 def known(server: RedisServer) -> int:
     """What all counters in Redis add up to."""
     direct = Redis.from_url(server.url)
-    return sum(int(direct.get(key) or 0) for key in direct.keys(f"{PREFIX}:*"))  # type: ignore[union-attr, arg-type]
+    return sum(int(each) for key in direct.keys(f"{PREFIX}:*") for each in direct.hvals(key))  # type: ignore[union-attr]
 
 
 def _gateway_process(url: str, name: str, per_s: float, seconds: float, pipe: Connection) -> None:
     """A gateway's limits under a steady load of one subject; tells how many passed."""
     redis_client = connect(url, None, timeout_s=0.1, connections=4)
-    one = Limits(LimitSettings(policies("rate", f"{LIMIT}/hour")), redis_client)
-    one.start()
+    one = Limits(LimitSettings(policies("rate", f"{LIMIT}/hour")), RedisLink(redis_client))
+    one.shared.start()
     incoming = request(name)
     pipe.send("ready")
     pipe.recv()
@@ -85,7 +86,7 @@ def _gateway_process(url: str, name: str, per_s: float, seconds: float, pipe: Co
                 one.check(incoming)
                 passed += 1
         time.sleep(0.002)
-    one.stop()
+    one.shared.stop()
     pipe.send((sent, passed))
 
 
@@ -129,21 +130,21 @@ def test_new_process_learns_what_has_been_used(server: RedisServer) -> None:
     name = subject()
     old = gateway(server)
     assert passes(old, name, 700) == 700
-    old.counts.settle()
+    old.shared.settle()
     new = gateway(server)
-    new.start()
+    new.shared.start()
     try:
         passed = passes(new, name, 1)
         eventually(lambda: remaining(new, name) < 305, 2)
         passed += passes(new, name, 2000)
         assert 290 <= passed <= 301
     finally:
-        new.stop()
+        new.shared.stop()
 
 
 def remaining(one: Limits, name: str) -> int:
-    counts = one._subject(Identity(name, frozenset(), 9e9)).counts
-    return counts[0].item.amount - counts[0].used(time.time())
+    (count,) = one.counts(Identity(name, frozenset(), 9e9))
+    return count.most - count.used(time.time())
 
 
 def test_keys_are_hashed_and_end_with_their_window(server: RedisServer) -> None:
@@ -151,12 +152,12 @@ def test_keys_are_hashed_and_end_with_their_window(server: RedisServer) -> None:
     direct.flushall()
     one = gateway(server)
     passes(one, "alice@example.org", 3)
-    one.counts.settle()
+    one.shared.settle()
     (key,) = direct.keys("*")  # type: ignore[misc]
     assert key.startswith(PREFIX.encode() + b":")
     assert b"alice" not in key
     assert 0 < direct.ttl(key) <= 3600  # type: ignore[operator]
-    assert int(direct.get(key)) == 3  # type: ignore[arg-type]
+    assert [int(each) for each in direct.hvals(key)] == [3]  # type: ignore[union-attr]
 
 
 def test_settlement_adds_each_request_once(server: RedisServer) -> None:
@@ -166,13 +167,13 @@ def test_settlement_adds_each_request_once(server: RedisServer) -> None:
     for _ in range(20):
         passes(one, name, 3)
         passes(other, name, 2)
-        one.counts.settle()
-        other.counts.settle()
-        one.counts.settle()
+        one.shared.settle()
+        other.shared.settle()
+        one.shared.settle()
     assert known(server) == 100
     # What the other one did last is learned with the next request that there is to tell of.
     assert passes(one, name, 1) == 1
-    one.counts.settle()
+    one.shared.settle()
     assert passes(one, name, 2000) == LIMIT - 101
 
 
@@ -182,10 +183,10 @@ def test_many_subjects_are_settled_in_one_go(server: RedisServer) -> None:
     for number in range(2000):
         passes(one, f"user-{number}", 1)
     began = time.monotonic()
-    one.counts.settle()
+    one.shared.settle()
     assert time.monotonic() - began < 2 * time_scale()
     assert known(server) == 2000
-    assert not one.counts.away
+    assert not one.shared.away
 
 
 def test_emptied_redis_gets_back_what_each_had_counted(server: RedisServer) -> None:
@@ -194,14 +195,14 @@ def test_emptied_redis_gets_back_what_each_had_counted(server: RedisServer) -> N
     for _ in range(3):
         passes(one, name, 100)
         passes(other, name, 50)
-        one.counts.settle()
-        other.counts.settle()
+        one.shared.settle()
+        other.shared.settle()
     Redis.from_url(server.url).flushall()
     for _ in range(3):
         passes(one, name, 1)
         passes(other, name, 1)
-        one.counts.settle()
-        other.counts.settle()
+        one.shared.settle()
+        other.shared.settle()
     assert known(server) == 456
     assert passes(gateway(server), subject(), 5) == 5
 
@@ -252,7 +253,7 @@ def test_redis_that_does_not_serve_costs_nothing_and_limits_go_on_locally(
 ) -> None:
     name = subject()
     one = gateway(server)
-    one.start()
+    one.shared.start()
     try:
         assert passes(one, name, 100) == 100
         eventually(lambda: known_of(server, one, name) == 100, 2)
@@ -266,39 +267,37 @@ def test_redis_that_does_not_serve_costs_nothing_and_limits_go_on_locally(
                     passed += 1
                 slowest = max(slowest, time.perf_counter() - began)
                 time.sleep(0.0005)
-            assert one.counts.away, "the fault was not noticed"
+            assert one.shared.away, "the fault was not noticed"
             assert slowest < 0.05 * time_scale()
             passed += passes(one, name, 2 * LIMIT)
             # Open for those who have something left, closed for those who have not.
             assert passed == LIMIT - 100
-        eventually(lambda: not one.counts.away, 5)
+        eventually(lambda: not one.shared.away, 5)
         eventually(lambda: known_of(server, one, name) == LIMIT, 3)
         assert passes(one, name, 5) == 0
     finally:
-        one.stop()
+        one.shared.stop()
 
 
 def known_of(server: RedisServer, one: Limits, name: str) -> int:
     """What Redis holds of one subject."""
-    count = one._subject(Identity(name, frozenset(), 9e9)).counts[0]
-    key = f"{PREFIX}:{count.item.key_for(count.subject, count.number)}"
-    return int(Redis.from_url(server.url).get(key) or 0)  # type: ignore[arg-type]
+    (count,) = one.counts(Identity(name, frozenset(), 9e9))
+    return sum(int(each) for each in Redis.from_url(server.url).hvals(count.key))  # type: ignore[union-attr]
 
 
 def test_without_redis_each_process_limits_for_itself() -> None:
     one, name = gateway(None, 10), subject()
-    one.start()
+    one.shared.start()
     assert passes(one, name, 50) == 10
-    one.stop()
+    one.shared.stop()
 
 
 def test_gateways_user_of_redis_may_do_what_settling_needs(server: RedisServer) -> None:
     direct = Redis.from_url(server.url)
     direct.execute_command("ACL", "SETUSER", "gw", "on", ">secret", *rules("gateway-business").split())
     made = connect(server.url, "secret", username="gw", timeout_s=0.1, connections=2)
-    one, name = Limits(LimitSettings(policies("rate", "10/hour")), made), subject()
+    one, name = Limits(LimitSettings(policies("rate", "10/hour")), RedisLink(made)), subject()
     passes(one, name, 4)
-    direct.script_flush()
-    one.counts.settle()
-    assert not one.counts.away
+    one.shared.settle()
+    assert not one.shared.away
     assert known_of(server, one, name) == 4

@@ -14,10 +14,10 @@ from redis import Redis
 
 from discovery import BreakerOpen, BreakerSettings, ClientSettings, Instance, ServiceClient, StaticView
 from gateway.breakers.admin import BreakerObserver
-from gateway.breakers.messages import orders_channel, trips_channel
+from gateway.breakers.news import orders_channel, trips_channel
 from gateway.breakers.sync import Sharing
 from gateway.metrics import BreakerMetrics
-from gateway.redis_link import TIMEOUT_S, Line
+from gateway.redis_link import TIMEOUT_S, RedisLink
 from services.kit.redis_client import connect
 from services.kit.telemetry.metrics import Metrics
 from tests.support.eventually import eventually
@@ -47,20 +47,20 @@ class Process:
         self.metrics = BreakerMetrics(CollectorRegistry())
         observer = BreakerObserver(Metrics(f"gateway-{group}"), self.metrics)
         gateways = [Instance(f"gateway-{group}", each, "node-1", "127.0.0.1", 1) for each in members]
-        view = StaticView([Instance(service, f"{service}-1", "node-1", "127.0.0.1", 1), *gateways])
-        self.client = ServiceClient(view, settings=ClientSettings(breaker=settings), observer=observer)
+        self.view = StaticView([Instance(service, f"{service}-1", "node-1", "127.0.0.1", 1), *gateways])
+        self.client = ServiceClient(self.view, settings=ClientSettings(breaker=settings), observer=observer)
         url = f"redis://127.0.0.1:{server.port}/0" if server else None
         password = "secret" if username else None
-        self.line = Line(connect(url, password, username=username, timeout_s=TIMEOUT_S, connections=8))
+        link = RedisLink(connect(url, password, username=username, timeout_s=TIMEOUT_S, connections=8))
         self.sharing = Sharing(
             self.client,
-            view,
+            self.view,
             group=group,
             instance=self.name,
-            line=self.line,
+            link=link,
             metrics=self.metrics,  # type: ignore[arg-type]
         )
-        observer.tell = self.sharing.changed
+        observer.on_change = self.sharing.changed
         self.sharing.start()
 
     @property
@@ -73,7 +73,7 @@ class Process:
 
     def hears(self) -> bool:
         """Whether it hears of the others, and has learned what there was to learn."""
-        return self.sharing.hearing and self.service in self.sharing._learned
+        return self.sharing.hearing and self.service in self.sharing.learned
 
     def fail(self, times: int = SETTINGS.min_calls) -> None:
         for _ in range(times):

@@ -13,13 +13,11 @@ import pytest
 from discovery.calls.client import Relay
 from discovery.errors import NoInstance, ResponseLost
 from discovery.model import Balance, Domain, Instance, Protocol, Route
-from gateway.calls import Calls
 from gateway.disconnects import Departures
 from gateway.errors import Overloaded, Refused, RouteUnknown
-from gateway.fallbacks import Fallbacks
 from gateway.model import Answer, Incoming
-from gateway.problems import Problems
-from gateway.proxy import SMALL_BYTES, Forward, answer_of
+from gateway.problems import Fallbacks, Problems
+from gateway.proxy import SMALL_BYTES, Calls, Forward, answer_of
 
 PEARS = Route("pears", ("/api/pears", "/api/pears/ripe"))
 
@@ -62,6 +60,9 @@ class Reply:
         for chunk in self.chunks:
             self.read += 1
             yield chunk
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.iter_bytes()
 
     def close(self) -> None:
         self.closed = True

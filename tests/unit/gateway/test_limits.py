@@ -13,6 +13,7 @@ from gateway.limits import ratelimit as module
 from gateway.limits.counts import DAY_S
 from gateway.limits.ratelimit import Limits, LimitSettings, policies
 from gateway.model import Headers, Incoming
+from gateway.redis_link import RedisLink
 from gateway.settings import GatewaySettings
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
@@ -25,7 +26,7 @@ LIST = re.compile(rf"{_ITEM}(?:, {_ITEM})*")
 
 def limits(rates: str, quotas: str = "off", *, key: str = "off", clock: ManualClock | None = None) -> Limits:
     settings = LimitSettings(policies("rate", rates) + policies("quota", quotas), policies("rate", key))
-    return Limits(settings, None, clock=clock or ManualClock())
+    return Limits(settings, RedisLink(None), now=(clock or ManualClock()).time)
 
 
 def refusal(one: Limits, incoming: Incoming) -> LimitExceeded:
@@ -159,8 +160,7 @@ def test_days_end_at_midnight_utc() -> None:
 def test_refused_policies_are_counted_by_name() -> None:
     heard: list[str] = []
     settings = LimitSettings(policies("rate", "1/minute") + policies("quota", "1/day"))
-    one = Limits(settings, None, clock=ManualClock())
-    one.refused = heard.append
+    one = Limits(settings, RedisLink(None), refused=heard.append, now=ManualClock().time)
     one.check(request())
     refusal(one, request())
     assert heard == ["rate-minute", "quota-day"]
@@ -187,7 +187,7 @@ def test_subjects_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) 
     one = limits("1/minute")
     for number in range(100):
         one.check(request(f"user-{number}"))
-    assert len(one._subjects) == 10
+    assert one.remembered == 10
     refusal(one, request("user-99"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.limits.places import NO_PLACE, Places, source
+from gateway.limits.loadshed import Places, source
 
 
 def test_bounds_hold_and_what_is_left_can_be_had_again() -> None:
@@ -28,8 +28,7 @@ def test_nothing_is_remembered_of_holders_that_have_left() -> None:
         place = places.take(str(number))
         assert place is not None
         place.leave()
-    assert places._held == {}
-    NO_PLACE.leave()
+    assert places.holders == {}
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,8 @@ ID = "0123456789abcdef"
 
 
 def answer(error: Exception, *, service: str = "pears", openai: bool = False, **members: Any) -> Answer:
-    return PROBLEMS.answer(
-        error, path="/api/pears/1", request_id=ID, service=service, openai=openai, members=members
-    )
+    path = "/v1/pears" if openai else "/api/pears/1"
+    return PROBLEMS.answer(error, path=path, request_id=ID, service=service, **members)
 
 
 def told(given: Answer) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def wrapped(cause: Exception) -> BodyFailed:
         (Overloaded("pears", "upstream"), 503, "gateway"),
         (Overloaded("", "group"), 503, "gateway"),
         (LimitExceeded("pears", [("RateLimit", '"a";r=0;t=7')], retry_after_s=6.5), 429, "gateway"),
-        (RouteUnknown("", "Nobody holds this path."), 404, "gateway"),
+        (RouteUnknown("", "No service holds this path."), 404, "gateway"),
         (Refused(413, "Too long."), 413, "gateway"),
         (PartFailed(504, "A part is late."), 504, "service"),
         (PartFailed(404, "A part is not there."), 404, "gateway"),

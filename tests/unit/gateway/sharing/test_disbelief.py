@@ -12,8 +12,8 @@ import pytest
 from redis import Redis
 
 from discovery import BreakerSettings, Instance
-from gateway.breakers.messages import MAX_PICTURE_BYTES, hand_key, picture_key, trip_key, trips_channel
-from gateway.redis_link import TIMEOUT_S, Line
+from gateway.breakers.news import MAX_PICTURE_BYTES, hand_key, picture_key, trip_key, trips_channel
+from gateway.redis_link import TIMEOUT_S, RedisLink
 from services.kit.redis_client import connect
 from tests.support.breaker_process import OPEN_S, Process, ignored, names, news, tell
 from tests.support.eventually import eventually, time_scale
@@ -115,7 +115,7 @@ def test_broken_values_of_keys_are_ignored(start: Callable[..., Process], raw: R
     raw.set(picture_key("business", stranger), json.dumps({"instance": "another"}))
     one = start(service=service, members=(stranger,))
     assert one.state == "closed"
-    members, reached = one.sharing.pictures.members(["business"])
+    members, reached = one.sharing.members(["business"])
     assert (reached, members["business"][stranger]) == (True, None)
     two = start(service=service)
     two.fail()
@@ -126,11 +126,11 @@ def test_picture_under_another_ones_name_is_ignored(start: Callable[..., Process
     one = start(members=("gateway-business-x",))
     eventually(lambda: raw.exists(picture_key("business", one.name)), 3)
     raw.set(picture_key("business", "gateway-business-x"), raw.get(picture_key("business", one.name)))
-    assert one.sharing.pictures.members(["business"])[0]["business"]["gateway-business-x"] is None
+    assert one.sharing.members(["business"])[0]["business"]["gateway-business-x"] is None
 
 
 def test_what_goes_wrong_with_one_news_does_not_end_the_listening(server: RedisServer) -> None:
-    line = Line(connect(server.url, None, timeout_s=TIMEOUT_S, connections=4))
+    link = RedisLink(connect(server.url, None, timeout_s=TIMEOUT_S, connections=4))
     heard: list[bytes] = []
     begun, stopped = threading.Semaphore(0), threading.Event()
 
@@ -139,7 +139,7 @@ def test_what_goes_wrong_with_one_news_does_not_end_the_listening(server: RedisS
         raise RuntimeError("a mistake of ours")
 
     def follow() -> None:
-        line.follow(["channel"], stopped=stopped, begun=begun.release, heard=hear)
+        link.follow("channel", stopped=stopped, begun=begun.release, heard=hear)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -158,16 +158,15 @@ def test_picture_of_thousands_of_services_can_still_be_read(start: Callable[...,
     names = ("gateway-business-r1", "gateway-business-r2")
     one, two = (start(name=name, members=names) for name in names)
     many = [Instance(f"service-{n}", f"s-{n}", "node-1", "127.0.0.1", 1) for n in range(2500)]
-    view = one.sharing._view
-    known = [each for group in view.snapshot().services.values() for each in group]
-    view.replace([*known, *many])  # type: ignore[attr-defined]
+    known = [each for group in one.view.snapshot().services.values() for each in group]
+    one.view.replace([*known, *many])
     for each in many:
         one.client.breaker(each.service)
-    assert len(one.sharing.pictures.own().model_dump_json()) > MAX_PICTURE_BYTES
+    assert len(one.sharing.picture().model_dump_json()) > MAX_PICTURE_BYTES
     one.fail()
 
     def seen() -> bool:
-        picture = two.sharing.pictures.members(["business"])[0]["business"][one.name]
+        picture = two.sharing.members(["business"])[0]["business"][one.name]
         return picture is not None and {one.service: "open"} == {
             service: each.state for service, each in picture.breakers.items()
         }
@@ -229,12 +228,12 @@ def test_without_any_redis_it_breaks_alone_and_starts_nothing(start: Callable[..
     assert alone.state == "open"
     assert set(threading.enumerate()) <= before
     assert (
-        alone.sharing.pictures.members(["business"])
+        alone.sharing.members(["business"])
         == (
-            {"business": {alone.name: alone.sharing.pictures.own()}},
+            {"business": {alone.name: alone.sharing.picture()}},
             False,
         )
-        or alone.sharing.pictures.members(["business"])[1] is False
+        or alone.sharing.members(["business"])[1] is False
     )
 
 

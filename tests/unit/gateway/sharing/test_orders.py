@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 
 from discovery import Instance
-from gateway.breakers.messages import trip_key
+from gateway.breakers.news import trip_key
 from stack.servers.redis_servers import rules
 from tests.support.breaker_process import OPEN_S, SETTINGS, Process, ignored, news, tell, try_all
 from tests.support.eventually import eventually, time_scale
@@ -42,7 +42,7 @@ def test_order_reaches_all_and_holds_against_everything(start: Callable[..., Pro
 def test_order_for_another_group_leaves_ones_own_alone(start: Callable[..., Process]) -> None:
     members = ("gateway-business-n1",)
     asked, target = start(group="identity"), start(name=members[0], members=members)
-    asked.sharing._view.replace([Instance("gateway-business", members[0], "node-1", "127.0.0.1", 1)])  # type: ignore[attr-defined]
+    asked.view.replace([Instance("gateway-business", members[0], "node-1", "127.0.0.1", 1)])
     outcome = asked.sharing.order("business", target.service, "open", 30, "by root")
     assert (outcome.taken_by, target.state, asked.state) == ([members[0]], "open", "closed")
 
@@ -90,9 +90,7 @@ def test_what_the_stack_lets_gateways_do_in_redis_is_enough(start: Callable[...,
         one.fail()
         eventually(lambda: two.state == "open", 2)
         eventually(lambda: admin.exists(trip_key("business", one.service)), 2)
-        other.sharing._view.replace(
-            [Instance("gateway-business", m, "node-1", "127.0.0.1", 1) for m in members]
-        )  # type: ignore[attr-defined]
+        other.view.replace([Instance("gateway-business", m, "node-1", "127.0.0.1", 1) for m in members])
         outcome = other.sharing.order("business", one.service, "closed", 0, "by root")
         assert (outcome.taken_by, one.state, two.state) == (list(members), "closed", "closed")
         eventually(lambda: not admin.exists(trip_key("business", one.service)), 2)

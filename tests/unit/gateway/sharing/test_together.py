@@ -11,7 +11,7 @@ from typing import Any
 from redis import Redis
 
 from discovery import BreakerSettings
-from gateway.breakers.messages import trip_key, trips_channel
+from gateway.breakers.news import trip_key, trips_channel
 from tests.support.breaker_process import OPEN_S, SETTINGS, Process, try_all
 from tests.support.eventually import eventually, time_scale
 

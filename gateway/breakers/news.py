@@ -1,8 +1,8 @@
-"""What gateways tell each other of their breakers through Redis: under which keys, in what shape, and what is not believed.
+"""What gateways publish of their breakers in Redis: under which keys, in what shape, and what is not believed.
 
     channel  gateway:<group>:breakers                        trips and closings of the group's own processes
     key      gateway:<group>:breaker:<service>               the last trip, for as long as it holds
-    channel  gateway:shared:breakers:orders:<group>          what operators order, at whichever gateway
+    channel  gateway:shared:breakers:orders:<group>          what operators order, at any gateway
     key      gateway:shared:breakers:hand:<group>:<service>  an opening by hand, for as long as it holds
     key      gateway:shared:breakers:<group>:<instance>      a process's picture of its breakers, a few seconds long
 
@@ -16,12 +16,11 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from discovery.model import Domain
-from discovery.resilience.breaker import BreakerSnapshot, Who
+from discovery.resilience.breaker import BreakerSnapshot
 
 GROUPS: tuple[Domain, ...] = get_args(Domain)
-# Seconds: what an operator may ask for, and what he gets when he says nothing.
+# Seconds: the longest that an operator may ask for.
 LONGEST_HOLD_S = 86_400
-USUAL_HOLD_S = 300
 # What is longer is not even looked at.
 MAX_NEWS_BYTES = 4096
 MAX_PICTURE_BYTES = 256 * 1024
@@ -64,53 +63,6 @@ class News(_Shape):
         return min(self.for_ms, self.at_ms + self.for_ms - now * 1000) / 1000
 
 
-class TransitionPicture(_Shape):
-    at: float
-    before: str
-    state: State
-    who: Who
-    reason: Text
-
-
-class BreakerPicture(_Shape):
-    """As `discovery.BreakerSnapshot`; `who` caused the present state."""
-
-    state: State
-    who: Who | None
-    held: bool
-    calls: int
-    failures: int
-    refused: int
-    retry_after_s: float
-    transitions: tuple[TransitionPicture, ...] = Field(default=(), max_length=100)
-
-    @classmethod
-    def of(cls, snapshot: BreakerSnapshot, most: int) -> BreakerPicture:
-        """With the last `most` transitions."""
-        last = snapshot.transitions[-1] if snapshot.transitions else None
-        return cls.model_validate(
-            {
-                "state": snapshot.state,
-                "who": last.who if last else None,
-                "held": snapshot.held,
-                "calls": snapshot.calls,
-                "failures": snapshot.failures,
-                "refused": snapshot.refused,
-                "retry_after_s": round(snapshot.retry_after_s, 3),
-                "transitions": tuple(
-                    {
-                        "at": round(each.at, 3),
-                        "before": each.before,
-                        "state": each.state,
-                        "who": each.who,
-                        "reason": each.reason,
-                    }
-                    for each in snapshot.transitions[-most:]
-                ),
-            }
-        )
-
-
 class Picture(_Shape):
     """One process's breakers at `at` (Unix time). `sharing`: whether it hears of the others; `obeyed`: ids of orders carried out."""
 
@@ -119,7 +71,7 @@ class Picture(_Shape):
     at: float
     sharing: bool
     obeyed: Annotated[tuple[Id, ...], Field(max_length=64)] = ()
-    breakers: dict[Name, BreakerPicture]
+    breakers: dict[Name, BreakerSnapshot]
 
 
 def read(model: type[AnyModel], data: bytes | None, most: int) -> AnyModel | None:
