@@ -46,7 +46,7 @@ def gateway(server: RedisServer | None, amount: int = LIMIT) -> Limits:
 
 
 def subject() -> str:
-    """Somebody new, whose hour does not end within the test."""
+    """A new subject, whose hour does not end within the test."""
     one = gateway(None)
     while True:
         name = uuid.uuid4().hex
@@ -270,7 +270,7 @@ def test_redis_that_does_not_serve_costs_nothing_and_limits_go_on_locally(
             assert one.shared.away, "the fault was not noticed"
             assert slowest < 0.05 * time_scale()
             passed += passes(one, name, 2 * LIMIT)
-            # Open for those who have something left, closed for those who have not.
+            # Open for subjects that have something left, closed for the others.
             assert passed == LIMIT - 100
         eventually(lambda: not one.shared.away, 5)
         eventually(lambda: known_of(server, one, name) == LIMIT, 3)

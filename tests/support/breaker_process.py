@@ -130,7 +130,7 @@ def news(service: Any, **changes: Any) -> dict[str, Any]:
 
 def tell(raw: Redis, told: dict[str, Any], group: str = "business") -> None:
     channel = trips_channel(group) if told["who"] == "local" else orders_channel(group)
-    assert raw.publish(channel, json.dumps(told)) >= 1, "nobody hears"
+    assert raw.publish(channel, json.dumps(told)) >= 1, "no process hears"
 
 
 def ignored(process: Process) -> float:

@@ -168,7 +168,7 @@ def test_what_a_route_says_of_time_and_what_the_client_said_of_the_host_go_with_
     assert sent["relay"] == Relay(3.0, 7.0, SMALL_BYTES, "shop.example:8080")
 
 
-def test_a_stripped_prefix_is_told() -> None:
+def test_a_stripped_prefix_is_passed_on() -> None:
     sent = forward(incoming(path="/api/pears/ripe/1", route=replace(PEARS, strip=True)))
     assert sent["headers"]["x-forwarded-prefix"] == "/api/pears/ripe"
     assert "x-forwarded-prefix" not in forward(incoming())["headers"]
@@ -199,7 +199,7 @@ def fallback(domain: Domain, method: str, *, stored: bool = True) -> tuple[Answe
 
 @pytest.mark.parametrize("domain", ["identity", "business"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_read_gets_the_last_good_answer_and_nobody_may_keep_it(domain: Domain, method: str) -> None:
+def test_a_read_gets_the_last_good_answer_which_is_not_to_be_kept(domain: Domain, method: str) -> None:
     given, _ = fallback(domain, method)
     assert (given.status, given.source) == (200, "snapshot")
     assert [value for name, value in given.headers if name == "Cache-Control"] == ["no-store"]

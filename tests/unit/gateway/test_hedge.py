@@ -102,7 +102,7 @@ def test_two_errors_raise_one() -> None:
         Script([(SHORT_S * 2, ValueError("one")), (SHORT_S * 4, ValueError("two"))]).run()
 
 
-def test_who_is_cut_off_himself_leaves_no_attempt_behind() -> None:
+def test_a_caller_that_is_cut_off_leaves_no_attempt_behind() -> None:
     script = Script([(LONG_S, "first"), (LONG_S, "second")])
     caller = gevent.spawn(script.run)
     gevent.sleep(SHORT_S * 5)

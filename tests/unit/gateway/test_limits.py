@@ -1,4 +1,4 @@
-"""Who may ask how often, and what he is told: without Redis, as in each process for itself."""
+"""How often a subject may ask, and what its answers say of it: without Redis, as in each process for itself."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def parameters(headers: Headers, name: str, policy: str) -> dict[str, int]:
     raise AssertionError(f"{policy} is not in {headers}")
 
 
-def test_requests_up_to_the_limit_pass_and_the_next_is_told_when_to_come_back() -> None:
+def test_requests_up_to_the_limit_pass_and_the_next_learns_when_to_come_back() -> None:
     clock = ManualClock()
     one = limits("3/minute", clock=clock)
     for left in (2, 1, 0):
         assert parameters(one.check(request()), "RateLimit", "rate-minute")["r"] == left
     error = refusal(one, request())
-    told = parameters(error.headers, "RateLimit", "rate-minute")
-    assert told["r"] == 0
-    assert 1 <= told["t"] <= 60
-    assert error.retry_after_s == told["t"]
+    said = parameters(error.headers, "RateLimit", "rate-minute")
+    assert said["r"] == 0
+    assert 1 <= said["t"] <= 60
+    assert error.retry_after_s == said["t"]
     assert error.service == "pears"
 
 
-def test_whoever_waits_as_told_gets_the_whole_limit_again() -> None:
+def test_a_caller_that_waits_as_it_should_gets_the_whole_limit_again() -> None:
     clock = ManualClock()
     one = limits("3/minute", clock=clock)
     for _ in range(4):
@@ -82,7 +82,7 @@ def test_refused_requests_do_not_count() -> None:
     one.check(request())
 
 
-def test_all_policies_hold_at_once_and_the_longest_wait_is_told() -> None:
+def test_all_policies_hold_at_once_and_the_longest_wait_is_named() -> None:
     clock = ManualClock(now=1_800_000_000.0 - 1_800_000_000.0 % DAY_S + 3600)
     one = limits("2/second;10/minute", "4/day", clock=clock)
     for _ in range(2):
@@ -166,7 +166,7 @@ def test_refused_policies_are_counted_by_name() -> None:
     assert heard == ["rate-minute", "quota-day"]
 
 
-def test_clock_that_is_put_back_gives_nobody_a_second_window_at_once() -> None:
+def test_clock_that_is_put_back_gives_no_second_window_at_once() -> None:
     clock = ManualClock()
     one = limits("2/minute", clock=clock)
     one.check(request())

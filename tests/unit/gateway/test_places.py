@@ -1,4 +1,4 @@
-"""Places: bounds in all and of one holder, and who is one."""
+"""Places: bounds in all and of one holder, and what counts as one."""
 
 from __future__ import annotations
 

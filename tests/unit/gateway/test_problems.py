@@ -30,7 +30,7 @@ def answer(error: Exception, *, service: str = "pears", openai: bool = False, **
     return PROBLEMS.answer(error, path=path, request_id=ID, service=service, **members)
 
 
-def told(given: Answer) -> dict[str, Any]:
+def parsed(given: Answer) -> dict[str, Any]:
     assert isinstance(given.body, bytes)
     assert given.header("content-length") == str(len(given.body))
     return json.loads(given.body)
@@ -72,7 +72,7 @@ def test_each_error_has_its_status_and_names_the_layer_that_failed(
     error: Exception, status: int, failed: str
 ) -> None:
     given = answer(error)
-    body = told(given)
+    body = parsed(given)
     assert (given.status, body["status"], body["failed"]) == (status, status, failed)
     assert {"type", "title", "detail", "instance", "request_id", "layer", "service"} <= set(body)
     assert (body["layer"], body["instance"], body["request_id"]) == ("gateway", "/api/pears/1", ID)
@@ -83,7 +83,7 @@ def test_each_error_has_its_status_and_names_the_layer_that_failed(
 
 
 def test_a_problem_tells_attempts_breaker_and_source() -> None:
-    body = told(answer(ResponseLost("pears", attempts=3, instance_id="pears-1")))
+    body = parsed(answer(ResponseLost("pears", attempts=3, instance_id="pears-1")))
     assert (body["attempts"], body["breaker"], body["source"], body["service"]) == (
         3,
         "half-open",
@@ -93,18 +93,18 @@ def test_a_problem_tells_attempts_breaker_and_source() -> None:
 
 
 def test_without_a_service_the_gateway_is_the_one_that_is_named() -> None:
-    body = told(answer(RouteUnknown("", "x"), service=""))
+    body = parsed(answer(RouteUnknown("", "x"), service=""))
     assert body["service"] == "gateway-business"
     assert "breaker" not in body
 
 
 def test_members_are_added_and_replace_none_of_the_contracts() -> None:
     error = PartFailed(502, "x", members={"part": "user", "status": 200})
-    body = told(answer(error, degraded=True, layer="edge"))
+    body = parsed(answer(error, degraded=True, layer="edge"))
     assert (body["part"], body["degraded"], body["status"], body["layer"]) == ("user", True, 502, "gateway")
 
 
-def test_the_time_to_wait_is_told_in_whole_seconds_upwards() -> None:
+def test_the_time_to_wait_is_given_in_whole_seconds_upwards() -> None:
     assert answer(BreakerOpen("pears", retry_after_s=3.2)).header("retry-after") == "4"
     assert answer(BreakerOpen("pears", retry_after_s=0.0)).header("retry-after") == "1"
     limited = answer(LimitExceeded("pears", [("RateLimit", "x")], retry_after_s=6.5))
@@ -131,7 +131,7 @@ def test_headers_of_a_refusal_go_out_and_its_own_retry_after_stands() -> None:
 )
 def test_openai_paths_get_an_openai_error(error: Exception, status: int, kind: str, code: str) -> None:
     given = answer(error, openai=True)
-    body = told(given)
+    body = parsed(given)
     assert given.status == status
     assert given.header("content-type") == "application/json"
     assert set(body) == {"error"}

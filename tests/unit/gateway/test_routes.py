@@ -1,4 +1,4 @@
-"""Whose path it is, told from snapshots alone."""
+"""Whose path it is, from snapshots alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_path_of_a_thousand_segments_costs_no_more_than_the_deepest_prefix() -
     assert time.perf_counter() - began < 1.0 * time_scale()
 
 
-def test_of_two_who_ask_for_a_prefix_the_first_has_it_unless_the_edge_says_otherwise() -> None:
+def test_of_two_that_ask_for_a_prefix_the_first_has_it_unless_the_edge_says_otherwise() -> None:
     _, routes = routes_of(one("late", "/api/x", index=9), one("early", "/api/x", index=2))
     assert found(routes, "/api/x/1") == "early"
     assert found(routes, "/api/x/1", "late") == "late"
@@ -92,7 +92,7 @@ def test_a_prefix_of_one_that_has_gone_goes_to_one_that_is_there() -> None:
     assert found(routes, "/api/x") == "new"
 
 
-def test_a_service_nobody_knows_is_believed_by_its_name_and_has_no_prefix() -> None:
+def test_an_unknown_service_is_believed_by_its_name_and_has_no_prefix() -> None:
     _, routes = routes_of(one("hidden"), one("gateway-business", "/api"))
     route = routes.find("/api/melons/1", "melons")
     assert route is not None

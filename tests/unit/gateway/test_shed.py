@@ -1,4 +1,4 @@
-"""Who gets a ticket: bounds, priority, streams, and what is told to those who get none."""
+"""Which calls get a ticket: bounds, priority, streams, and what the others learn."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_queue_cuts_the_limit_of_its_own_upstream_alone() -> None:
         ticket = one.enter("fast", priority=False)
         clock.sleep(0.02)
         ticket.leave()
-        # One by one: who is last in the queue waits for all before him.
+        # One by one: the last in the queue waits for all before it.
         for ticket in queue:
             clock.sleep(0.1)
             ticket.leave()
@@ -240,8 +240,8 @@ def test_overload_is_logged_when_it_begins_now_and_then_while_it_lasts_and_when_
         for _ in range(3):
             one.enter("slow", priority=False).leave()
         fill(one, "slow")
-    told = [(each["event"], each["refused"], each["for_s"]) for each in logs]
-    assert told == [
+    lines = [(each["event"], each["refused"], each["for_s"]) for each in logs]
+    assert lines == [
         ("shedding", 1, 0.0),
         ("shedding", 42, 10.0),
         ("shedding", 82, 20.0),

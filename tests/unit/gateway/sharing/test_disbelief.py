@@ -184,7 +184,7 @@ def quick(action: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("fault", ["killed", "hung"])
-def test_without_redis_both_break_alone_and_nobody_waits(start: Callable[..., Process], fault: str) -> None:
+def test_without_redis_both_break_alone_and_no_call_waits(start: Callable[..., Process], fault: str) -> None:
     with redis() as own:
         one, two = start(on=own), start(on=own)
         if fault == "killed":
@@ -209,7 +209,7 @@ def test_without_redis_both_break_alone_and_nobody_waits(start: Callable[..., Pr
         eventually(lambda: two.state == "open", 2)
 
 
-def test_trip_that_redis_missed_is_told_when_it_is_back(start: Callable[..., Process]) -> None:
+def test_trip_that_redis_missed_is_published_when_it_is_back(start: Callable[..., Process]) -> None:
     slow = BreakerSettings(min_calls=4, open_s=30)
     with redis() as own:
         one, two = start(on=own, settings=slow), start(on=own, settings=slow)

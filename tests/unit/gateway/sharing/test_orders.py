@@ -33,7 +33,7 @@ def test_order_reaches_all_and_holds_against_everything(start: Callable[..., Pro
     assert not one.works()
     assert not two.works()
     assert 29 < one.breaker.snapshot().retry_after_s <= 30
-    assert start(members=names).breaker.snapshot().held, "whoever starts later holds it as well"
+    assert start(members=names).breaker.snapshot().held, "a process that starts later holds it as well"
     outcome = two.sharing.order("business", one.service, "closed", 0, "by root")
     assert (outcome.taken_by, one.state, two.state) == (list(names), "closed", "closed")
     assert start(members=names).history() == []

@@ -1,4 +1,4 @@
-"""Breakers of several processes over one real Redis: who opens, who tries, and who closes."""
+"""Breakers of several processes over one real Redis: which opens, which tries, and which closes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_all_open_within_100_ms_of_one(start: Callable[..., Process]) -> None:
     assert [each.breaker.snapshot().transitions[-2].who for each in others] == ["shared"] * 3
 
 
-def test_what_is_heard_is_not_told_again(start: Callable[..., Process], raw: Redis) -> None:
+def test_what_is_heard_is_not_published_again(start: Callable[..., Process], raw: Redis) -> None:
     one, two, three = start(), start(), start()
     with raw.pubsub() as listener:
         listener.subscribe(trips_channel("business"))
@@ -42,10 +42,10 @@ def test_what_is_heard_is_not_told_again(start: Callable[..., Process], raw: Red
         one.fail()
         eventually(lambda: two.state == three.state == "open", 2)
         time.sleep(0.3)
-        told = []
+        origins = []
         while message := listener.get_message(timeout=0.1):
-            told.append(json.loads(message["data"])["origin"])
-    assert told == [one.name]
+            origins.append(json.loads(message["data"])["origin"])
+    assert origins == [one.name]
     assert one.history() == [("open", "local")], "its own news does not come back to it"
 
 
@@ -116,7 +116,7 @@ def test_of_two_that_trip_at_once_one_tries(start: Callable[..., Process]) -> No
     eventually(lambda: one.state == two.state == "closed", 1)
 
 
-# -- who comes later
+# -- a later start
 
 
 def test_process_that_starts_later_learns_what_is_open(start: Callable[..., Process], raw: Redis) -> None:
