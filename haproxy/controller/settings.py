@@ -40,10 +40,10 @@ class EdgeSettings(BaseSettings):
     # is taken: from the PROXY protocol where that is on, and then they must speak it, else from the last address in X-Forwarded-For.
     edge_trusted_proxies: str = ""
     edge_proxy_protocol: bool = False
-    # Connections of clients in all (0: as many as the descriptors allow), and of the edge to each instance: more requests wait for
-    # a second, and get a 503.
+    # Connections of clients in all (0: as many as the descriptors allow), and of the edge to each instance (0: no bound): more requests
+    # wait for a second, and get a 503. A bound costs a tenth of a request or more: HAProxy looks at the queue after each.
     edge_maxconn: int = Field(default=0, ge=0, le=30_000)
-    edge_server_maxconn: int = Field(default=1000, ge=1, le=30_000)
+    edge_server_maxconn: int = Field(default=0, ge=0, le=30_000)
     # Requests per 10 s; 0 turns the limit off. Generous: they stop a runaway client, not a busy one.
     edge_rate_source: int = Field(default=20_000, ge=0, le=10_000_000)
     edge_rate_subject: int = Field(default=5_000, ge=0, le=10_000_000)

@@ -73,7 +73,7 @@ def params_for(state: EdgeState, settings: EdgeSettings) -> Params:
     return partial(server_params, slower=pace(state), maxconn=settings.edge_server_maxconn)
 
 
-def server_params(route: Route, server: Server, slower: int = 1, maxconn: int = 1000) -> str:
+def server_params(route: Route, server: Server, slower: int = 1, maxconn: int = 0) -> str:
     """Everything after the address on a `server` line, and after `add server svc/name address` at run time.
 
     Both must be alike: `add server` ignores `default-server`, and a reload must not change a server. `slower` is
@@ -87,12 +87,14 @@ def server_params(route: Route, server: Server, slower: int = 1, maxconn: int = 
     with them.
     """
     parts = [
-        f"weight {server.weight} maxconn {maxconn}",
+        f"weight {server.weight}",
         f"check inter {slower}s fastinter 10ms downinter {500 * slower}ms fall 2 rise 1",
         # The defaults of the file, which a server added at run time does not get: without them it keeps no idle connection.
         "pool-max-conn -1 pool-purge-delay 5s",
         "observe layer4 error-limit 1 on-error fastinter",
     ]
+    if maxconn:
+        parts.append(f"maxconn {maxconn}")
     if server.backup:
         parts.append("backup")
     if route.protocol == "h2c":

@@ -158,6 +158,22 @@ def test_server_parameters_stand_in_the_file_as_they_are_given_at_run_time(tmp_p
     assert address_of(replace(SERVER, address="::1")) == "[::1]:20001"
 
 
+def test_connections_are_bounded_where_the_operator_says_so(tmp_path: Path) -> None:
+    made = settings(tmp_path, edge_maxconn=5000, edge_server_maxconn=40)
+    prepare_files(state(), made)
+    text = render(EdgeState(state().backends), made)
+    made.config_path.write_text(text)
+    assert "    maxconn 5000\n" in text
+    assert text.count(" maxconn 40") == 1
+    assert valid(made.config_path) == ""
+    assert "maxconn" not in render(state(), settings(tmp_path))
+
+
+def test_old_worker_outlives_the_longest_timeout_of_a_route(tmp_path: Path) -> None:
+    assert "hard-stop-after 600s" in render(state(), settings(tmp_path))
+    assert "hard-stop-after 3600s" in render(state(route=replace(ROUTE, timeout_s=3600)), settings(tmp_path))
+
+
 ROUTES = [
     replace(ROUTE, balance="leastconn", protocol="h2c", strip=True, timeout_s=3600),
     replace(ROUTE, balance="source", auth="public", lane="gateway", check_identity=False),
