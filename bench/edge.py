@@ -44,7 +44,7 @@ class Edge:
 
 
 def edge_settings(folder: Path, **values: object) -> EdgeSettings:
-    """Settings of an edge that lives in `folder` on free loopback ports and refuses nobody for being fast."""
+    """Settings of an edge that lives in `folder` on free loopback ports and refuses no client for being fast."""
     http, https, stats, controller = free_ports(4)
     defaults: dict[str, object] = {
         "edge_bind_address": "127.0.0.1",

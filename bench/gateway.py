@@ -2,7 +2,7 @@
 
 One process each, behind the same HAProxy that only balances, on one core; what feeds them (wrk, two instances of each service,
 Consul, Redis) has the other. The tutorial's is one sync worker of gunicorn, as ours is one gevent worker: a stack of either
-has one for each core. Because a sync worker leaves its core idle while it waits, it is also told how three of them do.
+has one for each core. Because a sync worker leaves its core idle while it waits, three of them are measured as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.wrk import Sample, Subject, interleaved, median
 from tests.support import servers
 
 INSTANCES = 2
-# Limits stay at work, but refuse nobody: a refusal is cheaper than an answer, and would flatter the gateway.
+# Limits stay at work, but refuse no request: a refusal is cheaper than an answer, and would flatter the gateway.
 GATEWAY_ENV = {"GATEWAY_DOMAIN": "business", "GATEWAY_UPSTREAM_MIN": "128"}
 # Of gunicorn, for one core: (2 x cores) + 1. Ref: its documentation, "How Many Workers?"
 MORE_WORKERS = 3

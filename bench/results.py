@@ -18,7 +18,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Figure:
-    """One result. `bound` None is told for information; else `at_least` says on which side of it the value must lie."""
+    """One result. `bound` None is shown for information; else `at_least` says on which side of it the value must lie."""
 
     name: str
     value: float

@@ -101,7 +101,7 @@ def interleaved(subjects: Sequence[Subject], rounds: int, seconds: float) -> dic
         measure(subject, 1)
     samples: dict[str, list[Sample]] = {subject.name: [] for subject in subjects}
     for turn in range(rounds):
-        # The start moves by one each round: nobody always runs after the same neighbour.
+        # The start moves by one each round: none always runs after the same neighbour.
         for subject in (*subjects[turn % len(subjects) :], *subjects[: turn % len(subjects)]):
             samples[subject.name].append(measure(subject, seconds))
     return samples

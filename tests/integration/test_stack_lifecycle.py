@@ -89,7 +89,7 @@ def test_up_on_a_running_stack_changes_nothing(stack: Stack) -> None:
     assert [(one.id, one.pid) for one in stack.instances()] == before
 
 
-def test_another_start_elsewhere_is_told_whose_port_it_is(stack: Stack) -> None:
+def test_another_start_elsewhere_names_the_holder_of_the_port(stack: Stack) -> None:
     with tempfile.TemporaryDirectory(prefix="stack-") as folder:
         other = Stack(StackSettings.isolated(Path(folder), edge_http_port=stack.settings.edge_http_port))
         with pytest.raises(PortInUse, match="EDGE_HTTP_PORT.*haproxy"):
@@ -148,10 +148,10 @@ def test_redis_wants_its_password(stack: Stack) -> None:
 
 def test_killed_instance_comes_back_with_its_port(stack: Stack) -> None:
     before = next(one for one in stack.instances("users") if one.number == 1)
-    people = processes.tree(before.pid)
+    running = processes.tree(before.pid)
     done = command(stack, "kill", "--service", "users", "--number", "1")
     assert f"users-1: killed (pid {before.pid})" in done.stdout
-    assert processes.wait_gone(people, 2) == []
+    assert processes.wait_gone(running, 2) == []
     stack.wait_serving(30)
     after = next(one for one in stack.instances("users") if one.number == 1)
     assert after.pid != before.pid
@@ -288,7 +288,7 @@ def test_plan_of_a_settled_stack(stack: Stack) -> None:
         (("run", "missing.py", "--service", "hello"), "there is no file missing.py"),
     ],
 )
-def test_bad_input_is_told_and_changes_nothing(stack: Stack, words: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_reported_and_changes_nothing(stack: Stack, words: tuple[str, ...], said: str) -> None:
     before = [(one.id, one.pid) for one in stack.instances()]
     variables = {**os.environ, "BREAKWATER_VAR": str(stack.settings.var)}
     done = run_here(main, *words, env=variables, cwd=REPO)
@@ -349,11 +349,11 @@ def test_killed_supervisord_leaves_no_orphans_and_a_start_mends_it(stack: Stack)
     ports = {one.id: one.port for one in stack.instances()}
     pid = stack.supervisor.pid()
     assert pid is not None
-    people = processes.of_stack(stack.settings.var)
-    assert len(people) > 15
+    running = processes.of_stack(stack.settings.var)
+    assert len(running) > 15
     os.kill(pid, signal.SIGKILL)
     # Forty programs that end at once, 8 s on an idle machine of two cores: each has its own to tidy up.
-    assert processes.wait_gone(people, 60 * time_scale()) == []
+    assert processes.wait_gone(running, 60 * time_scale()) == []
     # A worker that was forked just after that look holds its port until it has noticed that its master is dead.
     eventually(lambda: processes.of_stack(stack.settings.var) == [], 10)
     assert "not running" in command(stack, "status").stderr
@@ -363,14 +363,14 @@ def test_killed_supervisord_leaves_no_orphans_and_a_start_mends_it(stack: Stack)
 
 @pytest.mark.long
 def test_down_ends_what_a_killed_supervisord_and_stopped_processes_left(stack: Stack) -> None:
-    people = processes.of_stack(stack.settings.var)
+    running = processes.of_stack(stack.settings.var)
     instance = stack.instances("users")[0]
     stack.pause(instance.id)
     pid = stack.supervisor.pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     assert stack.down() > 0
-    assert processes.wait_gone(people, 0) == []
+    assert processes.wait_gone(running, 0) == []
     with pytest.raises(NotRunning):
         stack.instances()
     start(stack)
@@ -388,9 +388,9 @@ def test_failed_start_leaves_nothing(stack: Stack) -> None:
 
 
 def test_down_leaves_no_process(stack: Stack) -> None:
-    people = processes.of_stack(stack.settings.var)
-    assert stack.down() == len(people)
-    assert processes.wait_gone(people, 0) == []
+    running = processes.of_stack(stack.settings.var)
+    assert stack.down() == len(running)
+    assert processes.wait_gone(running, 0) == []
     assert stack.down() == 0
     with pytest.raises((NotRunning, BadRequest)):
         stack.kill("users-1")

@@ -1,4 +1,4 @@
-"""Our Redis files on the real Redis: every service in its own keys, and nobody but the stack rules the server."""
+"""Our Redis files on the real Redis: every service in its own keys, and only the stack rules the server."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_new_service_is_admitted_while_the_others_work_on(tmp_path: Path) -> Non
                 hello.get("users:a")
         assert users.client_id() == before, "the others were cut off"
         one.processes["redis-cache"].kill()
-        redis_servers.admit(one.settings, one.vault, "hello")  # nobody there: the file will tell
+        redis_servers.admit(one.settings, one.vault, "hello")  # nothing runs: the server will read its file
         one.start("redis-cache")
         with one.client("hello") as hello:
             hello.set("hello:a", 1)

@@ -77,7 +77,7 @@ class Account:
 
 
 def new_account(port: int) -> Account:
-    """Register a user nobody else has."""
+    """Register a user that no other test has."""
     email = f"user-{uuid.uuid4().hex[:12]}@example.org"
     password = f"correct horse {uuid.uuid4().hex[:8]}"
     reply = ask(

@@ -102,7 +102,7 @@ class ContainerFleet(FleetBase):
         eventually(lambda: first.ask("GET", f"/api/users/{first.id}").status == 200, 20)
 
     def down(self) -> None:
-        """All of it. An engine under whose containers networks were taken away may refuse once: told, and seen to by hand."""
+        """All of it. An engine under whose containers networks were taken away may refuse once: it says so, and needs a hand."""
         words = ("--profile", "*", "down", "--volumes", "--remove-orphans")
         try:
             self.compose(*words, timeout_s=180)

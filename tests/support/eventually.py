@@ -28,7 +28,7 @@ def eventually(predicate: Callable[[], T], within_s: float, every_s: float = 0.0
             if answer:
                 return answer
             last = answer
-        except Exception as error:  # what failed last is told when time is up
+        except Exception as error:  # what failed last is reported when time is up
             last = error
         if time.monotonic() >= until:
             cause = last if isinstance(last, Exception) else None

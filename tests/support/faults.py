@@ -33,7 +33,7 @@ def steady_gets(fleet: Fleet, account: Account, *, rate_per_s: float = 150) -> L
 
 
 def steady_posts(fleet: Fleet, account: Account, *, rate_per_s: float = 25) -> Load:
-    """New posts, which nobody may send twice."""
+    """New posts, which must not be sent twice."""
     plan = Plan(
         fleet.edge_port,
         ("/api/posts",),

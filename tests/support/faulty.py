@@ -102,7 +102,7 @@ class FaultyProxy:
 
 @contextlib.contextmanager
 def faulty_proxy(target_port: int) -> Iterator[FaultyProxy]:
-    """A proxy on a free loopback port, honest until told otherwise."""
+    """A proxy on a free loopback port, honest until set otherwise."""
     proxy = FaultyProxy(target_port)
     with upstream(proxy.forward) as server:
         proxy.port, proxy.server = server.port, server

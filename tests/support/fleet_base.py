@@ -122,7 +122,7 @@ class FleetBase(ABC):
     # -- health
 
     def healthy(self) -> bool:
-        """Whether every service has its instances, all passing and all up at the edge, and nobody else is there."""
+        """Whether every service has its instances, all passing and all up at the edge, and nothing else is there."""
         return self._servers_run() and all(self._whole(*one) for one in self.services().items())
 
     def _whole(self, service: str, count: int) -> bool:

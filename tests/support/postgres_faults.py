@@ -41,7 +41,7 @@ def crashed(server: Target) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(server: Target) -> Iterator[None]:
-    """It stands still: its kernel takes connections and requests, and nobody answers them."""
+    """It stands still: its kernel takes connections and requests, and nothing answers them."""
     server.freeze()
     try:
         yield
@@ -92,7 +92,7 @@ def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def table_locked(server: Target, database: str, table: str) -> Iterator[None]:
-    """Somebody else holds a table for himself, as a careless change of its schema does."""
+    """Another session holds a table locked, as a careless change of its schema does."""
     with contextlib.closing(server.connect(database)) as connection, connection.transaction():
         connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
         yield

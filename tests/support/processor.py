@@ -1,4 +1,4 @@
-"""Processor time: what a thing would have taken on a machine of its own, told on one that others use."""
+"""Processor time: what a thing would have taken on a machine of its own, worked out on one that others use."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@
         ...
     python -m tests.support.recorder users 20001   # a process of its own (`recorder_process`): can be killed and stopped
 
-Such a process takes SIGUSR1 for being cut off: it stops, and to anybody who connects not even the kernel answers.
+Such a process takes SIGUSR1 for being cut off: it stops, and to a client that connects not even the kernel answers.
 
-What it does with a request is told by its path: `/fail` in it answers 500, `/slow` waits 0.3 s before it answers,
+What it does with a request stands in its path: `/fail` in it answers 500, `/slow` waits 0.3 s before it answers,
 `/crash` closes the connection without an answer, `/echo` sends the request's head back as the body.
 """
 
@@ -181,7 +181,7 @@ def _chunks(stream) -> bytes:  # type: ignore[no-untyped-def]
 
 @contextlib.contextmanager
 def refusing_port() -> Iterator[int]:
-    """A loopback port that refuses connections, and that nobody else can take meanwhile: bound, and not listening."""
+    """A loopback port that refuses connections, and that no other program can take meanwhile: bound, and not listening."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]

@@ -1,4 +1,4 @@
-"""An upstream of a fixed capacity, and clients who will not take no for an answer: what a retry storm is made of.
+"""An upstream of a fixed capacity, and clients that will not take no for an answer: what a retry storm is made of.
 
 Both are asyncio in processes of their own, so that neither disturbs the other nor the test. Times are `time.monotonic()`
 seconds, which the processes of one machine share.
@@ -120,7 +120,7 @@ async def _serve(capacity: Capacity, pipe: Connection) -> None:
 
 @dataclass(frozen=True)
 class Crowd:
-    """`per_s` users, each of whom asks again at once when he gets no 200, `attempts` times in all."""
+    """`per_s` users, each of which asks again at once when it gets no 200, `attempts` times in all."""
 
     port: int
     path: str

@@ -1,4 +1,4 @@
-"""Tokens that nobody should take: signed by a stranger, by nobody, or changed after they were signed."""
+"""Tokens that must not be taken: signed by a stranger, unsigned, or changed after they were signed."""
 
 from __future__ import annotations
 

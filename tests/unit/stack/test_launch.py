@@ -1,4 +1,4 @@
-"""Choosing who runs the stack and where from, and what is installed: the parts that change nothing on the machine."""
+"""Choosing the user that runs the stack, and the folder, and what is installed: the parts that change nothing on the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stack import launch
 from stack.install import account, packages
 
 
-def test_caller_who_is_not_root_runs_it_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caller_that_is_not_root_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1234567)
     assert account.choose(tmp_path, [], {"SUDO_USER": "daemon"}).uid == 1234567
 
@@ -25,7 +25,7 @@ def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_root")
-def test_root_becomes_the_one_who_used_sudo() -> None:
+def test_root_becomes_the_user_of_sudo() -> None:
     assert account.choose(Path("/usr"), [Path("/nonexistent")], {"SUDO_USER": "daemon"}).name == "daemon"
 
 
@@ -96,10 +96,10 @@ def test_closed_folder_on_the_way_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_environment_of_the_ordinary_user_leads_not_into_roots_home(tmp_path: Path) -> None:
-    who = account.Account("dev", 1000, 1000)
+    user = account.Account("dev", 1000, 1000)
     roots = tmp_path / "roots"
     given = {"HOME": str(roots), "SUDO_USER": "dev", "XDG_CACHE_HOME": str(roots / "cache"), "PATH": "/bin"}
-    found = account.environment_for(who, given, tmp_path)
+    found = account.environment_for(user, given, tmp_path)
     assert found == {"PATH": "/bin", "HOME": str(tmp_path / "home"), "USER": "dev", "LOGNAME": "dev"}
 
 

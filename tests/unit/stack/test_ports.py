@@ -1,4 +1,4 @@
-"""Ports: which are free, who holds one, and that instances keep theirs."""
+"""Ports: which are free, which program holds one, and that instances keep theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What supervisord is told to run: each instance with its own identity, gateways with theirs."""
+"""What supervisord is given to run: each instance with its own identity, gateways with theirs."""
 
 from __future__ import annotations
 
