@@ -1,4 +1,4 @@
-"""`PURGE <own>/cache`: forgetting by hand what gateways have stored of any service, also of those that no gateway stands before."""
+"""`PURGE <own>/cache`: forgetting by hand what gateways have stored of any service, also of one that no gateway stands before."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def install(app: ServiceApp, own: str, cache: Callable[[], AnswerCache | None]) 
         found = cache()
         if found is None:
             raise busy("The gateway is starting.")
-        told = found.purge(query.service, query.path, prefix=query.prefix)
+        everywhere = found.purge(query.service, query.path, prefix=query.prefix)
         log.info(
             "purged",
             service=query.service,
@@ -41,7 +41,7 @@ def install(app: ServiceApp, own: str, cache: Callable[[], AnswerCache | None]) 
             prefix=query.prefix,
             subject=current().subject,
         )
-        body = {"purged": query.path, "prefix": query.prefix, "everywhere": told}
+        body = {"purged": query.path, "prefix": query.prefix, "everywhere": everywhere}
         return body, 200, {"Cache-Control": "no-store"}
 
     view = app.create_view_func(purge, None, None, None, Which, None, None, None)

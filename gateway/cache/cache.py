@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-import structlog
-from pydantic_core import to_json
 from redis import Redis
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError, NotSent
-from gateway.cache.engine import Engine, Load, Want
+from gateway.cache.engine import Engine
+from gateway.cache.entry import State
 from gateway.cache.key import GUESS, Names, Spec, audience, base_of, base_of_part
 from gateway.cache.last_good import LastGood
-from gateway.cache.leases import LOAD_S, Leases
 from gateway.cache.link import Link
-from gateway.cache.memory import MAX_BYTES, Memory
-from gateway.cache.passing import Passing
-from gateway.cache.policy import Part, PartPolicy, part_of
-from gateway.cache.rules import Verdict, part_verdict, verdict, wish
-from gateway.cache.store import Store
-from gateway.errors import Refused
+from gateway.cache.loading import Load, Want
+from gateway.cache.memory import MAX_BYTES, Memory, Passing
+from gateway.cache.rules import PartPolicy, Verdict, most_age_s, part_verdict, verdict
+from gateway.cache.store import LOAD_S, Leases, Store
 from gateway.metrics import CacheMetrics
 from gateway.model import Answer, Incoming
 from services.kit.auth.verifier import Identity
 from services.kit.redis_client import Away, Circuit
 from services.kit.stale.stored_form import Change, plain_path
 
-log = structlog.get_logger(__name__)
-
 # What an answer may be given for when the service fails, if it says nothing of stale-if-error. Ref: RFC 5861.
 STALE_IF_ERROR_S = 300.0
-# What is longer is not looked up: names are memory, and anybody makes them up.
+# What is longer is not looked up: names are memory, and any client can make them up.
 MAX_TARGET_CHARS = 2048
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 BYPASS = ("X-Cache", "BYPASS")
 # The share of the time that a load may take which a caller must have left for others to wait for what it asks for.
 PATIENT = 0.8
-# Whoever asks for a part has a timeout of his own.
+# A composition has a timeout of its own for each part.
 PART_PATIENCE_S = 30.0
 NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An answer with a whole body (bytes), and where it came from. `age_s` since an instance gave it, `stale_s` since it is
+    no longer fresh (0 while it is)."""
+
+    answer: Answer
+    state: State
+    age_s: float = 0.0
+    stale_s: float = 0.0
 
 
 class AnswerCache:
@@ -68,7 +75,7 @@ class AnswerCache:
         probe_key = f"gateway:{domain}:c:probe"
         self._link = Link(redis, self._circuit, self._memory, leases, clock, probe_key=probe_key)
         self._store = Store(self._circuit, Names(domain), leases)
-        self._count = metrics.count if metrics is not None else _uncounted
+        self._count = metrics.count if metrics is not None else _no_count
         self._engine = Engine(self._store, self._memory, self._link, clock, self._count)
         self._passing = Passing(clock.monotonic)
         self._last_good = LastGood(self._store, clock)
@@ -86,20 +93,18 @@ class AnswerCache:
     def serve(self, incoming: Incoming, load: Load) -> Answer:
         """The answer to a request: a stored one where that is allowed, else `load`'s, which is stored where that is allowed.
 
-        Its errors pass through, unless a stored answer may stand in. An answer to a read carries X-Cache. Requests with the method
-        PURGE are answered here: scope admin, 200; `/*` at the path's end means all below it. Raises Refused.
+        Its errors pass through, unless a stored answer may stand in. An answer to a read carries X-Cache.
         """
         if not incoming.reads:
-            return self._purged(incoming) if incoming.method == "PURGE" else self._write(incoming, load)
+            return self._write(incoming, load)
         headers = incoming.headers
         short = len(incoming.path) + len(incoming.query) <= MAX_TARGET_CHARS
-        asked = wish(headers) if short and incoming.body is None else None
+        most_s = most_age_s(headers) if short and incoming.body is None else None
         base = base_of(incoming)
-        if asked is None:
-            return _bypassed(load({}))
-        looks = incoming.method == "GET" and not asked.only_stored
-        if self._passing.passes(base, headers, looks=looks):
-            return _bypassed(load({}))
+        if most_s is None or self._passing.passes(base, headers, looks=incoming.method == "GET"):
+            answer = load({})
+            answer.headers.append(BYPASS)
+            return answer
         now = self._clock.monotonic()
         want = Want(
             incoming.method,
@@ -110,7 +115,7 @@ class AnswerCache:
             GUESS,
             now,
             incoming.deadline,
-            asked,
+            most_s,
             patient=_patient(incoming, now),
             detach=lambda: self._detach(incoming),
             pass_by=lambda: self._passing.mark(base, headers),
@@ -134,7 +139,6 @@ class AnswerCache:
         raises passes through, unless a stored answer may stand in; so does an answer that is an upstream's 5xx. `asked` is the
         request that `load` sends: its time is its own, and is put off where it is sent for others.
         """
-        own = policy.scope == "subject"
         now = self._clock.monotonic()
         want = Want(
             "GET",
@@ -142,18 +146,19 @@ class AnswerCache:
             NOTHING,
             lambda: audience(identity),
             lambda each: part_verdict(policy, each.status, each.headers, subject=identity is not None),
-            Spec((), own),
+            Spec((), own=policy.scope == "subject"),
             now,
             now + PART_PATIENCE_S,
+            math.inf,
             patient=asked is None or _patient(asked, now),
             detach=lambda: self._detach(asked) if asked is not None else None,
         )
-        return part_of(self._engine.obtain(want, lambda _: load()))
+        return _part(self._engine.obtain(want, lambda _: load()))
 
     def last_good(self, incoming: Incoming) -> Answer | None:
         """The last good answer for a read that could not be served: what the service kept by `@snapshot`.
 
-        One of scope `subject` only for the caller whom `incoming.identify()` proves. With X-Cache STALE, Age, X-Stale-Age.
+        One of scope `subject` only for the caller that `incoming.identify()` proves. With X-Cache STALE, Age, X-Stale-Age.
         """
         if not incoming.reads:
             return None
@@ -163,15 +168,17 @@ class AnswerCache:
 
     def purge(self, service: str, path: str, *, prefix: bool = False) -> bool:
         """Forget what is stored for a path (as in a request), all its queries and variants, with `prefix` also all below it; in every
-        process. Of the path itself also the last good answer for everybody, with `prefix` the last good answers of all. False when
-        Redis could not be told: it will be of what is stored, and nothing is read from it until then."""
+        process. Of the path itself also the last good answer for everybody, with `prefix` the last good answers of all.
+
+        False when Redis did not note it: it will be noted, and nothing is read from Redis until then.
+        """
         plain = plain_path(path)
-        told = self._change(service, [Change(plain, prefix)])
+        noted = self._change(service, [Change(plain, prefix)])
         try:
             self._last_good.forget(service, plain)
         except Away:
             return False
-        return told
+        return noted
 
     # -- for what is made of several answers
 
@@ -215,24 +222,12 @@ class AnswerCache:
             self._store.change(service, changes)
         except Away:
             for change in changes:
-                self._link.missed(service, change)
+                self._link.miss(service, change)
             return False
         # What was read from Redis in between, and before it knew.
         for change in changes:
             self._memory.change(service, change)
         return True
-
-    def _purged(self, incoming: Incoming) -> Answer:
-        identity = incoming.prove(incoming.service)
-        if "admin" not in identity.scopes:
-            raise Refused(403, "This needs the scope admin.", service=incoming.service)
-        path, prefix = incoming.path, incoming.path.endswith("/*")
-        path = (path[:-2] or "/") if prefix else path
-        told = self.purge(incoming.service, path, prefix=prefix)
-        log.info("purged", service=incoming.service, path=path[:200], prefix=prefix, subject=identity.subject)
-        body = to_json({"purged": path, "prefix": prefix, "everywhere": told})
-        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
-        return Answer(200, [*headers, ("Content-Length", str(len(body)))], body)
 
     # -- small things
 
@@ -250,17 +245,25 @@ def _patient(incoming: Incoming, now: float) -> bool:
     return incoming.deadline - now >= PATIENT * min(LOAD_S, incoming.timeout_s)
 
 
-def _uncounted(_: str) -> None:
+def _part(answer: Answer) -> Part:
+    given = answer.header("x-cache")
+    state: State = given if given in ("HIT", "MISS", "STALE") else "BYPASS"  # type: ignore[assignment]
+    if not isinstance(answer.body, bytes):
+        answer.body = b"".join(answer.body)
+    return Part(answer, state, _seconds(answer, "age"), _seconds(answer, "x-stale-age"))
+
+
+def _seconds(answer: Answer, name: str) -> float:
+    text = answer.header(name)
+    return float(text) if text is not None and text.isascii() and text.isdigit() else 0.0
+
+
+def _no_count(_: str) -> None:
     return
 
 
-def _bypassed(answer: Answer) -> Answer:
-    answer.headers.append(BYPASS)
-    return answer
-
-
 def _path_here(location: str | None) -> str | None:
-    """The plain path of an address on the same host, as far as it can be told."""
+    """The plain path of an address on the same host, as far as that can be seen."""
     if not location or not location.startswith("/") or location.startswith("//"):
         return None
     try:

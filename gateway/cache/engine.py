@@ -1,78 +1,41 @@
 """How an answer is found: in this process, in Redis, or by asking for it, once for all who want it.
 
 held here and fresh ─▶ HIT          stale, but may be given meanwhile ─▶ STALE, and one asks in the background
-else one of this process leads: Redis ─▶ HIT; its lease ─▶ asks the service; another's lease ─▶ waits for what he stores
+else one of this process leads: Redis ─▶ HIT; its lease ─▶ asks the service; another's lease ─▶ waits for what that one stores
 
-Nobody waits for an answer that may be for another alone: a request with a token asks for itself until an answer of that path
+No request waits for an answer that may be for another alone: a request with a token asks for itself until an answer of that path
 has been seen. So does one whose caller would leave before the others do.
+
+Whether a stored answer may be trusted is decided in `_trusted_here` and in `_look`; for how long it is given, in `_give`.
 """
 
 from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 
 from discovery.clock import Clock
-from gateway.cache.coalesce import Flight, Flights, again
-from gateway.cache.entry import Entry, unpack
-from gateway.cache.giving import give, passed_on
-from gateway.cache.key import Base, Spec, Variant, variant_of
-from gateway.cache.leases import LOAD_S
+from gateway.cache.coalesce import Flight, Flights, copy_error
+from gateway.cache.entry import give, pass_on, unpack
+from gateway.cache.key import Spec, Variant
 from gateway.cache.link import Link
-from gateway.cache.loading import Loader, Loading
+from gateway.cache.loading import Brought, Count, Load, Loader, Loading, Want
 from gateway.cache.memory import Held, Memory
-from gateway.cache.rules import NO_WISH, Verdict, Wish
-from gateway.cache.store import Fetched, Store, token
-from gateway.errors import Refused
+from gateway.cache.store import LOAD_S, Fetched, Store, token
 from gateway.model import Answer
 from services.kit.redis_client import Away
 
 log = structlog.get_logger(__name__)
-
-# What is asked of the upstream: the request with these headers in place of its own; one with an empty value is left out.
-Load = Callable[[Mapping[str, str]], Answer]
 
 # Another's load is looked for this often.
 POLL_S = 0.02
 # So often the path from memory to the service is gone through when what was found on it belongs to others.
 TRIES = 3
 BACKGROUND = 32
-Count = Callable[[str], None]
-
-
-@dataclass(slots=True)
-class Want:
-    """One request for an answer. `audience` tells for whom it is, if it is for its asker alone (None: cannot be told).
-
-    `began` and `deadline` are points on the monotonic clock. `patient`: its load may be waited for by others. `detach`: the asker
-    has his answer, what goes on is not his. `pass_by`: what comes is never stored, so that waiting for each other is of no use;
-    `look_up`: it is.
-    """
-
-    method: str
-    base: Base
-    headers: Mapping[str, str]
-    audience: Callable[[], str | None]
-    verdict: Callable[[Answer], Verdict | None]
-    guess: Spec
-    began: float
-    deadline: float
-    wish: Wish = NO_WISH
-    patient: bool = True
-    detach: Callable[[], None] = field(default=lambda: None)
-    pass_by: Callable[[], None] = field(default=lambda: None)
-    look_up: Callable[[], None] = field(default=lambda: None)
-
-    def variant(self, spec: Spec) -> Variant | None:
-        return variant_of(self.base, spec, self.headers, self.audience() if spec.own else None)
-
-    def left_s(self, now: float) -> float:
-        """How long it waits for others, all in all."""
-        return min(self.deadline, self.began + LOAD_S) - now
 
 
 class Engine:
@@ -84,9 +47,9 @@ class Engine:
         self._link = link
         self._clock = clock
         self._count = count
-        self._flights = Flights()
+        self._flights: Flights[Brought] = Flights()
         self._background = threading.BoundedSemaphore(BACKGROUND)
-        self._loader = Loader(store, memory, clock)
+        self._loader = Loader(store, memory, clock, count)
 
     def obtain(self, want: Want, load: Load) -> Answer:
         """The answer, with X-Cache. What `load` raises passes through, unless a stored answer may stand in."""
@@ -96,51 +59,62 @@ class Engine:
             variant = want.variant(spec)
             if variant is None:
                 break
-            answer = self.held(want, variant, load)
+            answer = self._from_memory(want, variant, load)
             if answer is not None:
                 return answer
-            if want.wish.only_stored or want.method == "HEAD":
-                answer = self._stored(want, variant, spec, load)
+            if want.method == "HEAD":
+                answer = self._from_redis(want, variant, spec)
                 if answer is not None:
                     return answer
                 break
             if not want.patient or (known is None and "authorization" in want.headers):
-                answer = self._lead(want, variant, spec, load, Flight(), alone=True)
-                if answer is not None:
-                    return answer
-                continue
-            flight, leads = self._flights.enter(variant)
-            if leads:
-                answer = self._leading(want, variant, spec, load, flight)
-                if answer is not None:
-                    return answer
-            elif not flight.wait(want.left_s(self._clock.monotonic())) or flight.alone:
-                break
-            elif flight.error is not None:
-                raise again(flight.error)
+                answer = self._lead(self._begin(want, variant, spec), load, alone=True)
             else:
-                answer = self._brought(want, flight)
-                if answer is not None:
-                    return answer
-        if want.wish.only_stored:
-            raise Refused(504, "Nothing is stored for this.", service=want.base.service)
+                flight, leads = self._flights.enter(variant)
+                if leads:
+                    answer = self._lead_flight(self._begin(want, variant, spec, flight), load)
+                elif not flight.wait(want.left_s(self._clock.monotonic())) or flight.alone:
+                    break
+                elif flight.error is not None:
+                    raise copy_error(flight.error)
+                else:
+                    answer = self._from_flight(want, flight)
+            if answer is not None:
+                return answer
         self._count("bypass")
-        return passed_on(want.headers, load({}), "BYPASS")
+        return pass_on(want.headers, load({}), "BYPASS")
 
-    def held(self, want: Want, variant: Variant, load: Load) -> Answer | None:
+    # -- what is there already
+
+    def _from_memory(self, want: Want, variant: Variant, load: Load) -> Answer | None:
         """What this process holds, where it may be given; a stale one is asked for anew in the background."""
         held = self._memory.get(variant)
         if held is None:
             return None
         now = self._clock.monotonic()
         resting = now < held.resting
-        if not resting and not self._link.trusts(held.checked, now):
+        if not resting and not self._trusted_here(held, now):
             return None
         return self._give(want, held, now, lambda: self._refresh(want, variant, load), resting=resting)
 
-    def _brought(self, want: Want, flight: Flight) -> Answer | None:
-        """What another brought, if it is what is wanted here. Asked for after this request had come, it needs no place in the
-        memory: changes that come without end would leave none."""
+    def _trusted_here(self, held: Held, now: float) -> bool:
+        """Whether a change of what is held would have been heard of."""
+        return self._link.trusts(held.checked, now)
+
+    def _from_redis(self, want: Want, variant: Variant, spec: Spec) -> Answer | None:
+        """What Redis has, without asking the service for it."""
+        run = self._begin(want, variant, spec)
+        try:
+            fetched = self._look(run, lease=False)
+        except Away:
+            return None
+        if fetched.spec is not None or run.held is None or run.held.checked < run.began:
+            return None
+        return self._give(want, run.held, self._clock.monotonic(), lambda: None)
+
+    def _from_flight(self, want: Want, flight: Flight[Brought]) -> Answer | None:
+        """What another request brought, if it is what is wanted here. Asked for after this request had come, it needs no place in
+        the memory: changes that come without end would leave none."""
         if flight.brought is None:
             return None
         variant, held = flight.brought
@@ -153,13 +127,12 @@ class Engine:
     def _give(
         self, want: Want, held: Held, now: float, refresh: Callable[[], None] | None, *, resting: bool = False
     ) -> Answer | None:
-        """The entry, where it may be given. `refresh` None: only a fresh one. `resting`: nobody is asked at the moment."""
+        """The entry, where it may be given. `refresh` None: only a fresh one. `resting`: the service is not asked at the moment."""
         entry, age_s = held.entry, now - held.born
-        life, wish = entry.lifetime, want.wish
+        life = entry.lifetime
         stale_s = age_s - life.fresh_s
         # What was asked for after the request had come is new enough for everybody.
-        old = wish is not NO_WISH and held.born < want.began
-        if old and ((wish.most_s is not None and age_s >= wish.most_s) or -stale_s < wish.left_s):
+        if held.born < want.began and age_s >= want.most_age_s:
             return None
         if stale_s < 0:
             self._count("hit")
@@ -173,47 +146,46 @@ class Engine:
 
     # -- one for all
 
-    def _leading(self, want: Want, variant: Variant, spec: Spec, load: Load, flight: Flight) -> Answer | None:
-        """None when the way has to be gone again, with what has been learnt."""
+    def _begin(
+        self, want: Want, variant: Variant, spec: Spec, flight: Flight[Brought] | None = None
+    ) -> Loading:
+        since, began = self._memory.now(), self._clock.monotonic()
+        run = Loading(want, variant, spec, flight or Flight(), token(), since, began, variant.text())
+        run.held = self._memory.get(variant)
+        return run
+
+    def _lead_flight(self, run: Loading, load: Load) -> Answer | None:
+        """As `_lead`, with others waiting."""
         try:
-            return self._lead(want, variant, spec, load, flight)
+            return self._lead(run, load)
         except BaseException as error:
-            flight.failed(error)
+            run.flight.fail(error)
             raise
         finally:
-            self._flights.leave(variant, flight)
+            self._flights.leave(run.variant, run.flight)
 
     def _lead(
-        self,
-        want: Want,
-        variant: Variant,
-        spec: Spec,
-        load: Load,
-        flight: Flight,
-        *,
-        background: bool = False,
-        alone: bool = False,
+        self, run: Loading, load: Load, *, background: bool = False, alone: bool = False
     ) -> Answer | None:
-        """`alone`: for nobody else, and without a word to other processes."""
-        run = Loading(
-            want, variant, variant.text(), spec, token(), self._memory.now(), self._clock.monotonic()
-        )
-        run.held = self._memory.get(variant)
-        refresh = None if background else lambda: self._refresh_soon(want, variant, load, flight)
-        until = min(want.deadline, self._clock.monotonic() + LOAD_S)
+        """None when the way has to be gone again, with what has been learnt. `alone`: for no other request, and without a word to
+        other processes."""
+        refresh = None if background else lambda: self._refresh_soon(run, load)
+        until = min(run.want.deadline, run.began + LOAD_S)
         try:
             while True:
                 fetched = self._look(run, lease=not alone)
                 if fetched.spec is not None:
-                    self._memory.learn(want.base, fetched.spec)
                     return None
                 if run.held is not None and run.held.checked >= run.began:
-                    answer = self._give(want, run.held, self._clock.monotonic(), refresh)
+                    answer = self._give(run.want, run.held, self._clock.monotonic(), refresh)
                     if answer is not None:
                         if fetched.leased:
                             self._store.release(run.text, run.token)
                         return answer
-                if alone or fetched.leased is not False or self._leased(run, fetched):
+                # With nothing stored, the look has asked for the lease already.
+                if alone or fetched.leased is not False:
+                    break
+                if fetched.data is not None and self._store.lease(run.text, run.token):
                     break
                 if background:
                     return None
@@ -222,64 +194,42 @@ class Engine:
                 self._clock.sleep(POLL_S)
         except Away:
             run.version = ""
-        return self._loader.load(run, load, flight, self._count)
+        return self._loader.load(run, load)
 
     def _look(self, run: Loading, *, lease: bool) -> Fetched:
-        """Ask Redis for the variant; `run` holds what is valid of it afterwards. Raises Away."""
+        """Ask Redis for the variant; `run.held` is what is valid of it afterwards: an answer with the version that its path has
+        now. Raises Away."""
         checked = self._clock.monotonic()
         fetched = self._store.fetch(run.variant, run.text, run.spec, run.token, lease=lease)
         run.version = fetched.version
+        if fetched.spec is not None:
+            self._memory.learn(run.want.base, fetched.spec)
         if fetched.data is None:
-            # Redis may have lost what is held here: its version tells whether it still holds.
+            # Redis may have lost what is held here: its version says whether it still holds.
             if run.held is not None and run.version and run.held.entry.version == run.version:
                 run.held.checked = checked
             else:
-                run.outdated()
+                run.held = None
             return fetched
         entry = unpack(run.text, fetched.data, self._clock.time())
         if entry is None or not entry.version or entry.version != run.version:
-            run.outdated()
+            run.held = None  # changed since: not even a failure brings it back
             return fetched
-        run.held = self.hold(run.variant, entry, checked, run.since)
+        age_s = max(0.0, self._clock.time() - entry.born)
+        run.held = Held(entry, self._clock.monotonic() - age_s, checked)
+        self._memory.put(run.variant, run.held, run.since)
         self._memory.learn(run.want.base, run.spec)
         return fetched
 
-    def hold(self, variant: Variant, entry: Entry, checked: float, since: int) -> Held:
-        """Keep here what Redis has."""
-        age_s = max(0.0, self._clock.time() - entry.born)
-        held = Held(entry, self._clock.monotonic() - age_s, checked)
-        self._memory.put(variant, held, since)
-        return held
-
-    def _leased(self, run: Loading, fetched: Fetched) -> bool:
-        """With nothing stored, `fetch` has asked for the lease already. Raises Away."""
-        return fetched.data is not None and self._store.lease(run.text, run.token)
-
-    def _stored(self, want: Want, variant: Variant, spec: Spec, load: Load) -> Answer | None:
-        """What Redis has, without asking the service for it."""
-        run = Loading(
-            want, variant, variant.text(), spec, token(), self._memory.now(), self._clock.monotonic()
-        )
-        try:
-            checked = self._clock.monotonic()
-            fetched = self._store.fetch(variant, run.text, spec, run.token, lease=False)
-        except Away:
-            return None
-        entry = unpack(run.text, fetched.data, self._clock.time()) if fetched.data is not None else None
-        if entry is None or not entry.version or entry.version != fetched.version:
-            return None
-        held = self.hold(variant, entry, checked, run.since)
-        return self._give(want, held, self._clock.monotonic(), lambda: None)
-
     # -- in the background
 
-    def _refresh_soon(self, want: Want, variant: Variant, load: Load, flight: Flight) -> None:
-        """By the leader of a flight, which ends with his stale answer: the next one is the background's."""
-        self._flights.leave(variant, flight)
-        self._refresh(want, variant, load)
+    def _refresh_soon(self, run: Loading, load: Load) -> None:
+        """By the leader of a flight, which ends with its stale answer: the next one is the background's."""
+        self._flights.leave(run.variant, run.flight)
+        self._refresh(run.want, run.variant, load)
 
     def _refresh(self, want: Want, variant: Variant, load: Load) -> None:
-        """Ask anew, besides the request; nothing when somebody does already, or too many do."""
+        """Ask anew, besides the request; nothing when another does already, or too many do."""
         if want.method != "GET":
             return
         flight, leads = self._flights.enter(variant)
@@ -289,29 +239,24 @@ class Engine:
             self._flights.leave(variant, flight)
             return
         want.detach()
-        context = contextvars.copy_context()
-
-        def run() -> None:
-            try:
-                context.run(self._refreshed, want, variant, load, flight)
-            finally:
-                self._flights.leave(variant, flight)
-                self._background.release()
-
+        work = partial(contextvars.copy_context().run, self._load_anew, want, variant, load, flight)
         try:
-            threading.Thread(target=run, name="cache-refresh", daemon=True).start()
+            threading.Thread(target=work, name="cache-refresh", daemon=True).start()
         except RuntimeError:  # no thread to be had
             self._flights.leave(variant, flight)
             self._background.release()
 
-    def _refreshed(self, want: Want, variant: Variant, load: Load, flight: Flight) -> None:
+    def _load_anew(self, want: Want, variant: Variant, load: Load, flight: Flight[Brought]) -> None:
         spec = self._memory.spec(want.base) or want.guess
         try:
-            answer = self._lead(want, variant, spec, load, flight, background=True)
+            answer = self._lead(self._begin(want, variant, spec, flight), load, background=True)
             if answer is not None:
                 answer.close()
-        except Exception as error:  # the client has his answer, and the next one will see
+        except Exception as error:  # the client has its answer, and the next one will see
             log.info("refresh failed", service=want.base.service, error=type(error).__name__)
             held = self._memory.get(variant)
             if held is not None:
                 held.rest(self._clock.monotonic())
+        finally:
+            self._flights.leave(variant, flight)
+            self._background.release()

@@ -1,17 +1,20 @@
-"""One stored answer, and its form in Redis."""
+"""One stored answer: its form in Redis, and what the client gets of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from gateway.cache.rules import Lifetime
-from gateway.model import Headers
+from gateway.cache.rules import Lifetime, client_has, first
+from gateway.model import Answer, Headers
 from services.kit.stale.stored_form import headers_of, seal, unseal
+
+State = Literal["HIT", "MISS", "STALE", "BYPASS"]
 
 # A clock may be this much ahead of another's.
 MAX_SKEW_S = 5.0
+_ABOUT_BODY = frozenset({"content-length", "content-type", "content-encoding", "content-language"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Entry:
     version: str = ""
 
     def header(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        return first(self.headers, name)
 
     @property
     def size(self) -> int:
@@ -69,3 +72,28 @@ def _entry(head: Mapping[str, Any], body: bytes, now: float) -> Entry | None:
     if born > now + MAX_SKEW_S or min(fresh_s, swr_s, sie_s) < 0:
         return None
     return Entry(status, headers_of(head["headers"]), body, born, Lifetime(fresh_s, swr_s, sie_s), version)
+
+
+def give(
+    asked: Mapping[str, str], method: str, entry: Entry, state: State, age_s: float, stale_s: float = 0.0
+) -> Answer:
+    """A stored answer, or 304 where the client has it already. `stale_s` goes with STALE."""
+    own: Headers = [("Age", str(max(0, int(age_s)))), ("X-Cache", state)]
+    if state == "STALE":
+        own.append(("X-Stale-Age", str(max(0, int(stale_s)))))
+    if entry.status == 200 and client_has(asked, entry.headers):
+        kept = [pair for pair in entry.headers if pair[0].lower() not in _ABOUT_BODY]
+        return Answer(304, [*kept, *own], b"", source="cache")
+    headers = [*entry.headers, ("Content-Length", str(len(entry.body))), *own]
+    return Answer(entry.status, headers, b"" if method == "HEAD" else entry.body, source="cache")
+
+
+def pass_on(asked: Mapping[str, str], answer: Answer, state: State) -> Answer:
+    """An answer that has just come, or 304 where the client has it already: its conditions were not passed on."""
+    headers = [pair for pair in answer.headers if pair[0].lower() not in ("x-cache", "x-stale-age")]
+    headers.append(("X-Cache", state))
+    if answer.status == 200 and client_has(asked, headers):
+        answer.close()
+        headers = [pair for pair in headers if pair[0].lower() not in _ABOUT_BODY]
+        return replace(answer, status=304, headers=headers, body=b"")
+    return replace(answer, headers=headers)

@@ -1,7 +1,7 @@
 """Under which names answers are stored.
 
-What is asked for (`Base`), what the answer depends on (`Spec`, told by the answer itself), and the two together (`Variant`), in which
-a caller's own answers carry who he is. A variant is a tuple: in this process it is the key; in Redis its digest is.
+What is asked for (`Base`), what the answer depends on (`Spec`, as the answer itself says), and the two together (`Variant`), in which
+a caller's own answers carry its identity. A variant is a tuple: in this process it is the key; in Redis its digest is.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Variant(NamedTuple):
 
 def base_of(incoming: Incoming) -> Base:
     headers = incoming.headers
-    # Services build links from these: who lies about them must not be believed by others.
+    # Services build links from these: one client's lie must not reach another.
     host = (incoming.host, *(headers.get(name, "") for name in _PLACE))
     return Base(incoming.service, incoming.path, incoming.query, host)
 
@@ -86,7 +86,7 @@ def base_of_part(service: str, target: str, scope: str) -> Base:
 
 
 def variant_of(base: Base, spec: Spec, headers: Mapping[str, str], audience: str | None) -> Variant | None:
-    """The variant that a request with these headers takes; None when it is somebody's own, and nobody is known."""
+    """The variant that a request with these headers takes; None when it is a caller's own, and no caller is known."""
     if spec.own:
         if audience is None:
             return None
@@ -99,7 +99,7 @@ def variant_of(base: Base, spec: Spec, headers: Mapping[str, str], audience: str
 
 
 def audience(identity: Identity | None) -> str | None:
-    """Whom an own answer is for: the subject of the verified token, with its scopes. None where no token proves one."""
+    """The caller that an own answer is for: the subject of the verified token, with its scopes. None where no token proves one."""
     if identity is None:
         return None
     return json.dumps([identity.subject, identity.by_key, *sorted(identity.scopes)])

@@ -1,15 +1,15 @@
-"""The last good answers that services have kept by `@snapshot`, for whom they may be given."""
+"""The last good answers that services have kept by `@snapshot`, each for the callers that may have it."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from discovery.clock import Clock
 from gateway.cache.entry import MAX_SKEW_S
+from gateway.cache.lru import ByteLru
 from gateway.cache.store import Store
 from gateway.model import Answer, Headers, Incoming
 from services.kit.auth.verifier import Identity
@@ -24,8 +24,8 @@ from services.kit.stale.stored_form import (
 )
 from services.kit.stale.writer import GONE_MS
 
-# What Redis gave is given again while it is away, for so long: one late answer of Redis closes it for a second. Longer, and
-# who has left would not be forgotten here.
+# What Redis gave is given again while it is away, for so long: one late answer of Redis opens the circuit for a second. Longer,
+# and a subject that has left would not be forgotten here.
 HELD_S = 5.0
 # Longer than a request and its place in the service's queue take: what was read before a removal is not given after it.
 REMOVED_S = GONE_MS / 1000
@@ -59,93 +59,70 @@ class LastGood:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._held = Held(clock)
+        self._lock = threading.Lock()
+        # What Redis said last: its key there, the sealed answer, when its path was removed, and until when this is used.
+        self._held: ByteLru[SnapshotName, tuple[bytes, float, float]] = ByteLru(MAX_HELD_BYTES)
 
     def find(self, incoming: Incoming) -> Good | None:
         """The youngest snapshot that may answer the request: a public one, or the caller's own. One round trip.
 
-        His own only if his token proves him, and has at least the scopes of the token that the answer was given to: what he may
-        see may have become less since.
+        Its own only if its token proves it, and has at least the scopes of the token that the answer was given to: what the
+        caller may see may have become less since.
         """
         identity = incoming.identify() if "authorization" in incoming.headers else None
         path = plain_path(incoming.path)
-        wanted: list[tuple[SnapshotName, Identity | None]] = []
-        for who in (None, identity) if identity is not None else (None,):
-            subject = who.subject if who is not None else None
+        names: dict[SnapshotName, Identity | None] = {}
+        for owner in (None, identity) if identity is not None else (None,):
+            subject = owner.subject if owner is not None else None
             name = snapshot_name(incoming.service, path, incoming.query, subject)
             if name is not None:
-                wanted.append((name, who))
-        if not wanted:
+                names[name] = owner
+        if not names:
             return None
         now = self._clock.time()
-        sealed = self._sealed(incoming.service, path, [name for name, _ in wanted])
         good = [
             each
-            for (name, who), (data, removed) in zip(wanted, sealed, strict=True)
-            if data is not None and (each := read(name, data, who, now, removed)) is not None
+            for name, (data, removed) in self._fetch(incoming.service, path, list(names)).items()
+            if (each := read(name, data, names[name], now, removed)) is not None
         ]
         return min(good, key=lambda each: each.age_s, default=None)
 
     def forget(self, service: str, path: str) -> None:
-        """Delete those of a plain path that are for everybody. Raises Away when Redis could not be told."""
-        self._held.forget(public_key(service, path))
+        """Delete those of a plain path that are for everybody. Raises Away when Redis has not deleted them."""
+        self._forget_here(public_key(service, path))
         self._store.forget_snapshots(service, path)
         # What was read from Redis in between.
-        self._held.forget(public_key(service, path))
+        self._forget_here(public_key(service, path))
 
-    def _sealed(
-        self, service: str, path: str, names: Sequence[SnapshotName]
-    ) -> list[tuple[bytes | None, float]]:
-        """What is kept under each name, and when its path was removed."""
+    def _forget_here(self, key: str) -> None:
+        with self._lock:
+            for name in self._held:
+                if name.key == key:
+                    self._held.drop(name)
+
+    def _fetch(
+        self, service: str, path: str, names: list[SnapshotName]
+    ) -> dict[SnapshotName, tuple[bytes, float]]:
+        """What is kept under these names, and when its path was removed."""
+        now = self._clock.monotonic()
         try:
-            found, removed = self._store.snapshots(service, path, names)
+            sealed, removed = self._store.snapshots(service, path, names)
         except Away:
-            return [self._held.get(name) for name in names]
-        for name, data in zip(names, found, strict=True):
-            self._held.put(name, data, removed)
-        return [(data, removed) for data in found]
-
-
-class Held:
-    """What Redis said last, for `HELD_S`, least recently said first out. Thread-safe."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._held: OrderedDict[str, tuple[str, bytes, float, float]] = OrderedDict()  # by the whole name
-        self._bytes = 0
-
-    def get(self, name: SnapshotName) -> tuple[bytes | None, float]:
-        _, data, removed, until = self._held.get(name.whole, ("", None, 0.0, 0.0))
-        return (data, removed) if self._clock.monotonic() < until else (None, 0.0)
-
-    def put(self, name: SnapshotName, data: bytes | None, removed: float) -> None:
-        """Redis has just said this of the name; None: that there is nothing."""
+            held = {name: each for name in names if (each := self._held.get(name)) and now < each[2]}
+            return {name: (data, removed) for name, (data, removed, _) in held.items()}
+        found = {name: data for name, data in zip(names, sealed, strict=True) if data is not None}
         with self._lock:
-            self._drop(name.whole)
-            if data is None:
-                return
-            self._held[name.whole] = (name.key, data, removed, self._clock.monotonic() + HELD_S)
-            self._bytes += len(name.whole) + len(data)
-            while self._bytes > MAX_HELD_BYTES:
-                self._drop(next(iter(self._held)))
-
-    def forget(self, key: str) -> None:
-        """All under this key of Redis."""
-        with self._lock:
-            for whole in [whole for whole, (whose, *_) in self._held.items() if whose == key]:
-                self._drop(whole)
-
-    def _drop(self, whole: str) -> None:
-        held = self._held.pop(whole, None)
-        if held is not None:
-            self._bytes -= len(whole) + len(held[1])
+            for name in names:
+                self._held.drop(name)
+            for name, data in found.items():
+                self._held.put(name, (data, removed, now + HELD_S), len(name.whole) + len(data))
+        return {name: (data, removed) for name, data in found.items()}
 
 
 def read(
     name: SnapshotName, data: bytes, identity: Identity | None, now: float, removed: float
 ) -> Good | None:
-    """A sealed snapshot; None when it is none, too old, of before its path was `removed`, or for somebody who may see more."""
+    """A sealed snapshot; None when it is none, too old, of before its path was `removed`, or for a caller that may see more."""
     opened = unseal(name.whole, data)
     if opened is None:
         return None

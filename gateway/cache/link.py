@@ -14,8 +14,8 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from discovery.clock import Clock
-from gateway.cache.leases import Leases
 from gateway.cache.memory import Memory
+from gateway.cache.store import Leases
 from services.kit.redis_client import Away, Circuit
 from services.kit.stale.stored_form import (
     CHANGED_PATTERN,
@@ -39,7 +39,7 @@ MAX_PENDING = 2048
 
 
 class Link:
-    """`heard` is until when (monotonic) all changes told by Redis are known here, `since` from when on; 0 while nothing is heard."""
+    """`heard` is until when (monotonic) all changes that Redis published are known here, `since` from when on; 0 while nothing is heard."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Link:
         self._clock = clock
         self._probe_key = probe_key
         self._lock = threading.Lock()
-        # Whether the others have been told.
+        # Whether the others have heard of it.
         self._pending: dict[tuple[str, Change], bool] = {}
         self._probes = 0
         self._over = threading.Event()
@@ -81,14 +81,14 @@ class Link:
         """Whether what was asked for at `checked` would be known here to hold no more."""
         return now - checked < TRUST_S or (now - self.heard < TRUST_S and 0 < self.since <= checked)
 
-    def missed(self, service: str, change: Change, *, told: bool = False) -> None:
-        """Redis has not noted a change: until it has, nothing is read from it. `told`: the others know."""
+    def miss(self, service: str, change: Change, *, published: bool = False) -> None:
+        """Redis has not noted a change: until it has, nothing is read from it. `published`: the others know."""
         with self._lock:
-            self._pending[(service, change)] = told
+            self._pending[(service, change)] = published
             if len(self._pending) > MAX_PENDING:
                 services = {each for each, _ in self._pending}
                 self._pending = {(each, Change("/", prefix=True)): False for each in services}
-        self._circuit.open("changes not told")
+        self._circuit.open("changes are not noted")
 
     # -- the thread
 
@@ -143,12 +143,12 @@ class Link:
         self._memory.change(service, change)
         if change.noted:
             return
-        # By a program that only tells, or by one that Redis refused: every gateway notes it.
+        # By a program that only publishes, or by one that Redis refused: every gateway notes it.
         noted = Change(change.path, change.prefix)
         try:
             self._circuit.attempt(partial(_note, service, [noted]))
         except Away:
-            self.missed(service, noted, told=True)
+            self.miss(service, noted, published=True)
         else:
             self._memory.change(service, noted)  # what was read from Redis in between
 
@@ -182,9 +182,9 @@ class Link:
         """Tell the others what they have not heard, which one may do that takes nothing else; then have it noted. Raises Away."""
         with self._lock:
             waiting = dict(self._pending)
-        for key, told in waiting.items():
-            if not told:
-                self._circuit.attempt(partial(_tell, *key))
+        for key, published in waiting.items():
+            if not published:
+                self._circuit.attempt(partial(_publish, *key))
                 with self._lock:
                     self._pending[key] = True
         for service in {each for each, _ in waiting}:
@@ -195,7 +195,7 @@ class Link:
                     self._pending.pop((service, change), None)
 
 
-def _tell(service: str, change: Change, redis: Redis) -> None:
+def _publish(service: str, change: Change, redis: Redis) -> None:
     redis.publish(changed_channel(service), replace(change, noted=False).message())
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 from discovery.calls.guard import FAILED_STATUSES
 from discovery.clock import Clock
 from discovery.errors import CallError
+from gateway.cache.body import Copied, read_whole
 from gateway.cache.coalesce import Flight
-from gateway.cache.entry import Entry, pack
-from gateway.cache.giving import Beside, give, passed_on, read_whole
-from gateway.cache.key import Spec, Variant
+from gateway.cache.entry import Entry, give, pack, pass_on
+from gateway.cache.key import Base, Spec, Variant, variant_of
 from gateway.cache.memory import Held, Memory
 from gateway.cache.rules import Lifetime, Verdict, initial_age_s, refreshed, stored_headers
-from gateway.cache.store import Store
+from gateway.cache.store import LOAD_S, Store
 from gateway.errors import Overloaded
 from gateway.model import Answer
 
-if TYPE_CHECKING:
-    from gateway.cache.engine import Want
+# What is asked of the upstream: the request with these headers in place of its own; one with an empty value is left out.
+Load = Callable[[Mapping[str, str]], Answer]
+Count = Callable[[str], None]
+# An answer, and under which name it may be given to others.
+Brought = tuple[Variant, Held]
 
 MAX_BODY_BYTES = 1024 * 1024
 # A body that takes longer is passed on as it comes, and not stored.
@@ -30,131 +32,124 @@ JITTER = 0.1
 
 
 @dataclass(slots=True)
+class Want:
+    """One request for an answer. `audience` says for which caller it is, if it is for that one alone (None: cannot be said).
+
+    `began` and `deadline` are points on the monotonic clock. `patient`: other requests may wait for its load. `detach`: the
+    client has its answer, what goes on is not for it. `pass_by`: what comes is never stored, so that waiting for each other is
+    of no use; `look_up`: it is.
+    """
+
+    method: str
+    base: Base
+    headers: Mapping[str, str]
+    audience: Callable[[], str | None]
+    verdict: Callable[[Answer], Verdict | None]
+    guess: Spec
+    began: float
+    deadline: float
+    most_age_s: float
+    patient: bool = True
+    detach: Callable[[], None] = field(default=lambda: None)
+    pass_by: Callable[[], None] = field(default=lambda: None)
+    look_up: Callable[[], None] = field(default=lambda: None)
+
+    def variant(self, spec: Spec) -> Variant | None:
+        return variant_of(self.base, spec, self.headers, self.audience() if spec.own else None)
+
+    def left_s(self, now: float) -> float:
+        """How long it waits for others, all in all."""
+        return min(self.deadline, self.began + LOAD_S) - now
+
+
+@dataclass(slots=True)
 class Loading:
     """One leader's way to an answer. `held` is what may be validated, or stand in; `version` the paths' state in Redis, empty
     without Redis; `since` the place in the memory's sequence of changes."""
 
     want: Want
     variant: Variant
-    text: str
     spec: Spec
+    flight: Flight[Brought]
     token: str
     since: int
     began: float
+    text: str
     version: str = ""
     held: Held | None = None
-
-    def outdated(self) -> None:
-        """What is held has been changed since: not even a failure brings it back."""
-        self.held = None
 
 
 class Loader:
     """Thread-safe."""
 
-    def __init__(self, store: Store, memory: Memory, clock: Clock) -> None:
+    def __init__(self, store: Store, memory: Memory, clock: Clock, count: Count) -> None:
         self._store = store
         self._memory = memory
         self._clock = clock
+        self._count = count
 
-    def load(
-        self,
-        run: Loading,
-        load: Callable[[Mapping[str, str]], Answer],
-        flight: Flight,
-        count: Callable[[str], None],
-    ) -> Answer:
+    def load(self, run: Loading, load: Load) -> Answer:
         """Ask the service. The lease is given back at the latest when this ends."""
-        want = run.want
-        stored = False
+        held = run.held
+        stored: bool | None = False
         try:
             born, checked = self._clock.time(), self._clock.monotonic()
-            answer = load(self._conditions(run))
-            if run.held is not None and answer.status in FAILED_STATUSES and self._may_stand_in(run.held):
+            answer = load(_conditions(run))
+            if held is not None and answer.status in FAILED_STATUSES and self._may_stand_in(held):
                 answer.close()
-                return self._instead(run, count)
-            if run.held is not None and answer.status == 304:
-                answer = self._validated(run.held.entry, answer)
-            verdict = want.verdict(answer)
-            if verdict is not None and _comes_bit_by_bit(answer):
-                self._keep_beside(run, answer, verdict, born, checked, flight)
-            else:
-                body = self._read(answer) if verdict is not None else None
-                if verdict is None or body is None:
-                    return self._not_stored(run, answer, flight, count)
-                entry = self._entry(answer, body, verdict, born, run.version)
-                stored = self._keep(run, entry, verdict, checked, flight)
-            count("miss")
-            return passed_on(want.headers, answer, "HIT" if answer.source == "cache" else "MISS")
+                return self._give_stale(run, held)
+            if held is not None and answer.status == 304:
+                answer = _validated(held.entry, answer)
+            stored = self._store_if_allowed(run, answer, born, checked)
+            if stored is None:
+                return self._pass_by(run, answer)
+            self._count("miss")
+            return pass_on(run.want.headers, answer, "HIT" if answer.source == "cache" else "MISS")
         except (CallError, Overloaded):
-            if run.held is None or not self._may_stand_in(run.held):
+            if held is None or not self._may_stand_in(held):
                 raise
-            return self._instead(run, count)
+            return self._give_stale(run, held)
         finally:
             if not stored and run.version:
                 self._store.release(run.text, run.token)
 
-    def _read(self, answer: Answer) -> bytes | None:
-        return read_whole(answer, MAX_BODY_BYTES, self._in_time())
-
-    def _in_time(self) -> Callable[[], bool]:
+    def _store_if_allowed(self, run: Loading, answer: Answer, born: float, checked: float) -> bool | None:
+        """Keep the answer, now or when its client has got all of it. Whether the lease is given back with it; None: not kept."""
+        verdict = run.want.verdict(answer)
+        if verdict is None:
+            return None
         until = self._clock.monotonic() + READING_S
-        return lambda: self._clock.monotonic() < until
 
-    def _keep_beside(
-        self, run: Loading, answer: Answer, verdict: Verdict, born: float, checked: float, flight: Flight
-    ) -> None:
-        """Have it stored when its client has got all of it. Nobody else waits: that is at the client's pace."""
-        flight.alone = True
+        def go_on() -> bool:
+            return self._clock.monotonic() < until
 
-        def keep(body: bytes) -> None:
-            entry = self._entry(answer, body, verdict, born, run.version)
-            self._keep(run, entry, verdict, checked, flight)
+        def keep(body: bytes) -> bool:
+            return self._keep(run, self._entry(answer, body, verdict, born, run.version), verdict, checked)
 
-        answer.body = Beside(answer.body, MAX_BODY_BYTES, self._in_time(), keep)
+        if not isinstance(answer.body, bytes) and answer.header("content-length") is None:
+            # Its end may be far, and comes at the client's pace: no other request waits for it.
+            run.flight.alone = True
+            answer.body = Copied(answer.body, MAX_BODY_BYTES, go_on, keep)
+            return False
+        body = read_whole(answer, MAX_BODY_BYTES, go_on)
+        return None if body is None else keep(body)
 
-    def _conditions(self, run: Loading) -> dict[str, str]:
-        """Our own conditions in place of the client's."""
-        sent = {name: "" for name in ("if-none-match", "if-modified-since") if name in run.want.headers}
-        entry = run.held.entry if run.held is not None and run.held.entry.status == 200 else None
-        if entry is not None:
-            tag, changed = entry.header("etag"), entry.header("last-modified")
-            if tag is not None:
-                sent["if-none-match"] = tag
-            elif changed is not None:
-                sent["if-modified-since"] = changed
-        return sent
-
-    def _validated(self, entry: Entry, answer: Answer) -> Answer:
-        """The stored answer with what a 304 says of it."""
-        headers = refreshed(entry.headers, answer.headers)
-        headers += [("Content-Length", str(len(entry.body))), ("Age", "0")]
-        return replace(answer, status=entry.status, headers=headers, body=entry.body, source="cache")
-
-    def _not_stored(
-        self, run: Loading, answer: Answer, flight: Flight, count: Callable[[str], None]
-    ) -> Answer:
-        flight.alone = True
+    def _pass_by(self, run: Loading, answer: Answer) -> Answer:
+        run.flight.alone = True
         if answer.status == 200:
             run.want.pass_by()
             self._memory.drop(run.variant)
-        count("bypass")
-        return passed_on(run.want.headers, answer, "BYPASS")
+        self._count("bypass")
+        return pass_on(run.want.headers, answer, "BYPASS")
 
     def _entry(self, answer: Answer, body: bytes, verdict: Verdict, born: float, version: str) -> Entry:
-        age_s = initial_age_s(answer.headers)
         life = verdict.lifetime
         fresh_s = life.fresh_s * (1.0 - JITTER * self._clock.random())
-        return Entry(
-            answer.status,
-            stored_headers(answer.headers),
-            body,
-            born - age_s,
-            Lifetime(fresh_s, life.swr_s, life.sie_s),
-            version,
-        )
+        lifetime = Lifetime(fresh_s, life.swr_s, life.sie_s)
+        born -= initial_age_s(answer.headers)
+        return Entry(answer.status, stored_headers(answer.headers), body, born, lifetime, version)
 
-    def _keep(self, run: Loading, entry: Entry, verdict: Verdict, checked: float, flight: Flight) -> bool:
+    def _keep(self, run: Loading, entry: Entry, verdict: Verdict, checked: float) -> bool:
         """Keep it here, and in Redis. Whether the lease is given back with it."""
         want, spec = run.want, Spec(verdict.vary, not verdict.shared)
         self._memory.learn(want.base, spec)
@@ -164,7 +159,7 @@ class Loader:
             return False
         age_s = max(0.0, self._clock.time() - entry.born)
         held = Held(entry, self._clock.monotonic() - age_s, checked)
-        flight.brought = (variant, held)
+        run.flight.brought = (variant, held)
         self._memory.put(variant, held, run.since)
         kept_s = entry.lifetime.kept_s - age_s
         if not run.version or kept_s <= 0:
@@ -177,19 +172,31 @@ class Loader:
         life = held.entry.lifetime
         return self._clock.monotonic() - held.born < life.fresh_s + life.sie_s
 
-    def _instead(self, run: Loading, count: Callable[[str], None]) -> Answer:
-        """What is held, in place of a failure. Nobody asks again for a moment."""
-        held = run.held
-        assert held is not None
+    def _give_stale(self, run: Loading, held: Held) -> Answer:
+        """What is held, in place of a failure. The service is not asked again for a moment."""
         now = self._clock.monotonic()
         held.rest(now)
-        count("stale_if_error")
-        age_s = now - held.born
-        return give(
-            run.want.headers, run.want.method, held.entry, "STALE", age_s, age_s - held.entry.lifetime.fresh_s
-        )
+        self._count("stale_if_error")
+        want, age_s = run.want, now - held.born
+        stale_s = age_s - held.entry.lifetime.fresh_s
+        return give(want.headers, want.method, held.entry, "STALE", age_s, stale_s)
 
 
-def _comes_bit_by_bit(answer: Answer) -> bool:
-    """Whether the body is made while it is sent, so that its end may be far."""
-    return not isinstance(answer.body, bytes) and answer.header("content-length") is None
+def _conditions(run: Loading) -> dict[str, str]:
+    """Our own conditions in place of the client's."""
+    sent = {name: "" for name in ("if-none-match", "if-modified-since") if name in run.want.headers}
+    entry = run.held.entry if run.held is not None and run.held.entry.status == 200 else None
+    if entry is not None:
+        tag, changed = entry.header("etag"), entry.header("last-modified")
+        if tag is not None:
+            sent["if-none-match"] = tag
+        elif changed is not None:
+            sent["if-modified-since"] = changed
+    return sent
+
+
+def _validated(entry: Entry, answer: Answer) -> Answer:
+    """The stored answer with what a 304 says of it."""
+    headers = refreshed(entry.headers, answer.headers)
+    headers += [("Content-Length", str(len(entry.body))), ("Age", "0")]
+    return replace(answer, status=entry.status, headers=headers, body=entry.body, source="cache")

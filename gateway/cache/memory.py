@@ -1,21 +1,28 @@
-"""The in-process layer: a few megabytes of answers, least recently used first out, and what is known of their paths."""
+"""The in-process layer: a few megabytes of answers, and what is known of their paths."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gateway.cache.entry import Entry
 from gateway.cache.key import Base, Spec, Variant
+from gateway.cache.lru import ByteLru
 from services.kit.stale.stored_form import Change, plain_path, prefixes, short_prefix
+
+T = TypeVar("T")
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_SPECS = 8192
 # So many changes are looked through before an answer is kept that was asked for before them.
 REMEMBERED = 4096
 REST_S = 1.0
+# One request looks again for something to store after so long.
+PASS_S = 5.0
+MAX_MARKS = 4096
 
 # Service and plain path.
 Path = tuple[str, str]
@@ -24,12 +31,11 @@ Path = tuple[str, str]
 @dataclass(slots=True)
 class Held:
     """An entry here. `born` and `checked` are points on the monotonic clock: when it was made, and when Redis or an instance was
-    asked for it. Until `resting` nobody is asked anew, for asking has just failed."""
+    asked for it. Until `resting` the service is not asked anew, because asking has just failed."""
 
     entry: Entry
     born: float
     checked: float
-    size: int = 0
     resting: float = 0.0
 
     def rest(self, now: float) -> None:
@@ -40,53 +46,41 @@ class Memory:
     """Thread-safe. `since` is a place in the sequence of changes: what was begun before a change is not kept after it."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._held: OrderedDict[Variant, Held] = OrderedDict()
+        self._held: ByteLru[Variant, Held] = ByteLru(max_bytes, self._unlist)
         self._by_path: dict[Path, set[Variant]] = {}
         # The paths that are held below each prefix, by its hash: of two prefixes with one hash both are forgotten.
         self._below: dict[int, set[Path]] = {}
         # By the base's hash, for bases are as long as clients like. A wrong one leads to a variant that is not there.
         self._specs: OrderedDict[int, Spec] = OrderedDict()
-        self._bytes = 0
         self._sequence = 0
         self._changes: deque[tuple[int, str, Change]] = deque(maxlen=REMEMBERED)
 
     @property
     def bytes(self) -> int:
-        return self._bytes
+        return self._held.bytes
 
     def now(self) -> int:
         """The place in the sequence of changes, for `put`."""
         return self._sequence
 
     def get(self, variant: Variant) -> Held | None:
-        held = self._held.get(variant)
-        if held is not None:
-            try:
-                self._held.move_to_end(variant)
-            except KeyError:  # another thread took it away in between
-                return None
-        return held
+        return self._held.get(variant)
 
     def put(self, variant: Variant, held: Held, since: int) -> bool:
         """Keep an answer that was begun at `since`; False when it has changed since, or is too large."""
-        size = held.size = held.entry.size + variant.size
-        path = (variant.base.service, plain_path(variant.base.path))
+        size = held.entry.size + variant.size
+        path = _path(variant)
         with self._lock:
-            if size > self._max_bytes // 4 or self._changed(*path, since):
+            if not self._held.fits(size) or self._changed(*path, since):
                 return False
-            self._drop(variant)
-            self._held[variant] = held
+            self._held.put(variant, held, size)
             self._list(path, variant)
-            self._bytes += size
-            while self._bytes > self._max_bytes:
-                self._drop(next(iter(self._held)))
         return True
 
     def drop(self, variant: Variant) -> None:
         with self._lock:
-            self._drop(variant)
+            self._held.drop(variant)
 
     def change(self, service: str, change: Change) -> None:
         """Forget what a change covers, and keep out what is being loaded of it."""
@@ -97,9 +91,9 @@ class Memory:
             if change.prefix:
                 paths = self._below.get(hash((service, short_prefix(change.path))), ())
             for variant in [variant for each in paths for variant in self._by_path.get(each, ())]:
-                self._drop(variant)
+                self._held.drop(variant)
 
-    def unchanged(self, places: Sequence[tuple[str, str]], since: int) -> bool:
+    def unchanged(self, places: Sequence[Path], since: int) -> bool:
         """Whether no change after `since` covers any of these (service, plain path)."""
         if since == self._sequence:
             return True
@@ -111,37 +105,18 @@ class Memory:
         return self._specs.get(hash(base))
 
     def learn(self, base: Base, spec: Spec) -> None:
-        place = hash(base)
         with self._lock:
-            self._specs[place] = spec
-            self._specs.move_to_end(place)
-            while len(self._specs) > MAX_SPECS:
-                self._specs.popitem(last=False)
+            _put_last(self._specs, hash(base), spec, MAX_SPECS)
 
     def _changed(self, service: str, path: str, since: int) -> bool:
         if self._sequence - since > len(self._changes):
             return True
-        for number, whose, change in reversed(self._changes):
+        for number, changed, change in reversed(self._changes):
             if number <= since:
                 return False
-            if whose == service and change.covers(path):
+            if changed == service and change.covers(path):
                 return True
         return False
-
-    def _drop(self, variant: Variant) -> None:
-        held = self._held.pop(variant, None)
-        if held is None:
-            return
-        self._bytes -= held.size
-        path = (variant.base.service, plain_path(variant.base.path))
-        others = self._by_path[path]
-        others.discard(variant)
-        if not others:
-            del self._by_path[path]
-            for place in _places(path):
-                self._below[place].discard(path)
-                if not self._below[place]:
-                    del self._below[place]
 
     def _list(self, path: Path, variant: Variant) -> None:
         """Have it found by its path, and by all above it."""
@@ -151,6 +126,74 @@ class Memory:
                 self._below.setdefault(place, set()).add(path)
         self._by_path[path].add(variant)
 
+    def _unlist(self, variant: Variant) -> None:
+        path = _path(variant)
+        others = self._by_path[path]
+        others.discard(variant)
+        if not others:
+            del self._by_path[path]
+            for place in _places(path):
+                self._below[place].discard(path)
+                if not self._below[place]:
+                    del self._below[place]
+
+
+class Passing:
+    """Paths that are known to give nothing to store: no request waits for another there, and nothing is looked up.
+
+    Marks last for a while, apart for requests with a token and without: what the ones get says nothing of what the others get.
+    Kept by a hash, for names are as long as clients like: two of one hash are passed by together. Thread-safe.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._marks: OrderedDict[int, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def mark(self, base: Base, headers: Mapping[str, str]) -> None:
+        with self._lock:
+            _put_last(self._marks, _mark(base, headers), self._monotonic() + PASS_S, MAX_MARKS)
+
+    def clear(self, base: Base, headers: Mapping[str, str]) -> None:
+        """There is something to be stored after all."""
+        if self._marks:
+            with self._lock:
+                self._marks.pop(_mark(base, headers), None)
+
+    def passes(self, base: Base, headers: Mapping[str, str], *, looks: bool) -> bool:
+        """Whether the request is to be passed by. Once the time of a mark is over, one request that is not, and would store what
+        it gets (`looks`), finds out for all others; they do not wait for it."""
+        if not self._marks:
+            return False
+        place = _mark(base, headers)
+        with self._lock:
+            until = self._marks.get(place)
+            if until is None:
+                return False
+            now = self._monotonic()
+            if now < until or not looks:
+                return True
+            self._marks[place] = now + PASS_S
+            return False
+
+
+def _mark(base: Base, headers: Mapping[str, str]) -> int:
+    return hash((base, "authorization" in headers))
+
+
+def _path(variant: Variant) -> Path:
+    return variant.base.service, plain_path(variant.base.path)
+
 
 def _places(path: Path) -> set[int]:
     return {hash((path[0], prefix)) for prefix in prefixes(path[1])}
+
+
+def _put_last(kept: OrderedDict[int, T], key: int, value: T, most: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)

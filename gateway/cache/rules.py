@@ -6,11 +6,16 @@ with a cookie or an API key is passed by; and what says neither `public` nor `s-
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal
 
-from gateway.cache.policy import PartPolicy
+from werkzeug.http import parse_date, parse_etags, parse_list_header, unquote_etag, unquote_header_value
+
 from gateway.model import Headers
 
 # Ref: RFC 9111, section 4.2.2: without `public` these need an explicit lifetime; ours always do.
@@ -18,13 +23,10 @@ STORABLE = frozenset({200, 301, 308, 404})
 MAX_S = 86_400.0
 MAX_VARY = 5
 _NUMBER = re.compile(r"[0-9]{1,12}", re.ASCII)
-_DIRECTIVE = re.compile(
-    r'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^,;"\s]*)))?\s*', re.ASCII
-)
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,60}", re.ASCII)
 
-# A request with one of these is not for a stored answer: parts of one, or conditions that its owner must judge; or credentials
-# that prove nobody here, though the answer may be made from them, whatever it says of itself.
+# A request with one of these is not for a stored answer: parts of one, or conditions that the service must judge; or credentials
+# that prove no subject here, though the answer may be made from them, whatever it says of itself.
 _NOT_OURS = ("range", "if-match", "if-unmodified-since", "if-range", "upgrade", "cookie", "x-api-key")
 # What the cache says of its own, or what belongs to one exchange or one instance.
 NOT_STORED = frozenset(
@@ -53,6 +55,18 @@ NOT_STORED = frozenset(
 )
 
 Directives = Mapping[str, str]
+Scope = Literal["public", "subject"]
+
+
+@dataclass(frozen=True, slots=True)
+class PartPolicy:
+    """How long a part of a composed answer is kept. Seconds: `ttl_s` fresh, then `swr_s` given while a new one is fetched, and
+    `sie_s` given when fetching fails. `scope` `subject`: for that caller (and these scopes of its token) alone."""
+
+    ttl_s: float
+    swr_s: float = 0.0
+    sie_s: float = 0.0
+    scope: Scope = "public"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,78 +92,77 @@ class Verdict:
     vary: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a request asks of a cache. `most_s`: no answer older than that; `left_s`: one that stays fresh for so long."""
+@lru_cache(maxsize=512)
+def directives(*values: str) -> Directives:
+    """Cache-Control, by all its lines, as directives in lower case with their arguments; of a repeated one the first.
 
-    most_s: float | None = None
-    left_s: float = 0.0
-    only_stored: bool = False
-
-
-NO_WISH = Wish()
-
-
-def directives(values: list[str]) -> Directives:
-    """Cache-Control's directives in lower case. Of one said twice, the first; what cannot be read counts as `no-store`."""
+    What cannot be read says `no-store`: something against storing may stand in it.
+    """
     found: dict[str, str] = {}
     for value in values:
-        at = 0
-        while at < len(value):
-            if value[at] in ", \t":
-                at += 1
-                continue
-            match = _DIRECTIVE.match(value, at)
-            if match is None or (match.end() < len(value) and value[match.end()] != ","):
-                found.setdefault("no-store", "")
-                break
-            quoted, plain = match[2], match[3]
-            found.setdefault(match[1].lower(), quoted if quoted is not None else plain or "")
-            at = match.end()
-    return found
+        if value.replace('\\"', "").count('"') % 2:
+            found["no-store"] = ""
+        for item in parse_list_header(value.lower()):
+            name, _, argument = item.partition("=")
+            if not _NAME.fullmatch(name):
+                name = "no-store"
+            found.setdefault(name, unquote_header_value(argument))
+    return MappingProxyType(found)
 
 
-def seconds(given: Directives, name: str) -> float | None:
+def seconds(given: Directives, name: str, most_s: float = MAX_S) -> float | None:
     """A directive's number of seconds, None without the directive. One that is no number counts as 0."""
     text = given.get(name)
     if text is None:
         return None
-    return min(float(text), MAX_S) if _NUMBER.fullmatch(text) else 0.0
+    return min(float(text), most_s) if _NUMBER.fullmatch(text) else 0.0
+
+
+def first(headers: Headers, name: str) -> str | None:
+    """The first value of a header; `name` in lower case."""
+    return next((value for key, value in headers if key.lower() == name), None)
 
 
 def values(headers: Headers, name: str) -> list[str]:
+    """All values of a header; `name` in lower case."""
     return [value for key, value in headers if key.lower() == name]
 
 
-def wish(headers: Mapping[str, str]) -> Wish | None:
-    """What a request with these headers (lower-case names) asks of the cache; None when it is not to be asked at all."""
-    for name in _NOT_OURS:
-        if name in headers:
-            return None
-    if "text/event-stream" in headers.get("accept", ""):
+def most_age_s(headers: Mapping[str, str]) -> float | None:
+    """How old a stored answer may be for a request with these headers (lower-case names), in seconds; None: none may be given."""
+    if any(name in headers for name in _NOT_OURS) or "text/event-stream" in headers.get("accept", ""):
         return None
     control = headers.get("cache-control")
     if control is None:
-        return Wish(most_s=0.0) if "no-cache" in headers.get("pragma", "").lower() else NO_WISH
-    given = directives([control])
+        return 0.0 if "no-cache" in headers.get("pragma", "").lower() else math.inf
+    given = directives(control)
     if "no-store" in given:
         return None
-    return Wish(
-        most_s=0.0 if "no-cache" in given else seconds(given, "max-age"),
-        left_s=seconds(given, "min-fresh") or 0.0,
-        only_stored="only-if-cached" in given,
-    )
+    most_s = 0.0 if "no-cache" in given else seconds(given, "max-age")
+    return math.inf if most_s is None else most_s
+
+
+def client_has(asked: Mapping[str, str], headers: Headers) -> bool:
+    """Whether a request's conditions name the state that these headers of its answer tell. Ref: RFC 9110, section 13.2.2.
+
+    `W/` is passed over: HAProxy makes a strong entity tag weak when it compresses an answer.
+    """
+    known = asked.get("if-none-match")
+    if known is not None:
+        tag, _ = unquote_etag(first(headers, "etag"))
+        return tag is not None and parse_etags(known).contains_weak(tag)
+    since, changed = parse_date(asked.get("if-modified-since")), parse_date(first(headers, "last-modified"))
+    return since is not None and changed is not None and changed <= since
 
 
 def verdict(status: int, headers: Headers, *, subject: bool, sie_s: float = 0.0) -> Verdict | None:
     """Whether and how the answer to a GET may be stored; None: not at all.
 
-    `subject` tells that the request's token proved somebody. `sie_s` is what an answer that says nothing of
-    stale-if-error gets.
+    `subject`: the request's token proved one. `sie_s` is what an answer that says nothing of stale-if-error gets.
     """
     if status not in STORABLE or values(headers, "set-cookie") or values(headers, "content-range"):
         return None
-    given = directives(values(headers, "cache-control"))
+    given = directives(*values(headers, "cache-control"))
     if "no-store" in given or "no-cache" in given:
         return None
     varied = _vary(headers)
@@ -164,7 +177,7 @@ def verdict(status: int, headers: Headers, *, subject: bool, sie_s: float = 0.0)
 
 
 def _shared(given: Directives, by_token: bool) -> bool:
-    """Whether everybody may have it. Ref: RFC 9111, sections 3.5 and 5.2.2.7."""
+    """Whether every caller may have it. Ref: RFC 9111, sections 3.5 and 5.2.2.7."""
     return not by_token and "private" not in given and ("public" in given or "s-maxage" in given)
 
 
@@ -190,16 +203,16 @@ def _lifetime(given: Directives, *, shared: bool, sie_s: float) -> Lifetime | No
     if "must-revalidate" in given or "proxy-revalidate" in given:
         lifetime = Lifetime(fresh_s)
     else:
-        told = seconds(given, "stale-if-error")
+        said_s = seconds(given, "stale-if-error")
         # Ref: RFC 9111, section 5.2.2.10: s-maxage forbids what it does not allow by name.
-        sie_s = told if told is not None else 0.0 if s_maxage is not None else sie_s
+        sie_s = said_s if said_s is not None else 0.0 if s_maxage is not None else sie_s
         lifetime = Lifetime(fresh_s, seconds(given, "stale-while-revalidate") or 0.0, sie_s)
     return lifetime if lifetime.fresh_s or lifetime.swr_s else None
 
 
 def part_verdict(policy: PartPolicy, status: int, headers: Headers, *, subject: bool) -> Verdict | None:
     """How the answer to a part may be stored: as its policy says, but never against what the service forbids."""
-    given = directives(values(headers, "cache-control"))
+    given = directives(*values(headers, "cache-control"))
     shared = policy.scope == "public"
     if status != 200 or "no-store" in given or values(headers, "set-cookie") or not policy.ttl_s:
         return None

@@ -1,4 +1,4 @@
-"""The shared layer: answers in Redis, the leases of those who load them, and the changes that end them.
+"""The shared layer: answers in Redis, the leases to load them, and the changes that end them.
 
 Every answer carries the version of its path: an epoch, and the words of the buckets that its path and its prefixes fall into
 (`services.kit.stale.stored_form`). A change sets a new word, so that what was loaded before it, or is being loaded by another
@@ -8,6 +8,7 @@ instance, is valid no more, whatever its key: nothing has to be found and delete
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 from redis import Redis
 
 from gateway.cache.key import Names, Spec, Variant, read_spec
-from gateway.cache.leases import LEASE_MS, Leases
 from services.kit.redis_client import Away, Circuit, is_refusal
 from services.kit.stale import stored_form
 from services.kit.stale.stored_form import Change, SnapshotName
@@ -24,7 +24,14 @@ from services.kit.stale.writer import forget, note_changes
 # The kit keeps bodies of up to 256 KiB; the rest is for the head.
 MAX_SNAPSHOT_BYTES = 512 * 1024
 
-# What stands under a key that is no string, and a word that is no word, is somebody's mischief: it goes.
+# One that is not kept up ends. The link's thread keeps it up four times in this time.
+LEASE_MS = 1000
+# The time of one load. A lease is not kept up for longer, and what waits for another's load tries by itself after it.
+LOAD_S = 5.0
+# Without an owner, as far as is known; those beyond it end by themselves.
+MAX_LOST = 1024
+
+# What stands under a key that is no string, and a word that is no word, is mischief: it goes.
 _FETCH = """
 local function text(key)
   local value = redis.pcall('GET', key)
@@ -74,7 +81,70 @@ for i, word in ipairs(words.err and {} or words) do
 end
 return found
 """
+# Which of the leases still are the caller's: those are kept up, or with 0 given back.
+_TEND = """
+for i, key in ipairs(KEYS) do
+  if redis.pcall('GET', key) == ARGV[i + 1] then
+    if ARGV[1] == '0' then redis.call('DEL', key) else redis.call('PEXPIRE', key, ARGV[1]) end
+  end
+end
+"""
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class Leases:
+    """This process's leases in Redis: the one that has a lease loads an answer, and the other processes wait for it. Thread-safe.
+
+    By their keys in Redis, each with the token that proves it. A lease is short and kept up while its load lasts, so that nothing
+    waits for long for a process that has died. One that was asked for and never answered may stand in Redis without an owner: it
+    is given back as soon as Redis answers again.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[str, float]] = {}
+        self._lost: dict[str, str] = {}
+        self._script = Redis().register_script(_TEND)  # opens nothing
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to tend."""
+        return not self._held and not self._lost
+
+    def take(self, key: str, token: str) -> None:
+        """It is ours now, and kept up until it is given back."""
+        with self._lock:
+            self._held[key] = (token, self._monotonic() + LOAD_S)
+
+    def give_back(self, key: str, token: str) -> None:
+        """Ours no more."""
+        with self._lock:
+            if self._held.get(key, ("", 0.0))[0] == token:
+                del self._held[key]
+
+    def lose(self, key: str, token: str) -> None:
+        """Redis has not answered: it may stand there, and nothing is being loaded."""
+        self.give_back(key, token)
+        with self._lock:
+            self._lost[key] = token
+            while len(self._lost) > MAX_LOST:
+                del self._lost[next(iter(self._lost))]
+
+    def tend(self, redis: Redis) -> None:
+        """Keep up what is held, give back what was lost. Raises RedisError."""
+        now = self._monotonic()
+        with self._lock:
+            self._held = {key: each for key, each in self._held.items() if now < each[1]}
+            held = {key: token for key, (token, _) in self._held.items()}
+            lost = dict(self._lost)
+        for leases, keep_ms in ((held, LEASE_MS), (lost, 0)):
+            if leases:
+                self._script([*leases], [keep_ms, *leases.values()], client=redis)
+        with self._lock:
+            for key, token in lost.items():
+                if self._lost.get(key) == token:
+                    del self._lost[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +165,7 @@ class Store:
         self._circuit = circuit
         self._names = names
         self._leases = leases
-        loader = Redis()  # opens nothing: the scripts only want somebody to ask for the encoding
+        loader = Redis()  # opens nothing: a script asks it for the encoding
         self._fetch = loader.register_script(_FETCH)
         self._store = loader.register_script(_STORE)
         self._lease = loader.register_script(_LEASE)
@@ -116,31 +186,31 @@ class Store:
                 raise Away(refusal.decode("latin-1"))
             return found
 
-        version, told, data, leased = self._asked(key, token if lease else "", ask)
+        version, spec_text, data, leased = self._ask(key, token if lease else "", ask)
         if leased == 1:
-            self._leases.taken(key, token)
+            self._leases.take(key, token)
         known = version.decode("latin-1") if version else ""
-        other = read_spec(told) if told else spec
+        other = read_spec(spec_text) if spec_text else spec
         if other is None:
             return Fetched(known, None, None, None)  # not ours; the next answer stored puts it right
         return Fetched(known, other if other != spec else None, data, bool(leased) if leased >= 0 else None)
 
     def lease(self, text: str, token: str) -> bool:
-        """Whether the caller may load the variant: he has its lease, or gets it."""
+        """Whether the caller may load the variant: it has its lease, or gets it."""
         key = self._names.lease(text)
-        leased = bool(self._asked(key, token, lambda r: self._lease([key], [token, LEASE_MS], client=r)))
+        leased = bool(self._ask(key, token, lambda r: self._lease([key], [token, LEASE_MS], client=r)))
         if leased:
-            self._leases.taken(key, token)
+            self._leases.take(key, token)
         return leased
 
-    def _asked(self, key: str, token: str, action: Callable[[Redis], Any]) -> Any:
+    def _ask(self, key: str, token: str, action: Callable[[Redis], Any]) -> Any:
         """Do what may take the lease, if a token is given: it may also do so without an answer. Raises Away."""
         closed = self._circuit.closed
         try:
             return self._circuit.run(action)
         except Away:
             if token and closed:
-                self._leases.lost(key, token)
+                self._leases.lose(key, token)
             raise
 
     def save(self, variant: Variant, text: str, spec: Spec, data: bytes, token: str, kept_s: float) -> bool:
@@ -153,7 +223,7 @@ class Store:
         except Away:
             self.release(text, token)
             return False
-        self._leases.returned(key, token)
+        self._leases.give_back(key, token)
         return True
 
     def release(self, text: str, token: str) -> None:
@@ -162,9 +232,9 @@ class Store:
         try:
             self._circuit.run(lambda r: self._release([key], [token], client=r))
         except Away:
-            self._leases.lost(key, token)
+            self._leases.lose(key, token)
         else:
-            self._leases.returned(key, token)
+            self._leases.give_back(key, token)
 
     def change(self, service: str, changes: Sequence[Change]) -> None:
         """End what is stored of the changes' paths, and tell all gateways."""
@@ -188,10 +258,10 @@ class Store:
             *stored_form.removals(path),
         ]
         found: Any = self._circuit.run(lambda r: self._snapshots(keys, arguments, client=r))
-        told = [each if isinstance(each, bytes) else None for each in found]
-        return told[: len(names)], max(map(stored_form.said_at, told[len(names) :]), default=0.0)
+        values = [each if isinstance(each, bytes) else None for each in found]
+        return values[: len(names)], max(map(stored_form.said_at, values[len(names) :]), default=0.0)
 
 
 def token() -> str:
-    """A word that nobody else has."""
+    """A word that nothing else has."""
     return secrets.token_hex(8)

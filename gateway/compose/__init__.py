@@ -63,7 +63,7 @@ class Compositions:
             self._fixed[declaration.health.path] = FleetHealth(declaration.health, view, clock)
 
     def find(self, incoming: Incoming) -> Found | FleetHealth | None:
-        """Who answers this path, whatever the method; None when nothing here does."""
+        """What answers this path, whatever the method; None when nothing here does."""
         fixed = self._fixed.get(incoming.path)
         if fixed is not None:
             return fixed

@@ -58,21 +58,21 @@ class Composition:
         if route.auth == "token":
             values = {**found, SUBJECT: incoming.prove().subject}
         if self._personal:
-            return _sent(incoming, self._made(incoming, values).answer)
-        return _sent(incoming, self._kept_or_made(incoming, values))
+            return _finish(incoming, self._make(incoming, values).answer)
+        return _finish(incoming, self._get_or_make(incoming, values))
 
-    def _kept_or_made(self, incoming: Incoming, values: Mapping[str, str]) -> Answer:
-        """The whole where it does not depend on whose token came."""
+    def _get_or_make(self, incoming: Incoming, values: Mapping[str, str]) -> Answer:
+        """The whole where it does not depend on the caller's token."""
         headers = incoming.headers
         return self._wholes.get_or_make(
             (incoming.path, *[headers.get(name) for name in self._vary]),
-            lambda: self._made(incoming, values),
+            lambda: self._make(incoming, values),
             lambda results: whole(incoming, results, personal=False, vary=self._vary),
             wait_s=incoming.deadline - self._clock.monotonic(),
             renew=asks_anew(headers.get("cache-control")),
         )
 
-    def _made(self, incoming: Incoming, values: Mapping[str, str]) -> Made:
+    def _make(self, incoming: Incoming, values: Mapping[str, str]) -> Made:
         """The whole, from its services. Raises PartFailed."""
         route = self.route
         results = self._gather(incoming, values)
@@ -95,7 +95,7 @@ class Composition:
         return Made(answer, results, fresh_s, places)
 
     def _gather(self, incoming: Incoming, values: Mapping[str, str]) -> list[Result]:
-        """How each part went, in the order of their declaration; those that are not there in time are told as late."""
+        """How each part went, in the order of their declaration; those that are not there in time count as late."""
         timeout_s = min(incoming.deadline - self._clock.monotonic(), self.route.timeout_s)
         board = _Board(self.route.parts)
         greenlets = []
@@ -134,7 +134,7 @@ class _Board:
         return Result(name, service, "timeout", reason="no answer in time")
 
 
-def _sent(incoming: Incoming, answer: Answer) -> Answer:
+def _finish(incoming: Incoming, answer: Answer) -> Answer:
     """The answer as it goes out: its length, and to a HEAD nothing more."""
     if answer.status == 200 and isinstance(answer.body, bytes):
         answer.headers.append(("Content-Length", str(len(answer.body))))

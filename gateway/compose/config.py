@@ -22,7 +22,7 @@ from discovery.contract import check_name
 from discovery.errors import ContractError
 from discovery.model import Domain
 from gateway.cache import PartPolicy
-from gateway.cache.policy import Scope
+from gateway.cache.rules import Scope
 from gateway.compose.jsonpart import Shape
 from gateway.compose.template import RoutePath, TargetPath
 
@@ -70,7 +70,7 @@ class Keeping(_Declared):
     """How long a part's answer may be used without asking again. Seconds: `ttl_s` fresh, then for `stale_while_revalidate_s`
     while a new one is fetched, and for `stale_if_error_s` when that fails.
 
-    `scope` `subject` keeps it for whose token it is, `public` for everybody: then it is asked for without a token.
+    `scope` `subject` keeps it for the subject of the token, `public` for every caller: then it is asked for without a token.
     """
 
     ttl_s: Annotated[float, Field(ge=0, le=86_400)]
@@ -143,7 +143,7 @@ class Route(_Declared):
         _ = self.template
         known = {*self.placeholders, *([SUBJECT] if self.auth == "token" else [])}
         if SUBJECT in self.placeholders:
-            raise ValueError(f"<{SUBJECT}> is whose token it is, and cannot stand in a route's path")
+            raise ValueError(f"<{SUBJECT}> is the token's subject, and cannot stand in a route's path")
         for name, part in self.parts.items():
             if not _MEMBER.fullmatch(name):
                 raise ValueError(f"part {name!r}: no name for a member: letters, digits and _")
@@ -209,11 +209,11 @@ def load(domain: Domain, folder: Path = FOLDER) -> Declaration:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         raise DeclarationError(
-            file, [_told(content, each["loc"], each["msg"]) for each in problems]
+            file, [_place(content, each["loc"], each["msg"]) for each in problems]
         ) from None
 
 
-def _told(content: dict[str, Any], loc: tuple[int | str, ...], message: str) -> str:
+def _place(content: dict[str, Any], loc: tuple[int | str, ...], message: str) -> str:
     """A mistake in the words of the file: `route overview: parts.posts.share: …`."""
     place, rest = [], list(loc)
     if len(rest) > 1 and rest[0] == "route" and isinstance(rest[1], int):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic_core import to_json
-from werkzeug.http import generate_etag, parse_etags, quote_etag
+from werkzeug.http import generate_etag, quote_etag
 
+from gateway.cache.rules import client_has, directives, seconds
 from gateway.compose.result import Result
 from gateway.errors import PartFailed
 from gateway.model import Answer, Headers, Incoming
 
 JSON = "application/json"
 NO_STORE = "no-store"
-_DIRECTIVE = re.compile(r'([a-z-]+)(?:=(?:"([^"]*)"|([^\s,;]*)))?', re.ASCII)
 _SAFE_VALUE = re.compile(r"[\x20-\x7e]{1,500}")
 MAX_AGE_S = 31_536_000
 
@@ -33,7 +33,7 @@ def problem(needed: Result, results: Sequence[Result]) -> PartFailed:
         f"The part {needed.name!r}, from {needed.service}, is needed: {needed.reason}.",
         service=needed.service,
         headers=headers,
-        members={"part": needed.name, "parts": {each.name: each.told() for each in results}},
+        members={"part": needed.name, "parts": {each.name: each.describe() for each in results}},
         retry_after_s=needed.retry_after_s,
     )
     error.attempts = needed.attempts
@@ -41,7 +41,7 @@ def problem(needed: Result, results: Sequence[Result]) -> PartFailed:
 
 
 def whole(incoming: Incoming, results: Sequence[Result], *, personal: bool, vary: Sequence[str]) -> Answer:
-    """The answer of usable and of optional parts. `personal`: it depends on whose token came, whatever the parts say.
+    """The answer of usable and of optional parts. `personal`: it depends on the caller's token, whatever the parts say.
 
     Its entity tag is weak, and about the parts' data alone: the same data from another instance is the same answer.
     """
@@ -70,11 +70,10 @@ def whole(incoming: Incoming, results: Sequence[Result], *, personal: bool, vary
         if varies:
             headers.append(("Vary", varies))
         if control != NO_STORE:
-            tag = generate_etag(text)
-            headers.append(("ETag", quote_etag(tag, weak=True)))
-            if parse_etags(incoming.headers.get("if-none-match")).contains_weak(tag):
+            headers.append(("ETag", quote_etag(generate_etag(text), weak=True)))
+            if client_has(incoming.headers, headers):
                 return Answer(304, headers, b"", attempts=attempts)
-    parts = to_json({each.name: each.told() for each in results})
+    parts = to_json({each.name: each.describe() for each in results})
     complete = b"false" if missing else b"true"
     body = b'{%s,"_complete":%s,"_parts":%s}\n' % (text, complete, parts)
     return Answer(200, headers, body, attempts=attempts)
@@ -83,64 +82,48 @@ def whole(incoming: Incoming, results: Sequence[Result], *, personal: bool, vary
 _INCOMPLETE = frozenset({"fallback"})
 
 
-def directives(value: str | None) -> Mapping[str, str]:
-    """Cache-Control as directives in lower case, with their arguments; of a repeated one the first."""
-    found: dict[str, str] = {}
-    for name, quoted, plain in _DIRECTIVE.findall((value or "").lower()):
-        found.setdefault(name, quoted or plain)
-    return found
-
-
-def _seconds(given: Mapping[str, str], name: str) -> int | None:
-    """A directive's seconds; a directive without a number counts as 0. None when it is not there."""
-    if name not in given:
-        return None
-    text = given[name]
-    return min(int(text), MAX_AGE_S) if re.fullmatch(r"[0-9]{1,12}", text, re.ASCII) else 0
-
-
 def strictest(parts: Sequence[tuple[str | None, int]], *, personal: bool) -> str:
     """The Cache-Control that holds for all: of each part what it said (None: nothing), and its age in seconds.
 
     A part that says nothing may not be kept without asking. Public only if all are, max-age the least that is left.
     """
     public, must_ask = not personal, False
-    ages: list[int] = []
-    shared: list[int] = []
+    ages: list[float] = []
+    shared: list[float] = []
     for value, age_s in parts:
-        given = directives(value)
+        given = directives(value or "")
         if NO_STORE in given:
             return NO_STORE
         public = public and "public" in given and "private" not in given
-        max_age = _seconds(given, "max-age")
-        s_maxage = _seconds(given, "s-maxage")
+        max_age = seconds(given, "max-age", MAX_AGE_S)
+        s_maxage = seconds(given, "s-maxage", MAX_AGE_S)
         must_ask = must_ask or "no-cache" in given or max_age is None
         ages.append(max(0, (max_age or 0) - age_s))
         shared.append(max(0, (s_maxage if s_maxage is not None else max_age or 0) - age_s))
     said = ["public" if public else "private"]
     if must_ask:
         return ", ".join([*said, "no-cache"])
-    said.append(f"max-age={min(ages)}")
+    said.append(f"max-age={min(ages):.0f}")
     if public and min(shared) != min(ages):
-        said.append(f"s-maxage={min(shared)}")
+        said.append(f"s-maxage={min(shared):.0f}")
     return ", ".join(said)
 
 
 def shared_s(answer: Answer, known: Sequence[str]) -> float:
-    """How long everybody may have this answer, 0 for not at all: not if it varies by other headers than those `known`."""
-    given = directives(answer.header("cache-control"))
+    """How long every caller may have this answer, 0 for not at all: not if it varies by other headers than those `known`."""
+    given = directives(answer.header("cache-control") or "")
     if "public" not in given or "no-cache" in given:
         return 0.0
     vary = answer.header("vary")
     if vary is not None and not set(vary.split(", ")) <= set(known):
         return 0.0
-    shared = _seconds(given, "s-maxage")
-    return float(shared if shared is not None else _seconds(given, "max-age") or 0)
+    shared = seconds(given, "s-maxage")
+    return shared if shared is not None else seconds(given, "max-age") or 0.0
 
 
 def asks_anew(value: str | None) -> bool:
     """Whether a request's Cache-Control asks for nothing that was kept."""
-    given = directives(value) if value else {}
+    given = directives(value or "")
     return "no-cache" in given or "no-store" in given or given.get("max-age") == "0"
 
 

@@ -19,7 +19,7 @@ from discovery.http.response import Response
 from gateway.cache import AnswerCache
 from gateway.compose.config import Part
 from gateway.compose.jsonpart import NotUsable, member_of
-from gateway.compose.result import Result, State, failed
+from gateway.compose.result import Result, State, describe_failure
 from gateway.errors import GatewayError
 from gateway.hedge import Outcome, hedged
 from gateway.metrics import GatewayMetrics
@@ -88,19 +88,19 @@ class Fetcher:
     def fetch(
         self, name: str, part: Part, incoming: Incoming, values: Mapping[str, str], timeout_s: float
     ) -> Result:
-        """The part, within `timeout_s`: whatever goes wrong is told in the result. Only the greenlet's end passes through."""
+        """The part, within `timeout_s`: whatever goes wrong is in the result. Only the greenlet's end passes through."""
         until = self._clock.monotonic() + timeout_s
         reserve_s = min(MOST_RESERVE_S, timeout_s * RESERVE_SHARE)
         try:
             asked = _own_request(part, incoming, part.target.fill(values), until - reserve_s)
         except ValueError:
             return Result(name, part.service, "invalid", reason="the path cannot be made")
-        # The call ends by its own deadline, which its breaker hears of; the timer is for whatever else may hang.
-        result = self._timed(timeout_s - reserve_s / 2, name, part, lambda: self._asked(name, part, asked))
+        # The call ends by its own deadline, which its breaker hears of; the timer is for everything else that may hang.
+        result = self._timed(timeout_s - reserve_s / 2, name, part, lambda: self._ask(name, part, asked))
         if result.usable or result.state == "refused" or part.fallback == "none":
             return result
         if part.fallback == "empty":
-            return _instead(result, "fallback", b"[]" if part.expect == "array" else b"{}", "declaration")
+            return _stand_in(result, "fallback", b"[]" if part.expect == "array" else b"{}", "declaration")
         left_s = until - self._clock.monotonic()
         good = self._timed(left_s, name, part, lambda: self._last_good(result, part, asked))
         return good if good.usable else result
@@ -116,17 +116,17 @@ class Fetcher:
             return Result(name, part.service, "timeout", reason="no answer in time")
         except (CallError, GatewayError) as error:
             gone = not self._view.snapshot().instances(part.service)
-            return failed(name, part.service, error, absent=gone)
+            return describe_failure(name, part.service, error, absent=gone)
         except NotUsable as error:
             return Result(name, part.service, "invalid", reason=str(error))
         except Exception as error:  # one part's fault must not be the others'
             log.exception("part failed", part=name, service=part.service, error=type(error).__name__)
             return Result(name, part.service, "failed", reason="the gateway failed")
 
-    def _asked(self, name: str, part: Part, asked: Incoming) -> Result:
+    def _ask(self, name: str, part: Part, asked: Incoming) -> Result:
         policy = part.policy
         if policy is None or self._cache is None:
-            return _checked(name, part, self._call(part, asked))
+            return _check(name, part, self._call(part, asked))
         identity = asked.identify() if policy.scope == "subject" else None
         kept = self._cache.part(
             part.service,
@@ -136,7 +136,7 @@ class Fetcher:
             identity=identity,
             asked=asked,
         )
-        result = _checked(name, part, kept.answer)
+        result = _check(name, part, kept.answer)
         state = "stale" if result.usable and kept.stale_s > 0 else result.state
         stored = kept.state in ("HIT", "STALE")
         return replace(
@@ -183,7 +183,7 @@ class Fetcher:
             response.status,
             headers,
             response.data,
-            source="live",  # clients learn where instances are from nobody
+            source="live",  # no answer says where instances are
             attempts=response.attempts + won.hedged,
         )
 
@@ -205,17 +205,17 @@ class Fetcher:
         answer = self._cache.last_good(asked) if self._cache is not None else None
         if answer is None:
             return result
-        good = _checked(result.name, part, answer)
+        good = _check(result.name, part, answer)
         if not good.usable or good.data is None:
             return result
-        return _instead(result, "stale", good.data, answer.source, _age(answer))
+        return _stand_in(result, "stale", good.data, answer.source, _age(answer))
 
 
 def _own_request(part: Part, incoming: Incoming, target: str, deadline: float) -> Incoming:
     """The part's request, as if the client had asked for it: what is kept for one counts for the other."""
     path, _, query = target.partition("?")
     headers = {"accept": "application/json", "accept-encoding": "identity"}
-    # What everybody may get out of the cache is asked for by nobody.
+    # What every caller may get out of the cache is asked for without a caller.
     shared = part.cache is not None and part.cache.scope == "public"
     for name in part.headers if shared else ("authorization", *part.headers):
         value = incoming.headers.get(name)
@@ -237,7 +237,7 @@ def _own_request(part: Part, incoming: Incoming, target: str, deadline: float) -
     )
 
 
-def _checked(name: str, part: Part, answer: Answer) -> Result:
+def _check(name: str, part: Part, answer: Answer) -> Result:
     """An answer as a result: a 200 of JSON in the declared shape is one, anything else says what it is."""
     known: dict[str, Any] = {
         "source": answer.source,
@@ -259,7 +259,7 @@ def _checked(name: str, part: Part, answer: Answer) -> Result:
     return Result(name, part.service, "ok", data, **known)
 
 
-def _instead(result: Result, state: State, data: bytes, source: str, age_s: int = 0) -> Result:
+def _stand_in(result: Result, state: State, data: bytes, source: str, age_s: int = 0) -> Result:
     return Result(
         result.name,
         result.service,

@@ -9,7 +9,7 @@ from discovery.errors import BreakerOpen, CallError, DeadlineExceeded, NoInstanc
 from gateway.errors import GatewayError
 from gateway.model import Headers
 
-# absent: nobody of that name is there. unavailable: nothing was sent, or nobody could be reached. refused: a 4xx.
+# absent: no such service is there. unavailable: nothing was sent, or no instance could be reached. refused: a 4xx.
 # failed: a 5xx, or an answer that broke off. invalid: an answer that cannot be used. cancelled: not waited for.
 State = Literal[
     "ok", "stale", "fallback", "absent", "unavailable", "timeout", "refused", "failed", "invalid", "cancelled"
@@ -59,23 +59,23 @@ class Result:
         """The first value of a header of the service's answer; `name` in lower case."""
         return next((value for key, value in self.headers if key.lower() == name), None)
 
-    def told(self) -> dict[str, Any]:
-        """What the client is told about the part."""
-        told: dict[str, Any] = {
+    def describe(self) -> dict[str, Any]:
+        """What the client learns about the part."""
+        found: dict[str, Any] = {
             "status": self.state,
             "source": self.source,
             "age": self.age_s,
             "attempts": self.attempts,
         }
         if self.upstream_status not in (None, 200):
-            told["upstream_status"] = self.upstream_status
+            found["upstream_status"] = self.upstream_status
         if self.reason is not None:
-            told["reason"] = self.reason
-        return told
+            found["reason"] = self.reason
+        return found
 
 
-def failed(name: str, service: str, error: CallError | GatewayError, *, absent: bool) -> Result:
-    """A call that brought no answer. The error's own text stays here: it may name addresses. `absent`: nobody is there."""
+def describe_failure(name: str, service: str, error: CallError | GatewayError, *, absent: bool) -> Result:
+    """A call that brought no answer. The error's own text stays here: it may name addresses. `absent`: the service has no instance."""
     attempts = error.attempts if isinstance(error, CallError) else 0
     state: State
     retry_after_s = getattr(error, "retry_after_s", 1.0)

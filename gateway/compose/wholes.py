@@ -1,14 +1,13 @@
-"""Wholes that everybody may have: kept in this process for as long as their parts allow, and dropped once a part has changed.
+"""Wholes that every caller may have: kept in this process for as long as their parts allow, and dropped once a part has changed.
 
 Only what all parts call public is ever here, so a route whose parts are private costs one look into a dictionary. Redis is not
 asked: to find a whole there would cost as much as to make it. Of a whole that has been here and is to be made anew, one request
-makes it, and who comes meanwhile waits for it.
+makes it, and those that come meanwhile wait for it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,6 +15,8 @@ from typing import Protocol
 from gevent.event import Event
 
 from discovery.clock import SYSTEM_CLOCK, Clock
+from gateway.cache.coalesce import Flights
+from gateway.cache.lru import ByteLru
 from gateway.compose.result import Result
 from gateway.model import Answer
 
@@ -36,7 +37,7 @@ class Changes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A whole that has just been made. `fresh_s` is how long everybody may have it, 0 for not at all; `places` are its parts'
+    """A whole that has just been made. `fresh_s` is how long every caller may have it, 0 for not at all; `places` are its parts'
     (service, plain path)."""
 
     answer: Answer
@@ -50,8 +51,6 @@ class _Kept:
     made: Made
     at: float
     mark: int
-    size: int
-    made_anew: Event | None = None
 
 
 class Wholes:
@@ -62,14 +61,13 @@ class Wholes:
     ) -> None:
         self._changes = changes
         self._clock = clock
-        self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
-        self._bytes = 0
+        self._kept: ByteLru[Hashable, _Kept] = ByteLru(max_bytes)
+        self._flights: Flights[None] = Flights(Event)
 
     @property
     def bytes(self) -> int:
-        return self._bytes
+        return self._kept.bytes
 
     def get_or_make(
         self,
@@ -88,21 +86,20 @@ class Wholes:
         if known is None:
             return self._make(key, make)
         if not renew and self._holds(known):
-            return self._give(key, known, give)
-        with self._lock:
-            others = known.made_anew
-            mine = None if others is not None else Event()
-            if mine is not None:
-                known.made_anew = mine
-        if mine is not None:
+            return self._give(known, give)
+        flight, leads = self._flights.enter(key)
+        if leads:
             try:
                 return self._make(key, make)
             finally:
-                self._over(key, known, mine)
-        if not renew and others is not None and others.wait(wait_s):
+                with self._lock:
+                    if self._kept.get(key) is known:
+                        self._kept.drop(key)
+                self._flights.leave(key, flight)
+        if not renew and flight.wait(wait_s):
             known = self._kept.get(key)
             if known is not None and self._holds(known):
-                return self._give(key, known, give)
+                return self._give(known, give)
         return make().answer
 
     def _holds(self, kept: _Kept) -> bool:
@@ -116,10 +113,7 @@ class Wholes:
         kept.mark = mark
         return True
 
-    def _give(self, key: Hashable, kept: _Kept, give: Callable[[Sequence[Result]], Answer]) -> Answer:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
+    def _give(self, kept: _Kept, give: Callable[[Sequence[Result]], Answer]) -> Answer:
         elapsed_s = int(self._clock.monotonic() - kept.at)
         return give(
             [
@@ -134,29 +128,11 @@ class Wholes:
         if not made.fresh_s:
             return made.answer
         size = OVERHEAD_BYTES + len(repr(key)) + sum(map(_size, made.results))
-        if size <= self._max_bytes // 4:
-            self._put(key, _Kept(made, at, mark, size))
+        with self._lock:
+            if self._kept.fits(size):
+                self._kept.put(key, _Kept(made, at, mark), size)
         # Its parts may have come out of a cache of their own, and it says so then.
         return made.answer if made.answer.header("x-cache") else made.answer.with_headers(("X-Cache", "MISS"))
-
-    def _put(self, key: Hashable, kept: _Kept) -> None:
-        with self._lock:
-            self._drop(key)
-            self._kept[key] = kept
-            self._bytes += kept.size
-            while self._bytes > self._max_bytes:
-                self._drop(next(iter(self._kept)))
-
-    def _over(self, key: Hashable, known: _Kept, mine: Event) -> None:
-        with self._lock:
-            if self._kept.get(key) is known:
-                self._drop(key)
-        mine.set()
-
-    def _drop(self, key: Hashable) -> None:
-        kept = self._kept.pop(key, None)
-        if kept is not None:
-            self._bytes -= kept.size
 
 
 def _size(part: Result) -> int:

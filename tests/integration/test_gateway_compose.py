@@ -201,7 +201,8 @@ def test_a_public_whole_is_kept_until_a_part_changes(stage: Stage) -> None:
         lambda handler: handler.answer(200, b'{"data":{"price":5}}', Cache_Control="public, max-age=60"),
     )
     admin = {"Authorization": f"Bearer {stage.rig.signer.token(U, 'admin')}"}
-    purged = stage.rig.ask("PURGE", f"/api/products/{'1' * 32}", service="products", headers=admin)
+    target = f"/api/gateway/business/cache?service=products&path=/api/products/{'1' * 32}"
+    purged = stage.rig.ask("PURGE", target, headers=admin)
     assert purged.status == 200
     changed = eventually(lambda: (a := stage.get(path)).headers["x-cache"] == "MISS" and a, 3)
     assert body(changed)["product"] == {"price": 5}

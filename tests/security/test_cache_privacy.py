@@ -245,17 +245,34 @@ def allowed(ask: Ask) -> set[str]:
     return names
 
 
-@settings(
-    deadline=None,
-    max_examples=200,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.function_scoped_fixture,
-    ],
-)
+def many(examples: int) -> settings:
+    return settings(
+        deadline=None,
+        max_examples=examples,
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.function_scoped_fixture,
+        ],
+    )
+
+
+@many(60)
 @given(asks=scenes())
 def test_nobody_gets_an_answer_that_was_made_for_another(stage: Stage, asks: list[Ask]) -> None:
+    play(stage, asks)
+
+
+@pytest.mark.long
+@many(200)
+@given(asks=scenes())
+def test_nobody_gets_an_answer_that_was_made_for_another_in_many_scenes(
+    stage: Stage, asks: list[Ask]
+) -> None:
+    play(stage, asks)
+
+
+def play(stage: Stage, asks: list[Ask]) -> None:
     prefix = f"/api/{next(_numbers)}"
     for ask in asks:
         later(ask.pause_s)

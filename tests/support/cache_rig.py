@@ -127,11 +127,9 @@ class Instance:
     def forget_here(self) -> None:
         """Empty the in-process layer, as a new process has it."""
         memory = self.cache._memory
-        memory._held.clear()
-        memory._by_path.clear()
-        memory._below.clear()
+        for variant in memory._held:
+            memory.drop(variant)
         memory._specs.clear()
-        memory._bytes = 0
 
     def begin(self, origin: Origin) -> None:
         """As new, in front of another service."""

@@ -250,12 +250,12 @@ def test_heartbeat_that_is_late_costs_no_more_than_others(
     leases = world.one.cache._link._leases
     tended: list[float] = []
     monkeypatch.setattr(leases, "tend", lambda _: tended.append(time.monotonic()))
-    leases.taken("a", "b")
+    leases.take("a", "b")
     with hung(world) as is_there:
         assert is_there()
         time.sleep(0.7)
     time.sleep(0.3)
-    leases.returned("a", "b")
+    leases.give_back("a", "b")
     assert 1 <= len(tended) <= 8
 
 

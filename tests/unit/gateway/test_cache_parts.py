@@ -10,12 +10,11 @@ from dataclasses import replace
 import pytest
 
 from discovery.errors import BreakerOpen, CallError, ConnectFailed, DeadlineExceeded, ResponseTimeout
-from gateway.cache.coalesce import Flights, again
-from gateway.cache.entry import Entry, pack, unpack
-from gateway.cache.giving import Beside, give, passed_on, read_whole
+from gateway.cache.body import Copied, read_whole
+from gateway.cache.coalesce import Flight, Flights, copy_error
+from gateway.cache.entry import Entry, give, pack, pass_on, unpack
 from gateway.cache.key import GUESS, Base, Spec, Variant, audience, base_of, read_spec, variant_of
-from gateway.cache.memory import MAX_SPECS, REMEMBERED, Held, Memory
-from gateway.cache.passing import MAX_MARKS, PASS_S, Passing
+from gateway.cache.memory import MAX_MARKS, MAX_SPECS, PASS_S, REMEMBERED, Held, Memory, Passing
 from gateway.cache.rules import Lifetime
 from gateway.model import Answer, Incoming
 from services.kit.auth.verifier import Identity
@@ -190,7 +189,7 @@ def test_marks_are_for_one_kind_of_sender_and_for_a_while() -> None:
     assert not passing.passes(BASE, token, looks=True)
     for number in range(2 * MAX_MARKS):
         passing.mark(variant(f"/{number}").base, token)
-    assert len(passing._marks) == MAX_MARKS
+    assert len(passing) == MAX_MARKS
 
 
 def test_long_names_count_or_are_not_kept() -> None:
@@ -277,7 +276,7 @@ def test_client_who_has_it_gets_304_from_store_and_service_alike(asked: dict[str
         ("Content-Type", "text/plain"),
     ]
     stored = give(asked, "GET", Entry(200, headers, b"body", NOW, Lifetime(1)), "HIT", 3.9)
-    came = passed_on(
+    came = pass_on(
         asked, Answer(200, [*headers, ("Content-Length", "4"), ("X-Cache", "HIT")], b"body"), "MISS"
     )
     for answer, state in ((stored, "HIT"), (came, "MISS")):
@@ -315,7 +314,7 @@ def test_body_of_untold_length_is_kept_once_it_has_come_whole_and_in_time(
 ) -> None:
     found: list[bytes] = []
     left = iter(range(steps))
-    body = Beside(iter([b"one", b"two", b"six"]), most, lambda: next(left, None) is not None, found.append)
+    body = Copied(iter([b"one", b"two", b"six"]), most, lambda: next(left, None) is not None, found.append)
     assert next(body) == b"one"
     assert found == []
     assert b"".join(body) == b"twosix"
@@ -329,7 +328,7 @@ def test_body_that_breaks_off_is_not_kept() -> None:
         yield b"one"
         raise ResponseTimeout("pears")
 
-    body = Beside(broken(), 100, lambda: True, found.append)
+    body = Copied(broken(), 100, lambda: True, found.append)
     assert next(body) == b"one"
     with pytest.raises(ResponseTimeout):
         next(body)
@@ -340,8 +339,8 @@ def test_body_that_breaks_off_is_not_kept() -> None:
 # -- single flight
 
 
-def test_one_leads_and_the_others_wait_until_he_leaves() -> None:
-    flights = Flights()
+def test_one_leads_and_the_others_wait_until_it_leaves() -> None:
+    flights: Flights[str] = Flights()
     flight, leads = flights.enter("key")
     assert leads
     joined = [flights.enter("key") for _ in range(3)]
@@ -357,15 +356,15 @@ def test_one_leads_and_the_others_wait_until_he_leaves() -> None:
     [DeadlineExceeded("pears", sent=True), ResponseTimeout("pears"), ConnectFailed("pears")],
 )
 def test_failure_is_shared_unless_it_may_be_the_leaders_own(error: CallError) -> None:
-    flight, _ = Flights().enter("key")
-    flight.failed(error)
+    flight: Flight[str] = Flight()
+    flight.fail(error)
     assert flight.error is None
-    flight.failed(BreakerOpen("pears", retry_after_s=1))
+    flight.fail(BreakerOpen("pears", retry_after_s=1))
     assert flight.error is not None
 
 
 def test_error_for_another_is_the_same_and_not_the_same_object() -> None:
     error = BreakerOpen("pears", retry_after_s=2.5, attempts=1)
-    copy = again(error)
+    copy = copy_error(error)
     assert copy is not error
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
