@@ -168,7 +168,7 @@ class AnswerCache:
 
     def purge(self, service: str, path: str, *, prefix: bool = False) -> bool:
         """Forget what is stored for a path (as in a request), all its queries and variants, with `prefix` also all below it; in every
-        process. Of the path itself also the last good answer for everybody, with `prefix` the last good answers of all.
+        process. Of the path itself also the last good answer for every caller, with `prefix` the last good answers of all.
 
         False when Redis did not note it: it will be noted, and nothing is read from Redis until then.
         """

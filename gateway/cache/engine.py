@@ -1,4 +1,4 @@
-"""How an answer is found: in this process, in Redis, or by asking for it, once for all who want it.
+"""How an answer is found: in this process, in Redis, or by asking for it, once for all requests that want it.
 
 held here and fresh ─▶ HIT          stale, but may be given meanwhile ─▶ STALE, and one asks in the background
 else one of this process leads: Redis ─▶ HIT; its lease ─▶ asks the service; another's lease ─▶ waits for what that one stores
@@ -131,7 +131,7 @@ class Engine:
         entry, age_s = held.entry, now - held.born
         life = entry.lifetime
         stale_s = age_s - life.fresh_s
-        # What was asked for after the request had come is new enough for everybody.
+        # What was asked for after the request had come is new enough for every request.
         if held.born < want.began and age_s >= want.most_age_s:
             return None
         if stale_s < 0:

@@ -55,7 +55,7 @@ def read_spec(data: bytes) -> Spec | None:
 
 
 class Variant(NamedTuple):
-    """One stored answer. `audience` is empty in what is for everybody."""
+    """One stored answer. `audience` is empty in what is for every caller."""
 
     base: Base
     vary: tuple[str, ...]

@@ -88,7 +88,7 @@ class LastGood:
         return min(good, key=lambda each: each.age_s, default=None)
 
     def forget(self, service: str, path: str) -> None:
-        """Delete those of a plain path that are for everybody. Raises Away when Redis has not deleted them."""
+        """Delete those of a plain path that are for every caller. Raises Away when Redis has not deleted them."""
         self._forget_here(public_key(service, path))
         self._store.forget_snapshots(service, path)
         # What was read from Redis in between.

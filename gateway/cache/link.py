@@ -179,7 +179,7 @@ class Link:
             return  # full, but what is stored can be deleted
 
     def _make_up(self) -> None:
-        """Tell the others what they have not heard, which one may do that takes nothing else; then have it noted. Raises Away."""
+        """Publish what the others have not heard, which even a Redis that stores nothing passes on; then note it. Raises Away."""
         with self._lock:
             waiting = dict(self._pending)
         for key, published in waiting.items():
@@ -200,4 +200,4 @@ def _publish(service: str, change: Change, redis: Redis) -> None:
 
 
 def _note(service: str, changes: list[Change], redis: Redis) -> None:
-    note_changes(redis, service, changes, tell=False)
+    note_changes(redis, service, changes, publish=False)

@@ -1,4 +1,4 @@
-"""What RFC 9111 allows: which answers may be stored, for whom, and for how long. Pure functions; no I/O, no clock.
+"""What RFC 9111 allows: which answers may be stored, for which callers, and for how long. Pure functions; no I/O, no clock.
 
 Stricter than the RFC in four things: an answer is stored only with an explicit lifetime; `no-cache` is not stored at all; a request
 with a cookie or an API key is passed by; and what says neither `public` nor `s-maxage` is for the subject of a token, or not stored.
@@ -85,7 +85,7 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How an answer may be stored: for anybody (`shared`) or its asker alone; `vary` are the request's headers that it depends on."""
+    """How an answer may be stored: for every caller (`shared`) or its own alone; `vary` are the request's headers that it depends on."""
 
     lifetime: Lifetime
     shared: bool
@@ -143,7 +143,7 @@ def most_age_s(headers: Mapping[str, str]) -> float | None:
 
 
 def client_has(asked: Mapping[str, str], headers: Headers) -> bool:
-    """Whether a request's conditions name the state that these headers of its answer tell. Ref: RFC 9110, section 13.2.2.
+    """Whether a request's conditions name the state that these headers of its answer describe. Ref: RFC 9110, section 13.2.2.
 
     `W/` is passed over: HAProxy makes a strong entity tag weak when it compresses an answer.
     """

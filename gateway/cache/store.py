@@ -237,11 +237,11 @@ class Store:
             self._leases.give_back(key, token)
 
     def change(self, service: str, changes: Sequence[Change]) -> None:
-        """End what is stored of the changes' paths, and tell all gateways."""
+        """End what is stored of the changes' paths, and publish it to all gateways."""
         self._circuit.run(lambda r: note_changes(r, service, changes))
 
     def forget_snapshots(self, service: str, path: str) -> None:
-        """Delete the last good answers of a plain path that are for everybody, and keep out those on their way."""
+        """Delete the last good answers of a plain path that are for every caller, and keep out those on their way."""
         key = stored_form.public_key(service, path)
         self._circuit.run(lambda r: forget(r, key))
 

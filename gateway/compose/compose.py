@@ -81,7 +81,7 @@ class Composition:
                 self._metrics.parts.labels(route.name, each.name, each.state).inc()
         needed = [each for each in results if route.parts[each.name].required and not each.usable]
         if needed:
-            # What is to be done first, where several are missing: say who you are, then ask for what you may have.
+            # Where several are missing, the one to mend first: a token before what it gives access to.
             worst = min(needed, key=lambda each: (each.state == "cancelled", each.answer_status))
             raise problem(worst, results)
         answer = whole(incoming, results, personal=self._personal, vary=self._vary)

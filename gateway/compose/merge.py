@@ -1,4 +1,4 @@
-"""From parts to one answer: its bytes, how long it may be kept, and by whom."""
+"""From parts to one answer: its bytes, how long it may be kept, and by which caches."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     def get_thing(path: ThingPath): ...
 
 Keeping costs the request microseconds: one thread writes, from a bounded queue whose newest entries are dropped when it is full.
-The same queue tells the gateways of changes that this instance has made, so that they forget what they keep of those paths.
+The same queue publishes the changes that this instance has made to the gateways, so that they forget what they keep of those paths.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_BODY_BYTES = 256 * 1024
 MAX_STALE_S = 7 * 86_400.0
 # The same answer is not written again before this, nor before a quarter of its time.
 AGAIN_S = 5.0
-# So long a reader who has the answer already may be told so without our seeing it whole.
+# So long a reader that has the answer already may get 304 without our seeing the answer whole.
 UNSEEN_S = 60.0
 REMEMBERED = 4096
 GONE = frozenset({403, 404, 410})
@@ -55,9 +55,9 @@ class Policy:
 def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
     """Decorator of a GET view, below the route's and `require_scope`: keep its answers (status 200, to 256 KiB), to be given for `stale_s` seconds.
 
-    `public` is given to everybody: only for views that ask for no token. `subject` is given to the subject of the verified token
-    that the answer was for, while his token has the scopes that it had. An answer 403, 404 or 410 takes away what is kept;
-    so do `kit().snapshots.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for whomever. Never kept: `no-store`, cookies, streams, and in scope `public`
+    `public` is given to every caller: only for views that ask for no token. `subject` is given to the subject of the verified token
+    that the answer was for, while its token has the scopes that that one had. An answer 403, 404 or 410 takes away what is kept;
+    so do `kit().snapshots.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for all. Never kept: `no-store`, cookies, streams, and in scope `public`
     what is `private`, or was asked for with a token, a cookie or an `X-Api-Key`. Raises ValueError.
     """
     if scope not in ("public", "subject") or not 0 < stale_s <= MAX_STALE_S:
@@ -66,13 +66,13 @@ def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
 
     def decorate(view: F) -> F:
         @wraps(view)
-        def seen(*args: Any, **kwargs: Any) -> Any:
+        def keep_answer(*args: Any, **kwargs: Any) -> Any:
             # Here, and not before the request: only now its token has been verified.
             _snapshots().before(policy)
             return view(*args, **kwargs)
 
-        setattr(seen, _MARK, policy)
-        return seen  # type: ignore[return-value]
+        setattr(keep_answer, _MARK, policy)
+        return keep_answer  # type: ignore[return-value]
 
     return decorate
 
@@ -97,22 +97,22 @@ class Snapshots:
         self._warned: set[str] = set()
 
     def forget(self, path: str) -> None:
-        """Nothing is to be kept of this path (as in `request.path`) for everybody: call it after the commit that removed it."""
+        """Nothing is to be kept of this path (as in `request.path`) for every caller: call it after the commit that removed it."""
         if self._queue is not None:
             self._queue.forget(stored_form.public_key(self._service, _plain(path)))
             self._written.clear()
 
     def forget_subject(self, subject: str) -> None:
-        """Nothing is to be kept for this subject: his account has gone, or what he may see has changed."""
+        """Nothing is to be kept for this subject: its account has gone, or what it may see has changed."""
         if self._queue is not None:
             self._queue.forget(stored_form.subject_key(self._service, subject))
             self._written.clear()
 
     def changed(self, path: str, *, prefix: bool = False) -> None:
-        """Tell the gateways that what they keep of this path (as in `request.path`) holds no more. Not the snapshots."""
-        self.tell(_plain(path), prefix=prefix)
+        """Publish to the gateways that what they keep of this path (as in `request.path`) holds no more. Not the snapshots."""
+        self.publish(_plain(path), prefix=prefix)
 
-    def tell(self, plain: str, *, prefix: bool) -> None:
+    def publish(self, plain: str, *, prefix: bool) -> None:
         """As `changed`, for a path as in PATH_INFO."""
         if self._queue is not None:
             self._queue.change(self._service, stored_form.Change(plain, prefix))
@@ -120,7 +120,7 @@ class Snapshots:
     # -- around each request
 
     def before(self, policy: Policy) -> None:
-        """See to it that a reader who has the answer already does not keep us from seeing it for ever."""
+        """A reader that has the answer already must not keep us from seeing it for ever."""
         known = request.environ.get("HTTP_IF_NONE_MATCH")
         if known is None or request.method != "GET" or self._queue is None:
             return
@@ -167,7 +167,7 @@ class Snapshots:
         if policy.scope == "subject":
             vary.discard("authorization")
         elif current().subject is not None or "private" in control:
-            self._warn("what a token was asked for is not kept for everybody")
+            self._warn("what a token was asked for is not kept for every caller")
             return False
         elif "HTTP_COOKIE" in request.environ or "HTTP_X_API_KEY" in request.environ:
             return False
@@ -214,7 +214,7 @@ def _plain(path: str) -> str:
 
 
 def _not_modified(response: Response) -> Response:
-    """What the reader would have got, had he asked for it with the tag that he has."""
+    """What the reader would have got for the tag that it sent."""
     short = Response(status=304)
     for name in _ABOUT_STATE:
         if name in response.headers:
@@ -237,7 +237,8 @@ def install(app: Flask, *, routed: bool) -> None:
         if request.method in WRITES:
             if routed and response.status_code < 400:
                 # What is below goes with it.
-                _snapshots().tell(request.environ.get("PATH_INFO", ""), prefix=request.method == "DELETE")
+                path = request.environ.get("PATH_INFO", "")
+                _snapshots().publish(path, prefix=request.method == "DELETE")
             return response
         found: Policy | None = getattr(app.view_functions.get(request.endpoint or ""), _MARK, None)
         return _snapshots().after(found, response) if found is not None else response

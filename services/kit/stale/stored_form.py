@@ -1,10 +1,10 @@
 """Stored answers in Redis: under which names, and in which form. Services write theirs (`snapshot`), gateways read them.
 
-    snapshot:<service>:p:<path>      hash, slot → sealed answer for everybody
+    snapshot:<service>:p:<path>      hash, slot → sealed answer for every caller
     snapshot:<service>:s:<subject>   hash, slot → sealed answer for that subject alone
     snapshot:<service>:g:…           gone: nothing may be kept under that name for a while
     snapshot:<service>:versions      hash, bucket → a word that changes when what is stored of these paths holds no more
-    snapshot:<service>:changed       channel, where every such change is told
+    snapshot:<service>:changed       channel, where every such change is published
 
 A service may touch what bears its own name, the gateways all of it. Paths are *plain* here: decoded, as WSGI's PATH_INFO has them.
 """
@@ -29,7 +29,7 @@ _HEAD_AT = len(MAGIC) + _DIGEST_BYTES + 4
 MAX_PATH_CHARS = 2048
 MAX_QUERY_CHARS = 2048
 MAX_PARAMETERS = 50
-# Answers kept of one path, or of one subject: who asks with ever new queries displaces what he asked before.
+# Answers kept of one path, or of one subject: ever new queries displace the ones before.
 SLOTS = 64
 
 BUCKETS = 4096
@@ -72,7 +72,7 @@ class SnapshotName:
 
 
 def snapshot_name(service: str, path: str, query: str, subject: str | None) -> SnapshotName | None:
-    """The name for a plain path and a query as it came; with a subject, of what is his alone. None for one too long."""
+    """The name for a plain path and a query as it came; with a subject, of what is its alone. None for one too long."""
     normal = normal_query(query)
     if normal is None or len(path) > MAX_PATH_CHARS:
         return None
@@ -106,7 +106,7 @@ def _crc(text: str) -> int:
 
 
 def seal(name: str, head: Mapping[str, Any], body: bytes) -> bytes:
-    """An answer as bytes that tell when they are damaged, or stand under another name than `name`."""
+    """An answer as bytes that show when they are damaged, or stand under another name than `name`."""
     encoded = to_json(head)
     size = len(encoded).to_bytes(4, "big")
     return b"".join((MAGIC, _checksum(name, size, encoded, body), size, encoded, body))
@@ -167,17 +167,17 @@ CHANGED_PATTERN = "snapshot:*"
 
 
 def service_of_channel(channel: str) -> str | None:
-    """Whose changes a channel tells: the channel says it, for a service may publish on its own only."""
+    """The service that publishes on a channel: it may do so on its own only."""
     parts = channel.split(":")
     return parts[1] if len(parts) == 3 and parts[0] == "snapshot" and parts[2] == "changed" else None
 
 
-# As a word's beginning tells the time, in milliseconds and hexadecimal.
+# As a word's beginning says the time, in milliseconds and hexadecimal.
 TIME_CHARS = 11
 
 
 def word(now: float) -> str:
-    """A new word for the versions: nobody else has it, and it says when (Unix time) what was stored held no more."""
+    """A new word for the versions: no other is equal, and it says when (Unix time) what was stored held no more."""
     return f"{int(now * 1000):0{TIME_CHARS}x}-{secrets.token_hex(6)}"
 
 
@@ -240,12 +240,12 @@ class Change:
 
 
 def read_change(data: bytes) -> Change | None:
-    """A published change. Anybody's program may tell one: `{"path": "/api/x/1"}`, or with `"prefix": true`."""
+    """A published change. Any program may publish one: `{"path": "/api/x/1"}`, or with `"prefix": true`."""
     try:
-        told = from_json(data)
+        found = from_json(data)
     except ValueError:
         return None
-    if not isinstance(told, dict) or not isinstance(path := told.get("path"), str):
+    if not isinstance(found, dict) or not isinstance(path := found.get("path"), str):
         return None
     if not path.startswith("/") or len(path) > 4 * MAX_PATH_CHARS:
         return None
@@ -253,4 +253,4 @@ def read_change(data: bytes) -> Change | None:
         plain = plain_path(path.encode("utf-8").decode("latin-1") if not path.isascii() else path)
     except UnicodeError:
         return None
-    return Change(plain, told.get("prefix") is True, told.get("noted") is True)
+    return Change(plain, found.get("prefix") is True, found.get("noted") is True)

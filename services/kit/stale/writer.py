@@ -91,7 +91,7 @@ class SnapshotQueue:
             if not full:
                 self._waiting[place] = job
                 self._bytes += size
-                self._started()
+                self._start()
         if full:
             self._count("dropped", 1)
         return not full
@@ -102,26 +102,26 @@ class SnapshotQueue:
             for place in [each for each in self._waiting if each[0] == key]:
                 gone = self._waiting.pop(place)
                 self._bytes -= len(gone.body) if isinstance(gone, Keep) else 0
-        self._must(key)
+        self._add(key)
 
     def change(self, service: str, change: stored_form.Change) -> None:
         """Note and publish a change of the service."""
-        self._must((service, change))
+        self._add((service, change))
 
     def idle(self) -> bool:
         """Whether nothing waits."""
         with self._wake:
             return not self._waiting and not self._pending
 
-    def _must(self, job: str | tuple[str, stored_form.Change]) -> None:
+    def _add(self, job: str | tuple[str, stored_form.Change]) -> None:
         with self._wake:
             self._pending[job] = None
             while len(self._pending) > MAX_PENDING:
                 self._pending.popitem(last=False)
                 self._count("lost", 1)
-            self._started()
+            self._start()
 
-    def _started(self) -> None:
+    def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
             self._thread.start()
@@ -139,29 +139,29 @@ class SnapshotQueue:
                 kept = list(self._waiting.items())[:BATCH] if not pending else []
             try:
                 self._circuit.attempt(
-                    partial(self._forgotten, pending) if pending else partial(self._kept, kept)
+                    partial(self._forget, pending) if pending else partial(self._write, kept)
                 )
             except Exception as error:  # the thread must outlive whatever it meets
                 if not isinstance(error, Away):
                     log.exception("writing failed", error=type(error).__name__)
                 self._count("failed", len(kept))
-                self._done(kept)
+                self._remove(kept)
                 self._sleep(PAUSE_S)
                 continue
             self._circuit.close()
-            self._done(kept)
+            self._remove(kept)
             with self._wake:
                 for job in pending:
                     self._pending.pop(job, None)
 
-    def _done(self, jobs: list[tuple[tuple[str, str], Keep | Remove]]) -> None:
+    def _remove(self, jobs: list[tuple[tuple[str, str], Keep | Remove]]) -> None:
         with self._wake:
             for place, job in jobs:
                 if self._waiting.get(place) is job:
                     del self._waiting[place]
                     self._bytes -= len(job.body) if isinstance(job, Keep) else 0
 
-    def _kept(self, jobs: list[tuple[tuple[str, str], Keep | Remove]], redis: Redis) -> None:
+    def _write(self, jobs: list[tuple[tuple[str, str], Keep | Remove]], redis: Redis) -> None:
         pipe = redis.pipeline(transaction=False)
         for _, job in jobs:
             name = job.name
@@ -174,19 +174,19 @@ class SnapshotQueue:
         results = pipe.execute(raise_on_error=False)
         for (_, job), result in zip(jobs, results, strict=True):
             if isinstance(result, Exception):
-                self._refused(redis, job.name.key, result)
+                self._make_room(redis, job.name.key, result)
             else:
                 self._count("removed" if isinstance(job, Remove) else "stored" if result else "refused", 1)
 
-    def _refused(self, redis: Redis, key: str, error: Exception) -> None:
-        """One job failed. A key of a wrong type is somebody's mischief: make room for the next answer."""
+    def _make_room(self, redis: Redis, key: str, error: Exception) -> None:
+        """One job failed. A key of a wrong type is mischief: make room for the next answer."""
         if "WRONGTYPE" in str(error):
             redis.delete(key)
         elif not isinstance(error, OutOfMemoryError):
             raise error
         self._count("failed", 1)
 
-    def _forgotten(self, jobs: list[str | tuple[str, stored_form.Change]], redis: Redis) -> None:
+    def _forget(self, jobs: list[str | tuple[str, stored_form.Change]], redis: Redis) -> None:
         """Raises RedisError where one of them could not be done: then they are all tried again."""
         for job in jobs:
             if isinstance(job, str):
@@ -210,9 +210,9 @@ def forget(redis: Redis, key: str) -> None:
 
 
 def note_changes(
-    redis: Redis, service: str, changes: Sequence[stored_form.Change], *, tell: bool = True
+    redis: Redis, service: str, changes: Sequence[stored_form.Change], *, publish: bool = True
 ) -> None:
-    """Make what is stored of the changes' paths invalid for all gateways, and tell them. One round trip. Raises RedisError.
+    """Make what is stored of the changes' paths invalid for all gateways, and publish it to them. One round trip. Raises RedisError.
 
     Where Redis takes nothing new, all that is stored of the service goes: deleting is always allowed to a full one. One that
     takes not even that still passes on what has changed: then the gateways read nothing from it.
@@ -221,7 +221,7 @@ def note_changes(
     pipe = redis.pipeline(transaction=False)
     for change in changes:
         pipe.hset(key, stored_form.bucket(change.path, prefix=change.prefix), stored_form.word(time.time()))
-    for change in changes if tell else ():
+    for change in changes if publish else ():
         pipe.publish(channel, change.message())
     results = pipe.execute(raise_on_error=False)
     errors = [result for result in results if isinstance(result, Exception)]
@@ -232,6 +232,6 @@ def note_changes(
             raise errors[0]
         redis.delete(key)
     except ResponseError:
-        for change in changes if tell else ():
+        for change in changes if publish else ():
             redis.publish(channel, replace(change, noted=False).message())
         raise
