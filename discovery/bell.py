@@ -19,11 +19,6 @@ class Bell:
         if self._queue.empty():
             self._queue.put(None)
 
-    @property
-    def rung(self) -> bool:
-        """Whether it has been rung since the last `wait`."""
-        return not self._queue.empty()
-
     def wait(self, timeout_s: float) -> bool:
         """Until it is rung, or has been since the last call; False when time is up first."""
         try:

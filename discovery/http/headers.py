@@ -32,7 +32,7 @@ def field_line(name: str, value: str) -> str:
 class Headers:
     """The fields of an answer in their order, repeated ones kept apart. Names ignore case; values are Latin-1.
 
-    `[]` and `get` join repeated fields by commas (RFC 9110, section 5.2), which suits all but Set-Cookie: see `get_all`.
+    `[]` and `get` join repeated fields by commas (RFC 9110, section 5.2), which suits all but Set-Cookie: see `items`.
     """
 
     __slots__ = ("_pairs", "_raw", "_values")
@@ -63,11 +63,6 @@ class Headers:
 
     def get(self, name: str, default: str | None = None) -> str | None:
         return self._joined.get(name.lower(), default)
-
-    def get_all(self, name: str) -> list[str]:
-        """Each value of a field, in the order they came."""
-        wanted = name.lower()
-        return [value for each, value in self.pairs if each.lower() == wanted]
 
     def items(self) -> list[tuple[str, str]]:
         """As `pairs`: repeated fields come repeatedly."""

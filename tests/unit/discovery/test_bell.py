@@ -19,7 +19,7 @@ while time.monotonic() < until:
     heard += bell.wait(0.0002)
 signal.setitimer(signal.ITIMER_REAL, 0)
 bell.ring(); bell.ring()
-assert bell.rung and bell.wait(1) and not bell.wait(0) and not bell.rung
+assert bell.wait(1) and not bell.wait(0)
 print(heard)
 """
 

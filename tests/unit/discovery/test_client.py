@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from discovery import BreakerSettings, Observer, ServiceClient, StaticView
+from discovery.clock import SYSTEM_CLOCK
+from discovery.http.transport import HttpTransport
 from tests.support.scripted import Upstream, ok, upstream
 from tests.unit.discovery.calling import client, dead, status
 
@@ -111,14 +113,15 @@ def test_iterator_body_is_sent_chunked_and_only_once(good: Upstream) -> None:
 def test_pools_of_gone_instances_are_dropped(good: Upstream) -> None:
     with upstream() as other:
         view = StaticView([good.instance(), other.instance()])
-        calls = ServiceClient(view)
+        transport = HttpTransport(connect_timeout_s=0.5, connections=16, clock=SYSTEM_CLOCK)
+        calls = ServiceClient(view, transport=transport)
         for _ in range(4):
             calls.request("GET", "users", "/")
-        assert len(calls._transport.places()) == 2
+        assert len(transport.places()) == 2
         view.replace([good.instance()])
         object.__setattr__(view.snapshot(), "version", 2)
         calls.request("GET", "users", "/")
-        assert calls._transport.places() == (("users", "127.0.0.1", good.port),)
+        assert transport.places() == (("users", "127.0.0.1", good.port),)
 
 
 def test_observer_hears_of_calls_and_attempts(good: Upstream) -> None:

@@ -75,7 +75,6 @@ def test_repeated_headers_stay_apart_and_in_order(server: RawServer) -> None:
     )
     headers = client_of(server.instance()).request("GET", "users", "/").headers
     assert headers.items()[:3] == [("Set-Cookie", "a=1"), ("Vary", "Accept"), ("set-cookie", "b=2")]
-    assert headers.get_all("SET-COOKIE") == ["a=1", "b=2"]
     assert headers["VARY"] == headers.get("vary") == "Accept, Cookie"
     assert "Set-cookie" in headers
     assert "etag" not in headers

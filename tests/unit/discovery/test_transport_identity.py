@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -66,7 +67,7 @@ def test_what_has_taken_over_a_port_gets_no_request() -> None:
         first.service = "users"
         calls = client(first)
         assert calls.request("GET", "users", "/x").status == 200
-    calls._clock.sleep(1.1)
+    time.sleep(1.1)
     with upstream(port=first.port) as other:
         other.service = "others"
         with pytest.raises(ConnectFailed):
