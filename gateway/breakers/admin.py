@@ -135,17 +135,16 @@ def _order(sharing: Sharing, path: BreakerPath, order: Order) -> Any:
     if not outcome.taken_by and not outcome.shared:
         detail = "Redis is away, and this gateway is of another group: no process has taken the order."
         raise busy(detail)
-    answer: dict[str, Any] = {
+    done: dict[str, Any] = {
         "order": outcome.id,
         "group": group,
-        "service": path.service,
         "state": order.state,
         "for_s": for_s or None,
         "taken_by": outcome.taken_by,
         "missing": outcome.missing,
-        "shared": outcome.shared,
     }
-    log.info("breaker ordered by hand", subject=subject, **answer)
+    log.info("breaker ordered by hand", subject=subject, upstream=path.service, **done)
+    answer = {**done, "service": path.service, "shared": outcome.shared}
     if not outcome.shared:
         answer["detail"] = "Redis is away: only the process that was asked has taken it."
     elif outcome.missing:
