@@ -16,6 +16,13 @@ if PATCHED:
 
     monkey.patch_all()
 
+# structlog loads it for a terminal's colours: 3 MB in each process.
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+import structlog  # noqa: E402, F401
+
+if sys.modules["rich"] is None:
+    del sys.modules["rich"]
+
 
 def begin_again() -> None:
     """Replace this process by one of the same command, patched."""

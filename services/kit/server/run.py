@@ -322,6 +322,7 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
     listener.close()
     # A worker shares what is there now with its master, as long as neither writes to it: and a collection writes to every object
     # that it looks at. In a worker it would also cost a tenth of all requests' time.
+    kit.db.url.get_dialect()
     gc.collect()
     gc.freeze()
     # At the end it is collected before modules go, or what they still need is reported on standard error.

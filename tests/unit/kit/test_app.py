@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from flask import request, url_for
@@ -422,3 +423,28 @@ def test_every_request_leaves_one_line_with_its_ids(make: Make, monkeypatch: pyt
     assert len(line["trace_id"]) == 32
     assert 0 <= line["duration_s"] <= time.monotonic() - started
     assert "secret" not in json.dumps(line)
+
+
+def test_what_is_to_stop_does_in_reverse_order_whatever_one_of_it_meets(make: Make) -> None:
+    kit, seen = make().extensions["kit"], []
+    kit.on_start(lambda: seen.append("start"))
+    for name in ("first", "second"):
+        kit.on_stop(lambda name=name: seen.append(name))
+    kit.on_stop(lambda: 1 / 0)
+    kit.started()
+    kit.stopped()
+    assert seen == ["start", "second", "first"]
+
+
+def test_environment_outranks_the_worker_that_the_code_asks_for(make: Make) -> None:
+    assert make(worker="gevent").extensions["kit"].settings.worker_class == "gevent"
+    named = make(settings={"worker_class": "gthread"}, worker="gevent")
+    assert named.extensions["kit"].settings.worker_class == "gthread"
+
+
+def test_instance_follows_what_its_service_calls_and_auth(make: Make) -> None:
+    settings = {"consul_http_addr": "127.0.0.1:1"}
+    for calls, followed in ((["users"], {"auth", "users"}), ([], {"auth"}), (None, None)):
+        with mock.patch("discovery.View") as view:
+            _ = make(settings=settings, calls=calls).extensions["kit"].view
+        assert view.call_args.kwargs["services"] == followed
