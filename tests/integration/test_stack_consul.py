@@ -259,7 +259,7 @@ def test_three_servers_elect_and_outlive_one_and_a_client_joins(tmp_path: Path) 
     vault = Vault(tmp_path / "secrets")
     serf = free_ports(4)
     join = [f"127.0.0.1:{port}" for port in serf[:3]]
-    with contextlib.ExitStack() as agents:
+    with contextlib.ExitStack() as cleanup:
         agents = []
         for number, port in enumerate(serf):
             kind = "client.hcl" if number == 3 else "cluster.hcl"
@@ -273,7 +273,7 @@ def test_three_servers_elect_and_outlive_one_and_a_client_joins(tmp_path: Path) 
             }
             var = tmp_path / str(number)
             var.mkdir()
-            one = agents.enter_context(agent(var, "common.hcl", kind, changes=changes, vault=vault))
+            one = cleanup.enter_context(agent(var, "common.hcl", kind, changes=changes, vault=vault))
             one.settings = one.settings.model_copy(update={"consul_http_port": http})
             agents.append(one)
         agents[0].acl.wait_ready(60)
