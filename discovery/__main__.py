@@ -178,7 +178,7 @@ def resolve(
     shown = list(instances) if everything else usable(instances)
     for instance in shown:
         host = f"[{instance.address}]" if ":" in instance.address else instance.address
-        typer.echo(json.dumps(_described(instance)) if as_json else f"{host}:{instance.port}")
+        typer.echo(json.dumps(_describe(instance)) if as_json else f"{host}:{instance.port}")
     if not shown:
         raise typer.Exit(3)
 
@@ -207,7 +207,7 @@ def _printer(as_json: bool, on_closed: Callable[[], None]) -> Callable[[list[Cha
     def show(changes: list[Change], snapshot: Snapshot) -> None:
         try:
             for change in changes:
-                described = [_described(instance) for instance in change.after]
+                described = [_describe(instance) for instance in change.after]
                 if as_json:
                     line = json.dumps({"service": change.service, "instances": described})
                 else:
@@ -220,7 +220,7 @@ def _printer(as_json: bool, on_closed: Callable[[], None]) -> Callable[[list[Cha
     return show
 
 
-def _described(instance: Instance) -> dict[str, Any]:
+def _describe(instance: Instance) -> dict[str, Any]:
     return {
         "id": instance.id,
         "node": instance.node,

@@ -107,7 +107,7 @@ def admit(service: str, instances: Sequence[Instance], policy: Policy, holder: H
         route=route,
         valid=bool(asked) or all(instance.kind for instance in instances),
         order=min((instance.create_index for instance, *_ in asked), default=0),
-        admitted=_named(_place(service, route, asked, rejections, holder)),
+        admitted=_name_all(_place(service, route, asked, rejections, holder)),
         rejections=tuple(rejections),
     )
 
@@ -157,7 +157,7 @@ def _place(
     return placed
 
 
-def _named(placed: Sequence[Admitted]) -> tuple[Admitted, ...]:
+def _name_all(placed: Sequence[Admitted]) -> tuple[Admitted, ...]:
     """Where two nodes use one id, the older registration keeps it, and the others are named by node and id."""
     named: dict[str, Admitted] = {}
     for each in sorted(placed, key=lambda each: (each.instance.create_index, each.instance.key)):

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from discovery.http.body import OnceBody
-from discovery.http.headers import field_line, lowered
+from discovery.http.headers import field_line, lower_name
 from discovery.http.transport import Outgoing
 from discovery.resilience.retry import may_run_twice
 
@@ -59,7 +59,7 @@ class Lines:
                 self.add(name, value)
         taken = DROPPED_HEADERS | self.names if self.names else DROPPED_HEADERS
         for name, value in given.items():
-            low = lowered(name)
+            low = lower_name(name)
             if low == "content-length":
                 self.length = _length(value, self.length)
             elif low not in taken:
@@ -69,7 +69,7 @@ class Lines:
             self.add("Accept-Encoding", "identity")
 
     def add(self, name: str, value: str) -> None:
-        self.names.add(lowered(name))
+        self.names.add(lower_name(name))
         self._lines.append(field_line(name, value))
 
     def encoded(self) -> bytes:

@@ -29,18 +29,18 @@ def connect(host: str, port: int, timeout_s: float) -> socket.socket:
     elif host.replace(".", "").isdecimal():
         family = socket.AF_INET
     else:  # a name, or an address with a zone
-        return _ready(socket.create_connection((host, port), timeout_s))
+        return _prepare(socket.create_connection((host, port), timeout_s))
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout_s)
         sock.connect((host, port))
-        return _ready(sock)
+        return _prepare(sock)
     except BaseException:
         sock.close()
         raise
 
 
-def _ready(sock: socket.socket) -> socket.socket:
+def _prepare(sock: socket.socket) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setblocking(False)
     return sock

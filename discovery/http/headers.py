@@ -15,7 +15,7 @@ RawPairs = list[tuple[bytes, bytes]]
 
 
 @functools.lru_cache(maxsize=512)
-def lowered(name: str) -> str:
+def lower_name(name: str) -> str:
     """A field name in lower case. Raises ValueError for what is none."""
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"no header name: {name[:80]!r}")
@@ -23,7 +23,7 @@ def lowered(name: str) -> str:
 
 
 def field_line(name: str, value: str) -> str:
-    """The line that sends a field whose name has been through `lowered`. Raises ValueError for a value that cannot be sent."""
+    """The line that sends a field whose name has been through `lower_name`. Raises ValueError for a value that cannot be sent."""
     if not value.isprintable() and _CONTROLS.search(value):
         raise ValueError(f"header {name}: control characters in its value")
     return f"{name}: {value}\r\n"

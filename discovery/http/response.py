@@ -96,7 +96,7 @@ class Response:
     def data(self) -> bytes:
         """The whole body; reads what is left of a streamed one, up to the client's `max_body_bytes` (AnswerTooLarge)."""
         if self._data is None:
-            self._data = self._joined(self.iter_bytes())
+            self._data = self._join(self.iter_bytes())
         return self._data
 
     def json(self) -> Any:
@@ -151,15 +151,15 @@ class Response:
         answer = self._answer
         if answer.done and not answer.encoding and self._open:  # as most are: all came with the head
             self._end(None)
-            self._data = self._bounded(answer.take())
+            self._data = self._bound(answer.take())
             return
         if (answer.length or 0) > self._max_bytes and not answer.done:
             self._too_large()
         pieces = self._pieces_until(until)
         if Decoder.knows(answer.encoding):
-            pieces = self._decoded(pieces, Decoder(answer.encoding))
+            pieces = self._decode(pieces, Decoder(answer.encoding))
             self.headers = self.headers.without("content-encoding", "content-length")
-        self._data = self._joined(pieces)
+        self._data = self._join(pieces)
 
     def close(self) -> None:
         """Leave the rest of the body unread. The connection is not used again, unless the body was read to its end."""
@@ -189,7 +189,7 @@ class Response:
         while piece := self._piece(min(until, self._clock.monotonic() + self._read_timeout_s)):
             yield piece
 
-    def _decoded(self, pieces: Iterator[bytes], decoder: Decoder) -> Iterator[bytes]:
+    def _decode(self, pieces: Iterator[bytes], decoder: Decoder) -> Iterator[bytes]:
         raw_bytes = 0
         try:
             for piece in pieces:
@@ -203,7 +203,7 @@ class Response:
             self._end(lost)
             raise lost from error
 
-    def _joined(self, pieces: Iterator[bytes]) -> bytes:
+    def _join(self, pieces: Iterator[bytes]) -> bytes:
         size = 0
         held = []
         for piece in pieces:
@@ -213,7 +213,7 @@ class Response:
             held.append(piece)
         return b"".join(held)
 
-    def _bounded(self, body: bytes) -> bytes:
+    def _bound(self, body: bytes) -> bytes:
         return body if len(body) <= self._max_bytes else self._too_large()
 
     def _too_large(self) -> NoReturn:
