@@ -248,7 +248,7 @@ class World:
         """All that is not the attacker's."""
         answers = {path: self.consul.answer("master", "GET", path) for path in BELONGINGS}
         return {
-            path: others(answer.json()) if answer.status == 200 else answer.status
+            path: others(answer.json()) if answer.status_code == 200 else answer.status_code
             for path, answer in answers.items()
         }
 
