@@ -125,9 +125,8 @@ def _correct(backend: str, server: Server, seen: ObservedServer) -> list[Step]:
     lines = [] if seen.checked else [command("enable", "health", target)]
     if seen.mode != "ready":
         lines.append(command("set", "server", target, "state", "ready"))
-    # Consul has just called it fit, after its way out: old verdicts are about something else.
-    if not seen.up and seen.mode != "ready":
-        lines.append(command("set", "server", target, "health", "up"))
+    # One that HAProxy has seen down stays so until its own check has found it: Consul may have asked another service's
+    # instance, which has got the address meanwhile.
     if lines:
         reason = f"in rotation, but {seen.mode}" if seen.mode != "ready" else "its checks are off"
         steps.append(Step("ready", backend, server.name, reason, tuple(lines)))

@@ -95,8 +95,12 @@ def test_instance_left_half_added_by_a_killed_controller_is_finished() -> None:
     assert lines(plan([A], [half])) == [
         "enable health svc_users/a",
         "set server svc_users/a state ready",
-        "set server svc_users/a health up",
     ]
+
+
+def test_instance_that_haproxy_has_seen_down_waits_for_its_check() -> None:
+    """Consul may have asked another service's container, which has got the address meanwhile."""
+    assert lines(plan([A], [seen(A, mode="drain", up=False)])) == ["set server svc_users/a state ready"]
 
 
 def test_instance_left_half_removed_gets_another_server_and_the_old_one_goes() -> None:
