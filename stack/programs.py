@@ -94,7 +94,8 @@ class Catalogue:
             "LANG": "C.UTF-8",
             "PYTHONPATH": str(REPO),
             # What `stack.launch` says, so that stacks of one checkout share what one has compiled.
-            "PYTHONPYCACHEPREFIX": os.environ.get("PYTHONPYCACHEPREFIX") or str(settings.var / "cache" / "pycache"),
+            "PYTHONPYCACHEPREFIX": os.environ.get("PYTHONPYCACHEPREFIX")
+            or str(settings.var / "cache" / "pycache"),
             "PYTHONUNBUFFERED": "1",
             "BREAKWATER_VAR": str(settings.var),
             "CONSUL_HTTP_ADDR": settings.consul_address,
