@@ -10,6 +10,7 @@ import pytest
 
 from haproxy.controller.config.model import Backend, EdgeState
 from tests.support.edge import Edge, backend, edge
+from tests.support.eventually import eventually
 from tests.support.recorder import Upstream
 
 
@@ -52,7 +53,15 @@ def target(alter: tuple[str, str] | None = None) -> Iterator[Target]:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Iterator[Target]:
-    """For attacks that leave nothing behind."""
+def running() -> Iterator[Target]:
     with target() as made:
         yield made
+
+
+@pytest.fixture
+def shared(running: Target) -> Target:
+    """For attacks that leave nothing behind. Its instance is up: on a busy machine its checks run out of time now and then."""
+    eventually(lambda: running.request("/api/open/x") == 200, 5)
+    running.upstream.requests.clear()
+    running.upstream.heads.clear()
+    return running

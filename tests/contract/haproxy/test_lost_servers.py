@@ -138,6 +138,7 @@ def test_instance_that_is_up_again_keeps_its_requests(tmp_path: Path) -> None:
         assert not load.report().failures(), load.report().summary()
 
 
+@pytest.mark.long
 def test_hundreds_that_go_down_at_once_all_lose_their_requests() -> None:
     """All instances of a machine, say: more at once than anybody is quick enough to read one by one."""
     count = 300
