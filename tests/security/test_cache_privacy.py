@@ -129,6 +129,11 @@ def name_of(ask: Ask) -> str:
     return f"<{token} {headers.get('cookie', '-')} {headers.get('x-api-key', '-')}>"
 
 
+def bare(ask: Ask) -> Ask:
+    """A part is asked for with the token alone: cookies and keys of the whole's request do not go along."""
+    return replace(ask, headers=())
+
+
 def unproved(ask: Ask) -> bool:
     """Whether credentials come with it that prove nobody to a gateway: the service may answer from them, whatever it says."""
     return any(name in ("cookie", "x-api-key") for name, _ in ask.headers)
@@ -192,7 +197,7 @@ class Stage:
         """As composed answers ask: for what is for everybody without a token."""
         policy = PartPolicy(60, 600, 600, "subject" if ask.kind == "part-subject" else "public")
         identity = asked.identify() if policy.scope == "subject" else None
-        load = self.load(replace(ask, method="GET"))  # whatever the whole is asked with
+        load = self.load(bare(replace(ask, method="GET")))  # whatever the whole is asked with
 
         def made() -> Answer:
             answer = load({})
@@ -233,6 +238,8 @@ def stage() -> Iterator[Stage]:
 
 def allowed(ask: Ask) -> set[str]:
     """What may stand in an answer to this request."""
+    if ask.kind.startswith("part"):
+        ask = bare(ask)
     names = {name_of(ask)}
     if not unproved(ask) or ask.kind != "serve":
         names.add("all")
