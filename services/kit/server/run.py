@@ -46,7 +46,10 @@ from services.kit.web.api import ServiceApp
 
 log = structlog.get_logger(__name__)
 
-BACKLOG = 1024
+# Connections that one worker of greenlets may have open, more than all that may wait at once: greenlets are cheap, and one that
+# cannot be had keeps health checks out. As many may wait to be accepted: for one more the kernel drops the client's first
+# packet, and the client tries again after 1, 3, 7 and 15 s.
+CONNECTIONS = 4096
 DESCRIPTORS = 16_384
 # Objects allocated, and not freed, before Python looks for cycles among them (its own 700 are soon reached by one request).
 GARBAGE = 20_000
@@ -198,9 +201,8 @@ class Server(BaseApplication):
             "workers": 1,
             "worker_class": _worker_class(settings.worker_class),
             "threads": settings.worker_threads,
-            # Greenlets are cheap, and one that cannot be had keeps health checks out: more than all that may wait at once.
-            "worker_connections": 4096 if settings.worker_class == "gevent" else 1000,
-            "backlog": BACKLOG,
+            "worker_connections": CONNECTIONS if settings.worker_class == "gevent" else 1000,
+            "backlog": CONNECTIONS,
             "keepalive": KEEPALIVE_S,
             "timeout": 60,
             "graceful_timeout": math.ceil(settings.drain_timeout_s),
@@ -252,7 +254,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(BACKLOG)
+        listener.listen(CONNECTIONS)
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
