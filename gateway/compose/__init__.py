@@ -15,11 +15,12 @@ from discovery.consul.static import Reading
 from gateway.cache import AnswerCache
 from gateway.compose.compose import Composition
 from gateway.compose.config import Declaration, DeclarationError
-from gateway.compose.part import Fetcher, Sending
+from gateway.compose.part import Fetcher
 from gateway.compose.wholes import Wholes
 from gateway.health import FleetHealth
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
+from gateway.proxy import Calls
 
 __all__ = ["Composition", "Compositions", "Declaration", "DeclarationError"]
 
@@ -43,7 +44,7 @@ class Compositions:
         self,
         declaration: Declaration,
         *,
-        calls: Sending,
+        calls: Calls,
         view: Reading,
         cache: AnswerCache | None = None,
         metrics: GatewayMetrics | None = None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 import structlog
@@ -24,6 +24,7 @@ from gateway.errors import GatewayError
 from gateway.hedge import Outcome, hedged
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
+from gateway.proxy import Calls
 from gateway.request import VIA
 
 log = structlog.get_logger(__name__)
@@ -37,43 +38,12 @@ _SAYS = ("cache-control", "vary", "age")
 _REFUSES = ("retry-after", "www-authenticate")
 
 
-class Client(Protocol):
-    """What hedges need of `discovery.ServiceClient`."""
-
-    def latency_s(self, service: str) -> float | None: ...
-
-    def spend_retry(self, service: str) -> bool: ...
-
-
-class Sending(Protocol):
-    """What is needed of `gateway.proxy.Calls`."""
-
-    @property
-    def client(self) -> Client: ...
-
-    def send(
-        self,
-        incoming: Incoming | None,
-        method: str,
-        service: str,
-        target: str,
-        *,
-        headers: Mapping[str, str],
-        deadline_s: float,
-        usual_s: float | None = None,
-        source_key: str | None = None,
-        max_body_bytes: int | None = None,
-        avoid: Collection[Identity] = (),
-        tried: set[Identity] | None = None,
-    ) -> Response: ...
-
-
 class Fetcher:
     """Gets parts. Belongs to no request; safe for greenlets."""
 
     def __init__(
         self,
-        calls: Sending,
+        calls: Calls,
         view: Reading,
         cache: AnswerCache | None = None,
         metrics: GatewayMetrics | None = None,

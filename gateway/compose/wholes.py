@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from gevent.event import Event
 
 from discovery.clock import SYSTEM_CLOCK, Clock
+from gateway.cache import AnswerCache
 from gateway.cache.coalesce import Flights
 from gateway.cache.lru import ByteLru
 from gateway.compose.result import Result
@@ -25,14 +25,6 @@ MAX_BYTES = 16 * 1024 * 1024
 OVERHEAD_BYTES = 2000
 
 Place = tuple[str, str]
-
-
-class Changes(Protocol):
-    """What is needed of `gateway.cache.AnswerCache`: to hear that something kept holds no more."""
-
-    def mark(self) -> int: ...
-
-    def unchanged(self, places: Sequence[Place], since: int, checked: float) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +49,9 @@ class Wholes:
     """Thread-safe. `get_or_make` is all that is needed."""
 
     def __init__(
-        self, changes: Changes | None = None, clock: Clock = SYSTEM_CLOCK, max_bytes: int = MAX_BYTES
+        self, cache: AnswerCache | None = None, clock: Clock = SYSTEM_CLOCK, max_bytes: int = MAX_BYTES
     ) -> None:
-        self._changes = changes
+        self._cache = cache
         self._clock = clock
         self._lock = threading.Lock()
         self._kept: ByteLru[Hashable, _Kept] = ByteLru(max_bytes)
@@ -105,10 +97,10 @@ class Wholes:
     def _holds(self, kept: _Kept) -> bool:
         if self._clock.monotonic() - kept.at >= kept.made.fresh_s:
             return False
-        if self._changes is None:
+        if self._cache is None:
             return True
-        mark = self._changes.mark()
-        if not self._changes.unchanged(kept.made.places, kept.mark, kept.at):
+        mark = self._cache.mark()
+        if not self._cache.unchanged(kept.made.places, kept.mark, kept.at):
             return False
         kept.mark = mark
         return True
@@ -123,7 +115,7 @@ class Wholes:
         )
 
     def _make(self, key: Hashable, make: Callable[[], Made]) -> Answer:
-        at, mark = self._clock.monotonic(), self._changes.mark() if self._changes is not None else 0
+        at, mark = self._clock.monotonic(), self._cache.mark() if self._cache is not None else 0
         made = make()
         if not made.fresh_s:
             return made.answer
