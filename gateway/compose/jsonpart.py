@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import json.scanner
-import re
-from typing import Any, Literal
+from typing import Literal
 
+import msgspec
 from pydantic_core import from_json
 
 Shape = Literal["any", "object", "array"]
 
-_SPACE = re.compile(rb"[ \t\n\r]*")
-_SCANNER: Any = json.decoder.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _FIRST_BYTES = {"object": b"{", "array": b"["}
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class NotUsable(ValueError):
@@ -25,59 +22,27 @@ def member_of(body: bytes, name: str | None, shape: Shape) -> bytes:
 
     What comes back is valid JSON in UTF-8, nested at most 200 deep, and every byte of it stood in `body`.
     """
-    if not body.strip(b" \t\n\r"):
+    text = body.strip(b" \t\n\r")
+    if not text:
         raise NotUsable("the body is empty")
-    text = _parsed(body) if name is None else _only_member(body, name) or _one_of_many(body, name)
+    try:
+        # msgspec.Raw passes over what a member holds: encoding, nesting and surrogates are checked here.
+        from_json(text, allow_inf_nan=False, cache_strings="none")
+    except ValueError:
+        raise NotUsable("the body is not JSON, or nested too deep") from None
+    if name is not None:
+        text = _member(text, name)
     first = _FIRST_BYTES.get(shape)
     if first is not None and text[:1] != first:
         raise NotUsable(f"not of the declared shape: no {shape}")
     return text
 
 
-def _parsed(text: bytes) -> bytes:
+def _member(text: bytes, name: str) -> bytes:
     try:
-        from_json(text, allow_inf_nan=False, cache_strings="none")
-    except ValueError:
-        raise NotUsable("the body is not JSON, or nested too deep") from None
-    return text.strip(b" \t\n\r")
-
-
-def _only_member(body: bytes, name: str) -> bytes | None:
-    """For an object of this member alone, the common case: what stands between is parsed once. None for any other."""
-    start = re.match(rb'[ \t\n\r]*\{[ \t\n\r]*"%s"[ \t\n\r]*:' % re.escape(name.encode()), body)
-    end = body.rstrip(b" \t\n\r")
-    if start is None or not end.endswith(b"}"):
-        return None
-    try:
-        # With further members in it, this is no JSON value.
-        return _parsed(end[start.end() : -1])
-    except NotUsable:
-        return None
-
-
-def _one_of_many(body: bytes, name: str) -> bytes:
-    _parsed(body)
-    text = body.decode()
-    at = _after_space(text, 0)
-    if text[at] != "{":
-        raise NotUsable("not of the declared shape: no object")
-    found: str | None = None
-    at = _after_space(text, at + 1)
-    while text[at] != "}":
-        key, at = _SCANNER(text, at)
-        at = _after_space(text, _after_space(text, at) + 1)
-        _, end = _SCANNER(text, at)
-        if key == name:
-            found = text[at:end]
-        at = _after_space(text, end)
-        if text[at] == ",":
-            at = _after_space(text, at + 1)
-    if found is None:
+        members = _MEMBERS.decode(text)
+    except msgspec.DecodeError:
+        raise NotUsable("not of the declared shape: no object") from None
+    if name not in members:
         raise NotUsable(f"not of the declared shape: no member {name!r}")
-    return found.encode()
-
-
-def _after_space(text: str, at: int) -> int:
-    while text[at] in " \t\n\r":
-        at += 1
-    return at
+    return bytes(members[name])
