@@ -141,8 +141,7 @@ class Stack:
     @staticmethod
     def _info(slot: Slot, record: Mapping[str, object]) -> InstanceInfo:
         state, pid = str(record.get("statename", "STOPPED")), int(str(record.get("pid", 0)))
-        here = processes.read(pid) if pid else None
-        if state == "RUNNING" and here is not None and here.state == "T":
+        if state == "RUNNING" and processes.is_stopped(pid):
             state = "PAUSED"
         uptime = float(str(record.get("now", 0))) - float(str(record.get("start", 0))) if pid else 0.0
         return InstanceInfo(slot.id, slot.service, slot.number, slot.port, pid, state, uptime)

@@ -1,16 +1,16 @@
-"""Which ports are free, and which program holds one that is not, from /proc. `python -m stack.run.ports`: those of the stack that are held."""
+"""Which ports are free, and which program holds one that is not. `python -m stack.run.ports`: those of the stack that are held, as JSON."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import itertools
 import json
 import os
-import pwd
 import random
 import socket
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+
+import psutil
 
 from stack import PORT_HOLDERS
 
@@ -28,23 +28,29 @@ DEFAULTS = {
 }
 """Variable → port, for every port that is not an instance's."""
 
-_FIRST, _LAST = (
-    21000,
-    32000,
-)  # below Linux's default range for outgoing connections, which would take them by chance
-_LISTEN = "0A"  # include/net/tcp_states.h
+# Below Linux's default range for outgoing connections, which would take them by chance.
+_FIRST, _LAST = 21000, 32000
+
+
+_ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104  (probes)
 
 
 def is_free(port: int) -> bool:
     """Whether a server could listen on the port now, on loopback and on every address."""
-    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104  (a probe, closed at once)
-        with socket.socket() as probe:
+    return all(_can_bind(family, host, port) for family, host in _ADDRESSES)
+
+
+def _can_bind(family: socket.AddressFamily, host: str, port: int) -> bool:
+    try:
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                return False
-    return not _listening_inodes(port)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        # A machine without IPv6 has no such address.
+        return family == socket.AF_INET6 and error.errno != errno.EADDRINUSE
+    return True
 
 
 def free_ports(count: int) -> list[int]:
@@ -78,55 +84,22 @@ def holders(environment: Mapping[str, str]) -> dict[int, str]:
 
 
 def holder(port: int) -> str:
-    """Which program listens on the port, in words: `nginx (pid 12, user www-data)`; less where /proc does not show it."""
+    """The program that listens on the port, in words: `nginx (pid 12, user www-data)`; less where we may not see it."""
     seen_by_root = json.loads(os.environ.get(PORT_HOLDERS) or "{}")
     if str(port) in seen_by_root:
         return str(seen_by_root[str(port)])
-    inodes = _listening_inodes(port)
-    if not inodes:
-        return "a program that does not listen (yet)"
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and _holds(process, set(inodes)):
-            name = (process / "comm").read_text().strip()
-            return f"{name} (pid {process.name}, user {_user(process.stat().st_uid)})"
-    uid = next(iter(inodes.values()))
-    return f"a program of user {_user(uid)} (to see which: sudo ss -ltnp 'sport = :{port}')"
-
-
-def _listening_inodes(port: int) -> dict[str, int]:
-    """Socket inode → user id, of every TCP socket that listens on the port."""
-    found: dict[str, int] = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                found[fields[9]] = int(fields[7])
-    return found
-
-
-def _holds(process: Path, inodes: set[str]) -> bool:
-    names = {f"socket:[{inode}]" for inode in inodes}
-    try:
-        entries = list((process / "fd").iterdir())
-    except OSError:
-        return False
-    for entry in entries:
-        # Closed meanwhile: the one that the list was read by, if it is our own.
-        with contextlib.suppress(OSError):
-            if os.readlink(entry) in names:  # noqa: PTH115
-                return True
-    return False
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    listening = [
+        one
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port
+    ]
+    for one in listening:
+        if one.pid is not None:
+            process = psutil.Process(one.pid)
+            return f"{process.name()} (pid {one.pid}, user {process.username()})"
+    if listening:
+        return f"a program of another user (to see which: sudo ss -ltnp 'sport = :{port}')"
+    return "a program that does not listen (yet)"
 
 
 if __name__ == "__main__":

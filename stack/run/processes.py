@@ -1,90 +1,69 @@
-"""The processes of one stack, found in /proc by a mark in their environment. Linux only."""
+"""The processes of one stack, found by a mark in their environment, and signals to them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from stack import STACK_MARK
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessInfo:
-    """One live process. `started` is in clock ticks since boot: with the pid it names one process for good."""
-
-    pid: int
-    parent: int
-    group: int
-    session: int
-    state: str
-    started: int
-    name: str
-
-
-def read(pid: int) -> ProcessInfo | None:
-    """What /proc says of the pid; None when it is gone or only waits to be reaped (a zombie)."""
+def lives(process: psutil.Process) -> bool:
+    """Whether it is still there and the same; one that only waits to be reaped (a zombie) is not."""
     try:
-        text = (Path("/proc") / str(pid) / "stat").read_text()
-    except OSError:
-        return None
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    fields = rest.split()
-    if fields[0] in "ZX":
-        return None
-    return ProcessInfo(pid, int(fields[1]), int(fields[2]), int(fields[3]), fields[0], int(fields[19]), name)
+        return process.is_running() and process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+    except psutil.NoSuchProcess:
+        return False
 
 
-def all_processes() -> list[ProcessInfo]:
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [info for info in map(read, pids) if info is not None]
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP holds the process."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
 
 
-def of_stack(var: Path) -> list[ProcessInfo]:
+def of_stack(var: Path) -> list[psutil.Process]:
     """Every process of the stack whose folder is `var`."""
-    mark = f"{STACK_MARK}={var}".encode()
-    return [p for p in all_processes() if mark in _environ(p.pid)]
+    return [one for one in psutil.process_iter() if _mark(one) == str(var) and lives(one)]
 
 
-def tree(pid: int) -> list[ProcessInfo]:
-    """The process, what descends from it, and what else is in the process group that it leads."""
-    live = all_processes()
-    found = {pid}
-    grew = True
-    while grew:
-        more = {p.pid for p in live if p.parent in found or p.group == pid} - found
-        grew = bool(more)
-        found |= more
-    return [p for p in live if p.pid in found]
+def tree(pid: int) -> list[psutil.Process]:
+    """The process, the rest of the group that it leads, and all that descends from these."""
+    found: set[psutil.Process] = set()
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if one.pid == pid or os.getpgid(one.pid) == pid:
+                found |= {one, *one.children(recursive=True)}
+    return [one for one in found if lives(one)]
 
 
-def send(number: int, processes: Iterable[ProcessInfo]) -> None:
-    """The signal to each of them that is still the process it was."""
+def send(number: int, processes: Iterable[psutil.Process]) -> None:
+    """Send the signal to each that is still the process it was."""
     for one in processes:
-        now = read(one.pid)
-        if now is not None and now.started == one.started:
-            try:
-                os.kill(one.pid, number)
-            except ProcessLookupError:
-                continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(number)
 
 
-def wait_gone(processes: Iterable[ProcessInfo], within_s: float) -> list[ProcessInfo]:
-    """Wait until they have ended, and return those that have not after `within_s`."""
-    left = list(processes)
+def wait_gone(processes: Iterable[psutil.Process], within_s: float) -> list[psutil.Process]:
+    """Wait until they have ended, and return those that have not after `within_s`.
+
+    psutil's own wait would take the exit status of our children away from `subprocess`.
+    """
     until = time.monotonic() + within_s
-    while left:
-        left = [p for p in left if (now := read(p.pid)) is not None and now.started == p.started]
-        if not left or time.monotonic() >= until:
-            break
+    while (left := [one for one in processes if lives(one)]) and time.monotonic() < until:
         time.sleep(0.02)
     return left
 
 
-def end(processes: Iterable[ProcessInfo], within_s: float) -> None:
+def end(processes: Iterable[psutil.Process], within_s: float) -> None:
     """SIGTERM (woken first where stopped), then SIGKILL for what is left after `within_s`."""
     left = list(processes)
     send(signal.SIGCONT, left)
@@ -94,8 +73,9 @@ def end(processes: Iterable[ProcessInfo], within_s: float) -> None:
     wait_gone(left, 5.0)
 
 
-def _environ(pid: int) -> list[bytes]:
+def _mark(process: psutil.Process) -> str | None:
     try:
-        return (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
+        mark: str | None = process.environ().get(STACK_MARK)
+    except (psutil.Error, OSError):
+        return None
+    return mark
