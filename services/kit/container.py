@@ -37,6 +37,8 @@ T = TypeVar("T")
 BACKGROUND_TIMEOUT_S = 0.5
 # How long the end of a worker waits for the turn of a job: longer than a delivery takes.
 JOB_END_S = 3.0
+# How long a worker that checks tokens waits for auth's keys before it serves.
+FIRST_KEYS_S = 3.0
 
 
 class lazily(Generic[T]):  # noqa: N801 - reads as a decorator
@@ -147,10 +149,13 @@ class Kit:
         return Upstreams(lambda: self.view, self.metrics)
 
     def follow_auth(self) -> None:
-        """Begin what checking tokens needs, so that the first one finds auth's address and list of revocations known."""
-        if not self.settings.auth_jwks_url:
-            _ = self.view
-        _ = self.tokens
+        """Begin what checking tokens needs, and wait for auth's keys for `FIRST_KEYS_S` at most.
+
+        An instance that took requests before would answer the first tokens with 503; one whose auth is away still starts, for
+        what needs no token.
+        """
+        if not self.tokens.prefetch(FIRST_KEYS_S):
+            log.warning("serving without auth's keys: requests with tokens are answered 503 until they are fetched")
 
     def on_start(self, action: Callable[[], object]) -> None:
         """Run `action` in the worker process before it takes its first request; the place to start threads.

@@ -80,6 +80,17 @@ class KeySet:
             raise KeysUnavailable
         return self._keys.get(kid)
 
+    def prefetch(self, within_s: float) -> bool:
+        """Fetch until there are keys, for `within_s` at most. Returns whether there are."""
+        until = time.monotonic() + within_s
+        while not self._keys and (left := until - time.monotonic()) > 0:
+            refreshing = self._refresh()
+            if refreshing is not None:
+                refreshing.join(left)
+            else:
+                time.sleep(min(left, 0.05))
+        return bool(self._keys)
+
     def refresh_soon(self) -> None:
         """Fetch in the background if it is time to."""
         if self.stale:

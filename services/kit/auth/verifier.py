@@ -83,6 +83,10 @@ class TokenVerifier:
             raise InvalidToken("The token has been revoked.")
         return identity
 
+    def prefetch(self, within_s: float) -> bool:
+        """Fetch the keys before the first token comes, within `within_s`. Returns whether there are any."""
+        return self._keys.prefetch(within_s)
+
     def _check(self, token: str, within_s: float) -> Identity:
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidToken("The token is too long.")

@@ -339,3 +339,16 @@ def test_those_who_come_before_the_first_key_set_share_one_fetch() -> None:
         thread.join(10)
     assert found == ["u1"] * 8
     assert auth.asked == 1
+
+
+def test_keys_are_fetched_before_the_first_token_and_again_while_auth_is_not_there_yet() -> None:
+    auth = Auth("a")
+    auth.down = True
+    subject = verifier(auth)
+    assert not subject.prefetch(0.1)
+    threading.Timer(0.2, lambda: setattr(auth, "down", False)).start()
+    assert subject.prefetch(10)
+    asked = auth.asked
+    auth.down = True
+    assert subject.verify(token(), 0.0).subject == "u1"
+    assert auth.asked == asked
