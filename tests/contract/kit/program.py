@@ -10,7 +10,7 @@ from typing import Any
 from flask import Response, request
 from pydantic import BaseModel
 
-from services.kit import create_service, current, kit, require_scope, run
+from services.kit import create_service, current, kit, run
 
 app = create_service("hello", paths=["/api/hello"], auth="public")
 
@@ -64,12 +64,6 @@ def raw() -> dict[str, int]:
     return {"bytes": len(request.get_data())}
 
 
-@app.get("/api/hello/me")
-@require_scope("user")
-def me() -> dict[str, Any]:
-    return {"subject": current().subject}
-
-
 @app.get("/api/hello/die")
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -79,18 +73,6 @@ def die() -> None:
 def peer() -> dict[str, Any]:
     answer = kit().client.request("GET", "hello", "/api/hello/headers")
     return {"peer": answer.json(), "mine": current().request_id, "trace": current().traceparent}
-
-
-@app.get("/internal/hello/caller")
-@require_scope("service")
-def caller() -> dict[str, Any]:
-    return {"subject": current().subject}
-
-
-@app.get("/api/hello/as-service")
-def as_service() -> Any:
-    answer = kit().client.request("GET", "hello", "/internal/hello/caller")
-    return answer.json(), answer.status
 
 
 @app.get("/api/hello/headers")

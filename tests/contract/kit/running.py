@@ -18,6 +18,7 @@ from tests.support.servers import Process, accepts, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = Path(__file__).with_name("program.py")
+TOKEN_PROGRAM = Path(__file__).with_name("token_program.py")
 
 
 @dataclass
@@ -56,8 +57,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *, wait: bool = True, port: int | None = None, **env: str) -> Iterator[Running]:
-    """An instance of `program.py`; every variable of the kit comes from `env` alone."""
+def running(
+    folder: Path, *, wait: bool = True, port: int | None = None, program: Path = PROGRAM, **env: str
+) -> Iterator[Running]:
+    """An instance of `program`; every variable of the kit comes from `env` alone."""
     own = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "TEST_TIME_SCALE")}
     port = port or free_port()
     variables = {
@@ -70,7 +73,7 @@ def running(folder: Path, *, wait: bool = True, port: int | None = None, **env: 
         "DRAIN_TIMEOUT_S": "5",
         **env,
     }
-    process = Process([sys.executable, str(PROGRAM)], folder / f"hello-{port}.log", env=variables)
+    process = Process([sys.executable, str(program)], folder / f"hello-{port}.log", env=variables)
     instance = Running(port, process)
     process.start()
     try:

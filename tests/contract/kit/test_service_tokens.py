@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from tests.contract.kit.running import running
+from tests.contract.kit.running import TOKEN_PROGRAM, running
 from tests.support.eventually import eventually
 from tests.support.instances import RunningInstance, instance
 from tests.support.servers import ConsulServer, consul
+from tests.support.signer import signer
 
 SECRET = "the secret of hello"
 
@@ -44,7 +46,7 @@ def test_call_to_a_peer_carries_a_token_of_auth_that_the_peer_verifies(
     agent: ConsulServer, auth: RunningInstance, tmp_path: Path, kind: str
 ) -> None:
     env = {"CONSUL_HTTP_ADDR": agent.address, "WORKER_CLASS": kind, "SERVICE_CLIENT_SECRET": SECRET}
-    with running(tmp_path, **env) as hello:
+    with running(tmp_path, program=TOKEN_PROGRAM, **env) as hello:
         answer = eventually(
             lambda: (a := hello.get("/api/hello/as-service")).status_code == 200 and a, 15, every_s=0.2
         )
@@ -56,7 +58,9 @@ def test_call_to_a_peer_carries_a_token_of_auth_that_the_peer_verifies(
 def test_wrong_secret_gives_no_token_and_the_peer_refuses(
     agent: ConsulServer, auth: RunningInstance, tmp_path: Path
 ) -> None:
-    with running(tmp_path, CONSUL_HTTP_ADDR=agent.address, SERVICE_CLIENT_SECRET="wrong") as hello:
+    with running(
+        tmp_path, program=TOKEN_PROGRAM, CONSUL_HTTP_ADDR=agent.address, SERVICE_CLIENT_SECRET="wrong"
+    ) as hello:
 
         def refused() -> str | None:
             answer = hello.get("/api/hello/as-service")
@@ -76,7 +80,7 @@ def test_without_auth_a_token_cannot_be_checked_and_that_is_503(
         json={"grant_type": "client_credentials", "client_id": "hello", "client_secret": SECRET},
     ).json()["access_token"]
     auth.kill()
-    with running(tmp_path, CONSUL_HTTP_ADDR=agent.address) as hello:
+    with running(tmp_path, program=TOKEN_PROGRAM, CONSUL_HTTP_ADDR=agent.address) as hello:
         answer = hello.get("/internal/hello/caller", headers={"Authorization": f"Bearer {token}"})
         assert answer.status_code == 503
         assert answer.headers["Retry-After"] == "1"
@@ -84,3 +88,13 @@ def test_without_auth_a_token_cannot_be_checked_and_that_is_503(
         eventually(
             lambda: hello.get("/internal/hello/caller", headers={"Authorization": f"Bearer {token}"}).ok, 20
         )
+
+
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_instance_that_is_ready_has_auths_keys(tmp_path: Path, kind: str) -> None:
+    with contextlib.ExitStack() as stack:
+        with signer() as keys:
+            env = {"AUTH_JWKS_URL": keys.url, "WORKER_CLASS": kind}
+            hello = stack.enter_context(running(tmp_path, program=TOKEN_PROGRAM, **env))
+        answer = hello.get("/api/hello/me", headers={"Authorization": f"Bearer {keys.token('u7')}"})
+    assert answer.json() == {"subject": "u7"}

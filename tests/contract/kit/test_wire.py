@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.kit.running import Running, running
+from tests.contract.kit.running import TOKEN_PROGRAM, Running, running
 from tests.support.signer import Signer, signer
 
 LIMIT = 5000
@@ -26,8 +26,8 @@ def instance(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, keys: Signer
 ) -> Iterator[Running]:
     folder: Path = tmp_path_factory.mktemp("wire")
-    kind = str(request.param)
-    with running(folder, MAX_BODY_BYTES=str(LIMIT), AUTH_JWKS_URL=keys.url, WORKER_CLASS=kind) as one:
+    env = {"MAX_BODY_BYTES": str(LIMIT), "AUTH_JWKS_URL": keys.url, "WORKER_CLASS": str(request.param)}
+    with running(folder, program=TOKEN_PROGRAM, **env) as one:
         yield one
 
 
