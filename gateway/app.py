@@ -31,6 +31,11 @@ from services.kit.container import Kit
 from services.kit.redis_client import connect
 from services.kit.settings import secret
 
+# What the edge waits for the gateway: more than any route that it answers for.
+EDGE_TIMEOUT_S = 310
+# A gateway without a first view of Consul would answer 404 to everything.
+VIEW_WAIT_S = 5.0
+
 
 def create(settings: GatewaySettings | None = None) -> ServiceApp:
     """The application of one instance of the group that GATEWAY_DOMAIN names. Raises ContractError for a setting that is wrong."""
@@ -50,7 +55,7 @@ def create(settings: GatewaySettings | None = None) -> ServiceApp:
         paths=[own, *held],
         auth="public",
         domain=domain,
-        timeout_s=settings.edge_timeout_s,
+        timeout_s=EDGE_TIMEOUT_S,
         # How long an answer may be silent the gateway knows for each route; this is the most of them.
         idle_s=3600,
         edge_cache=True,
@@ -110,7 +115,7 @@ class Parts:
             own_paths=frozenset(each.rule for each in self._app.url_map.iter_rules() if "<" not in each.rule),
         )
         put_in_front(self._app, pipeline)
-        kit.view.ready(settings.view_wait_s)
+        kit.view.ready(VIEW_WAIT_S)
 
     def _client(self, view: Exposed, link: RedisLink) -> discovery.ServiceClient:
         """The client of all calls, its breakers shared with the group's."""
@@ -132,10 +137,9 @@ class Parts:
     def _cache(self) -> AnswerCache:
         settings = self._settings
         cache = AnswerCache(
-            self._redis(settings.redis_connections, settings.redis_cache_timeout_s),
+            self._redis(connections=64, timeout_s=settings.redis_cache_timeout_s),
             domain=settings.gateway_domain,
             max_bytes=settings.gateway_cache_bytes,
-            stale_if_error_s=settings.gateway_cache_stale_if_error_s,
             metrics=CacheMetrics(self.kit.metrics.registry),
         )
         cache.start()

@@ -114,7 +114,7 @@ class Pipeline:
             if composition is None:
                 raise RouteUnknown("", "No service holds this path.")
             with self.departures.watch(incoming.connection):
-                return composition.answer(incoming)
+                return composition(incoming)
         fallbacks = Fallbacks(self.problems, self.cache.last_good)
         try:
             answer = self.cache.serve(incoming, partial(self.forward, incoming))

@@ -26,6 +26,10 @@ from services.kit.web.context import Caller
 
 # Each comes within a time limit: small enough for a slow line.
 CHUNK_BYTES = 16 * 1024
+# What is not longer is held while it is sent, so that it can be sent again.
+REPLAY_BYTES = 256 * 1024
+# The time for what the gateway answers by itself.
+OWN_DEADLINE_S = 10.0
 # What a second try has beyond the route's own time.
 AGAIN_S = 1.0
 TOO_LARGE = "The body is larger than the gateway passes on."
@@ -75,7 +79,7 @@ class Reader:
         if caller.deadline <= now:
             raise Refused(504, "The time for this request is over.", service=route.service if route else "")
         headers = _headers(environ, caller, self._kit.name)
-        timeout_s = float(route.timeout_s) if route is not None else self._settings.own_deadline_s
+        timeout_s = float(route.timeout_s) if route is not None else OWN_DEADLINE_S
         again_s = AGAIN_S if route is not None and may_run_twice(method, headers) else 0.0
         deadline = min(caller.deadline, now + timeout_s + again_s)
         credentials = Credentials(self._kit, caller, environ.get("HTTP_AUTHORIZATION"))
@@ -121,7 +125,7 @@ class Reader:
             if place is None:
                 raise Refused(503, "Too many bodies are waited for.", headers=[("Retry-After", "1")])
             body = Body(environ["wsgi.input"], length, self._settings.body_timeout_s, until, place)
-            return body.begin(self._settings.replay_body_bytes)
+            return body.begin(REPLAY_BYTES)
         except BaseException:
             if place is not None:
                 place.leave()

@@ -37,17 +37,8 @@ class GatewaySettings(ServiceSettings):
     worker_class: Literal["gthread", "gevent"] = "gevent"
     # Bodies are passed on as they come: the limit is one of good sense, services have their own.
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=0)
-    # What is not longer is held while it is sent, so that it can be sent again.
-    replay_body_bytes: int = Field(default=256 * 1024, ge=0)
     # Each route has its own patience, `edge-timeout`; this is the most of them.
     deadline_s: float = Field(default=3600.0, gt=0, le=3600)
-
-    redis_connections: int = Field(default=64, ge=1, le=1000)
-    own_deadline_s: float = Field(default=10.0, gt=0, le=600)
-    # What the edge waits for the gateway: more than any route that it answers for.
-    edge_timeout_s: int = Field(default=310, ge=1, le=3600)
-    # A gateway without a first view of Consul would answer 404 to everything.
-    view_wait_s: float = Field(default=5.0, ge=0, le=60)
 
     # A folder of one's own declarations of composed routes, `<domain>.toml`; without it, those of `gateway/compose`.
     gateway_compose_dir: Path | None = None
@@ -61,11 +52,10 @@ class GatewaySettings(ServiceSettings):
     # Calls at once in one process; a share of them is for services of the identity domain alone.
     gateway_calls: int = Field(default=512, ge=1, le=100_000)
     gateway_reserved_share: float = Field(default=0.2, ge=0, le=0.9)
-    # Calls at once to one service adapt between these. Waiting of less than the queue's time is no reason to refuse.
+    # Calls at once to one service adapt between these.
     gateway_upstream_min: int = Field(default=16, ge=1, le=100_000)
     gateway_upstream_initial: int = Field(default=128, ge=1, le=100_000)
     gateway_upstream_max: int = Field(default=256, ge=1, le=100_000)
-    gateway_upstream_queue_s: float = Field(default=0.1, gt=0, le=60)
     # Bodies of requests that are waited for at once: in one process, and of one client address.
     gateway_bodies: int = Field(default=256, ge=1, le=100_000)
     gateway_bodies_per_client: int = Field(default=32, ge=1, le=100_000)
@@ -75,11 +65,7 @@ class GatewaySettings(ServiceSettings):
     gateway_streams: int = Field(default=512, ge=1, le=100_000)
     gateway_upstream_streams: int = Field(default=256, ge=1, le=100_000)
 
-    # A breaker opens when this share of the calls of so many seconds failed, of so many at least; and lets so many calls
-    # through, half-open, in each `gateway_breaker_open_s`.
-    gateway_breaker_window_s: float = Field(default=10.0, gt=0, le=600)
-    gateway_breaker_min_calls: int = Field(default=20, ge=1, le=1_000_000)
-    gateway_breaker_rate: float = Field(default=0.5, gt=0, le=1)
+    # So long a breaker stays open; half-open, it lets so many calls through in each such time.
     gateway_breaker_open_s: float = Field(default=5.0, gt=0, le=600)
     gateway_breaker_trials: int = Field(default=3, ge=1, le=1000)
 
@@ -91,15 +77,10 @@ class GatewaySettings(ServiceSettings):
 
     # Answers held in one process, over those in Redis.
     gateway_cache_bytes: int = Field(default=32 * 1024 * 1024, ge=0)
-    # So long a stored answer that says nothing of it may stand in for a failing service.
-    gateway_cache_stale_if_error_s: float = Field(default=300.0, ge=0, le=86_400)
 
     def breaker(self) -> BreakerSettings:
         """When breakers open. Two good trials close one, or the only one that it lets through."""
         return BreakerSettings(
-            window_s=self.gateway_breaker_window_s,
-            min_calls=self.gateway_breaker_min_calls,
-            rate=self.gateway_breaker_rate,
             open_s=self.gateway_breaker_open_s,
             trials=self.gateway_breaker_trials,
             successes=min(2, self.gateway_breaker_trials),
@@ -118,7 +99,6 @@ class GatewaySettings(ServiceSettings):
                 minimum=least,
                 initial=min(most, max(least, self.gateway_upstream_initial)),
                 maximum=most,
-                queue_s=self.gateway_upstream_queue_s,
             ),
         )
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import structlog
+from cachetools import FIFOCache
 
 from discovery.calls.client import ServiceClient
 from discovery.clock import SYSTEM_CLOCK, Clock
@@ -85,7 +86,7 @@ class Sharing:
         self._prefix = f"{instance}/{secrets.token_hex(4)}/"
         self._lock = threading.Lock()
         # Ids, in the order of their coming.
-        self._heard: dict[str, None] = {}
+        self._heard: FIFOCache[str, None] = FIFOCache(_MAX_HEARD)
         self._joined: dict[str, deque[str]] = {}
         self._orders = 0
         self._obeyed: deque[str] = deque(maxlen=32)
@@ -226,8 +227,6 @@ class Sharing:
             if news.id.startswith(self._prefix) or news.id in self._heard:
                 return
             self._heard[news.id] = None
-            while len(self._heard) > _MAX_HEARD:
-                del self._heard[next(iter(self._heard))]
             act = self._obey if who == "hand" else self._believe
             taken = news.left_s(self._clock.time()) > 0 and act(news)
         self._metrics.news.labels("taken" if taken else "ignored").inc()

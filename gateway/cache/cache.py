@@ -20,7 +20,7 @@ from gateway.cache.link import Link
 from gateway.cache.loading import Load, Want
 from gateway.cache.memory import MAX_BYTES, Memory, Passing
 from gateway.cache.rules import PartPolicy, Verdict, most_age_s, part_verdict, verdict
-from gateway.cache.store import LOAD_S, Leases, Store
+from gateway.cache.store import Leases, Store
 from gateway.metrics import CacheMetrics
 from gateway.model import Answer, Incoming
 from services.kit.auth.verifier import Identity
@@ -33,8 +33,6 @@ STALE_IF_ERROR_S = 300.0
 MAX_TARGET_CHARS = 2048
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 BYPASS = ("X-Cache", "BYPASS")
-# The share of the time that a load may take which a caller must have left for others to wait for what it asks for.
-PATIENT = 0.8
 # A composition has a timeout of its own for each part.
 PART_PATIENCE_S = 30.0
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -65,10 +63,8 @@ class AnswerCache:
         clock: Clock = SYSTEM_CLOCK,
         metrics: CacheMetrics | None = None,
         max_bytes: int = MAX_BYTES,
-        stale_if_error_s: float = STALE_IF_ERROR_S,
     ) -> None:
         self._clock = clock
-        self._stale_if_error_s = stale_if_error_s
         self._circuit = Circuit(redis, "answer cache", monotonic=clock.monotonic)
         self._memory = Memory(max_bytes)
         leases = Leases(clock.monotonic)
@@ -90,6 +86,16 @@ class AnswerCache:
         """End what `start` began."""
         self._link.stop()
 
+    @property
+    def connected(self) -> bool:
+        """Whether Redis is used, and changes are heard of."""
+        return self._circuit.closed and 0 < self._link.since <= self._link.heard
+
+    def clear(self) -> None:
+        """Forget what is held in this process."""
+        self._memory.clear()
+        self._passing.clear()
+
     def serve(self, incoming: Incoming, load: Load) -> Answer:
         """The answer to a request: a stored one where that is allowed, else `load`'s, which is stored where that is allowed.
 
@@ -106,22 +112,8 @@ class AnswerCache:
             answer.headers.append(BYPASS)
             return answer
         now = self._clock.monotonic()
-        want = Want(
-            incoming.method,
-            base,
-            headers,
-            lambda: audience(incoming.identify()),
-            lambda answer: self._verdict(incoming, answer),
-            GUESS,
-            now,
-            incoming.deadline,
-            most_s,
-            patient=_patient(incoming, now),
-            detach=lambda: self._detach(incoming),
-            pass_by=lambda: self._passing.mark(base, headers),
-            look_up=lambda: self._passing.clear(base, headers),
-        )
-        return self._engine.obtain(want, load)
+        asked = (incoming.method, base, headers, GUESS, now, incoming.deadline, most_s, incoming)
+        return self._engine.obtain(_Forwarded(*asked, load, self._passing))
 
     def part(
         self,
@@ -140,20 +132,10 @@ class AnswerCache:
         request that `load` sends: its time is its own, and is put off where it is sent for others.
         """
         now = self._clock.monotonic()
-        want = Want(
-            "GET",
-            base_of_part(service, target, policy.scope),
-            NOTHING,
-            lambda: audience(identity),
-            lambda each: part_verdict(policy, each.status, each.headers, subject=identity is not None),
-            Spec((), own=policy.scope == "subject"),
-            now,
-            now + PART_PATIENCE_S,
-            math.inf,
-            patient=asked is None or _patient(asked, now),
-            detach=lambda: self._detach(asked) if asked is not None else None,
-        )
-        return _part(self._engine.obtain(want, lambda _: load()))
+        base, spec = base_of_part(service, target, policy.scope), Spec((), own=policy.scope == "subject")
+        deadline = now + PART_PATIENCE_S
+        want = _Part("GET", base, NOTHING, spec, now, deadline, math.inf, asked, load, policy, identity)
+        return _part(self._engine.obtain(want))
 
     def last_good(self, incoming: Incoming) -> Answer | None:
         """The last good answer for a read that could not be served: what the service kept by `@snapshot`.
@@ -229,20 +211,49 @@ class AnswerCache:
             self._memory.change(service, change)
         return True
 
-    # -- small things
 
-    def _verdict(self, incoming: Incoming, answer: Answer) -> Verdict | None:
-        proved = "authorization" in incoming.headers and incoming.identify() is not None
-        return verdict(answer.status, answer.headers, subject=proved, sie_s=self._stale_if_error_s)
+@dataclass(slots=True)
+class _Forwarded(Want):
+    """What a client asks for."""
 
-    def _detach(self, incoming: Incoming) -> None:
-        # What goes on in the background ends neither with the client's connection, nor with its time.
-        incoming.connection = None
-        incoming.deadline = self._clock.monotonic() + incoming.timeout_s
+    asked: Incoming
+    ask: Load
+    passing: Passing
+
+    def audience(self) -> str | None:
+        return audience(self.asked.identify())
+
+    def verdict(self, answer: Answer) -> Verdict | None:
+        proved = "authorization" in self.headers and self.asked.identify() is not None
+        return verdict(answer.status, answer.headers, subject=proved, sie_s=STALE_IF_ERROR_S)
+
+    def load(self, extra: Mapping[str, str]) -> Answer:
+        return self.ask(extra)
+
+    def pass_by(self) -> None:
+        self.passing.mark(self.base, self.headers)
+
+    def look_up(self) -> None:
+        self.passing.unmark(self.base, self.headers)
 
 
-def _patient(incoming: Incoming, now: float) -> bool:
-    return incoming.deadline - now >= PATIENT * min(LOAD_S, incoming.timeout_s)
+@dataclass(slots=True)
+class _Part(Want):
+    """What a composition asks for, for `identity`."""
+
+    ask: Callable[[], Answer]
+    policy: PartPolicy
+    identity: Identity | None
+
+    def audience(self) -> str | None:
+        return audience(self.identity)
+
+    def verdict(self, answer: Answer) -> Verdict | None:
+        subject = self.identity is not None
+        return part_verdict(self.policy, answer.status, answer.headers, subject=subject)
+
+    def load(self, extra: Mapping[str, str]) -> Answer:
+        return self.ask()
 
 
 def _part(answer: Answer) -> Part:

@@ -6,12 +6,13 @@ else one of this process leads: Redis ─▶ HIT; its lease ─▶ asks the serv
 No request waits for an answer that may be for another alone: a request with a token asks for itself until an answer of that path
 has been seen. So does one whose caller would leave before the others do.
 
-Whether a stored answer may be trusted is decided in `_trusted_here` and in `_look`; for how long it is given, in `_give`.
+Whether a stored answer may be given is decided in `gateway.cache.trust`.
 """
 
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -23,9 +24,10 @@ from gateway.cache.coalesce import Flight, Flights, copy_error
 from gateway.cache.entry import give, pass_on, unpack
 from gateway.cache.key import Spec, Variant
 from gateway.cache.link import Link
-from gateway.cache.loading import Brought, Count, Load, Loader, Loading, Want
+from gateway.cache.loading import Brought, Count, Loader, Loading, Want
 from gateway.cache.memory import Held, Memory
 from gateway.cache.store import LOAD_S, Fetched, Store, token
+from gateway.cache.trust import is_current, state_of
 from gateway.model import Answer
 from services.kit.redis_client import Away
 
@@ -51,15 +53,15 @@ class Engine:
         self._background = threading.BoundedSemaphore(BACKGROUND)
         self._loader = Loader(store, memory, clock, count)
 
-    def obtain(self, want: Want, load: Load) -> Answer:
-        """The answer, with X-Cache. What `load` raises passes through, unless a stored answer may stand in."""
+    def obtain(self, want: Want) -> Answer:
+        """The answer, with X-Cache. What `want.load` raises passes through, unless a stored answer may stand in."""
         for _ in range(TRIES):
             known = self._memory.spec(want.base)
             spec = known or want.guess
             variant = want.variant(spec)
             if variant is None:
                 break
-            answer = self._from_memory(want, variant, load)
+            answer = self._from_memory(want, variant)
             if answer is not None:
                 return answer
             if want.method == "HEAD":
@@ -68,11 +70,11 @@ class Engine:
                     return answer
                 break
             if not want.patient or (known is None and "authorization" in want.headers):
-                answer = self._lead(self._begin(want, variant, spec), load, alone=True)
+                answer = self._lead(self._begin(want, variant, spec), alone=True)
             else:
                 flight, leads = self._flights.enter(variant)
                 if leads:
-                    answer = self._lead_flight(self._begin(want, variant, spec, flight), load)
+                    answer = self._lead_flight(self._begin(want, variant, spec, flight))
                 elif not flight.wait(want.left_s(self._clock.monotonic())) or flight.alone:
                     break
                 elif flight.error is not None:
@@ -82,24 +84,20 @@ class Engine:
             if answer is not None:
                 return answer
         self._count("bypass")
-        return pass_on(want.headers, load({}), "BYPASS")
+        return pass_on(want.headers, want.load({}), "BYPASS")
 
     # -- what is there already
 
-    def _from_memory(self, want: Want, variant: Variant, load: Load) -> Answer | None:
+    def _from_memory(self, want: Want, variant: Variant) -> Answer | None:
         """What this process holds, where it may be given; a stale one is asked for anew in the background."""
         held = self._memory.get(variant)
         if held is None:
             return None
         now = self._clock.monotonic()
         resting = now < held.resting
-        if not resting and not self._trusted_here(held, now):
+        if not resting and not self._link.trusts(held.checked, now):
             return None
-        return self._give(want, held, now, lambda: self._refresh(want, variant, load), resting=resting)
-
-    def _trusted_here(self, held: Held, now: float) -> bool:
-        """Whether a change of what is held would have been heard of."""
-        return self._link.trusts(held.checked, now)
+        return self._give(want, held, now, lambda: self._refresh(want, variant), resting=resting)
 
     def _from_redis(self, want: Want, variant: Variant, spec: Spec) -> Answer | None:
         """What Redis has, without asking the service for it."""
@@ -128,21 +126,21 @@ class Engine:
         self, want: Want, held: Held, now: float, refresh: Callable[[], None] | None, *, resting: bool = False
     ) -> Answer | None:
         """The entry, where it may be given. `refresh` None: only a fresh one. `resting`: the service is not asked at the moment."""
-        entry, age_s = held.entry, now - held.born
-        life = entry.lifetime
-        stale_s = age_s - life.fresh_s
         # What was asked for after the request had come is new enough for every request.
-        if held.born < want.began and age_s >= want.most_age_s:
+        most_age_s = want.most_age_s if held.born < want.began else math.inf
+        state = state_of(
+            held.entry.lifetime,
+            now - held.born,
+            most_age_s=most_age_s,
+            stale=refresh is not None,
+            resting=resting,
+        )
+        if state is None:
             return None
-        if stale_s < 0:
-            self._count("hit")
-            return give(want.headers, want.method, entry, "HIT", age_s)
-        if refresh is None or stale_s >= (max(life.swr_s, life.sie_s) if resting else life.swr_s):
-            return None
-        if not resting:
+        if state == "STALE" and refresh is not None and not resting:
             refresh()
-        self._count("stale")
-        return give(want.headers, want.method, entry, "STALE", age_s, stale_s)
+        self._count(state.lower())
+        return give(want.headers, want.method, held.entry, state, now - held.born)
 
     # -- one for all
 
@@ -154,22 +152,20 @@ class Engine:
         run.held = self._memory.get(variant)
         return run
 
-    def _lead_flight(self, run: Loading, load: Load) -> Answer | None:
+    def _lead_flight(self, run: Loading) -> Answer | None:
         """As `_lead`, with others waiting."""
         try:
-            return self._lead(run, load)
+            return self._lead(run)
         except BaseException as error:
             run.flight.fail(error)
             raise
         finally:
             self._flights.leave(run.variant, run.flight)
 
-    def _lead(
-        self, run: Loading, load: Load, *, background: bool = False, alone: bool = False
-    ) -> Answer | None:
+    def _lead(self, run: Loading, *, background: bool = False, alone: bool = False) -> Answer | None:
         """None when the way has to be gone again, with what has been learnt. `alone`: for no other request, and without a word to
         other processes."""
-        refresh = None if background else lambda: self._refresh_soon(run, load)
+        refresh = None if background else lambda: self._refresh_soon(run)
         until = min(run.want.deadline, run.began + LOAD_S)
         try:
             while True:
@@ -194,7 +190,7 @@ class Engine:
                 self._clock.sleep(POLL_S)
         except Away:
             run.version = ""
-        return self._loader.load(run, load)
+        return self._loader.load(run)
 
     def _look(self, run: Loading, *, lease: bool) -> Fetched:
         """Ask Redis for the variant; `run.held` is what is valid of it afterwards: an answer with the version that its path has
@@ -206,13 +202,13 @@ class Engine:
             self._memory.learn(run.want.base, fetched.spec)
         if fetched.data is None:
             # Redis may have lost what is held here: its version says whether it still holds.
-            if run.held is not None and run.version and run.held.entry.version == run.version:
+            if run.held is not None and is_current(run.held.entry.version, run.version):
                 run.held.checked = checked
             else:
                 run.held = None
             return fetched
         entry = unpack(run.text, fetched.data, self._clock.time())
-        if entry is None or not entry.version or entry.version != run.version:
+        if entry is None or not is_current(entry.version, run.version):
             run.held = None  # changed since: not even a failure brings it back
             return fetched
         age_s = max(0.0, self._clock.time() - entry.born)
@@ -223,12 +219,12 @@ class Engine:
 
     # -- in the background
 
-    def _refresh_soon(self, run: Loading, load: Load) -> None:
+    def _refresh_soon(self, run: Loading) -> None:
         """By the leader of a flight, which ends with its stale answer: the next one is the background's."""
         self._flights.leave(run.variant, run.flight)
-        self._refresh(run.want, run.variant, load)
+        self._refresh(run.want, run.variant)
 
-    def _refresh(self, want: Want, variant: Variant, load: Load) -> None:
+    def _refresh(self, want: Want, variant: Variant) -> None:
         """Ask anew, besides the request; nothing when another does already, or too many do."""
         if want.method != "GET":
             return
@@ -238,18 +234,18 @@ class Engine:
         if not self._background.acquire(blocking=False):
             self._flights.leave(variant, flight)
             return
-        want.detach()
-        work = partial(contextvars.copy_context().run, self._load_anew, want, variant, load, flight)
+        want.detach(self._clock.monotonic())
+        work = partial(contextvars.copy_context().run, self._load_anew, want, variant, flight)
         try:
             threading.Thread(target=work, name="cache-refresh", daemon=True).start()
         except RuntimeError:  # no thread to be had
             self._flights.leave(variant, flight)
             self._background.release()
 
-    def _load_anew(self, want: Want, variant: Variant, load: Load, flight: Flight[Brought]) -> None:
+    def _load_anew(self, want: Want, variant: Variant, flight: Flight[Brought]) -> None:
         spec = self._memory.spec(want.base) or want.guess
         try:
-            answer = self._lead(self._begin(want, variant, spec, flight), load, background=True)
+            answer = self._lead(self._begin(want, variant, spec, flight), background=True)
             if answer is not None:
                 answer.close()
         except Exception as error:  # the client has its answer, and the next one will see

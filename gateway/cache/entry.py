@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gateway.cache.rules import Lifetime, client_has, first
+from gateway.cache.trust import is_of_the_future
 from gateway.model import Answer, Headers
 from services.kit.stale.stored_form import headers_of, seal, unseal
 
 State = Literal["HIT", "MISS", "STALE", "BYPASS"]
 
-# A clock may be this much ahead of another's.
-MAX_SKEW_S = 5.0
 _ABOUT_BODY = frozenset({"content-length", "content-type", "content-encoding", "content-language"})
 
 
@@ -69,18 +68,16 @@ def _entry(head: Mapping[str, Any], body: bytes, now: float) -> Entry | None:
     status, born, version = head["status"], float(head["born"]), head["version"]
     if not isinstance(status, int) or not 200 <= status <= 599 or not isinstance(version, str):
         return None
-    if born > now + MAX_SKEW_S or min(fresh_s, swr_s, sie_s) < 0:
+    if is_of_the_future(born, now) or min(fresh_s, swr_s, sie_s) < 0:
         return None
     return Entry(status, headers_of(head["headers"]), body, born, Lifetime(fresh_s, swr_s, sie_s), version)
 
 
-def give(
-    asked: Mapping[str, str], method: str, entry: Entry, state: State, age_s: float, stale_s: float = 0.0
-) -> Answer:
-    """A stored answer, or 304 where the client has it already. `stale_s` goes with STALE."""
+def give(asked: Mapping[str, str], method: str, entry: Entry, state: State, age_s: float) -> Answer:
+    """A stored answer, or 304 where the client has it already."""
     own: Headers = [("Age", str(max(0, int(age_s)))), ("X-Cache", state)]
     if state == "STALE":
-        own.append(("X-Stale-Age", str(max(0, int(stale_s)))))
+        own.append(("X-Stale-Age", str(max(0, int(age_s - entry.lifetime.fresh_s)))))
     if entry.status == 200 and client_has(asked, entry.headers):
         kept = [pair for pair in entry.headers if pair[0].lower() not in _ABOUT_BODY]
         return Answer(304, [*kept, *own], b"", source="cache")

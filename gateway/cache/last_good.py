@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from cachetools import LRUCache
 
 from discovery.clock import Clock
-from gateway.cache.entry import MAX_SKEW_S
-from gateway.cache.lru import ByteLru
 from gateway.cache.store import Store
+from gateway.cache.trust import age_of_last_good
 from gateway.model import Answer, Headers, Incoming
 from services.kit.auth.verifier import Identity
 from services.kit.redis_client import Away
@@ -22,21 +21,19 @@ from services.kit.stale.stored_form import (
     snapshot_name,
     unseal,
 )
-from services.kit.stale.writer import GONE_MS
 
 # What Redis gave is given again while it is away, for so long: one late answer of Redis opens the circuit for a second. Longer,
 # and a subject that has left would not be forgotten here.
 HELD_S = 5.0
-# Longer than a request and its place in the service's queue take: what was read before a removal is not given after it.
-REMOVED_S = GONE_MS / 1000
 MAX_HELD_BYTES = 8 * 1024 * 1024
+# A service keeps no answer under a longer name.
+NAME_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Good:
     """A last good answer. `age_s` since it was given by the service."""
 
-    status: int
     headers: Headers
     body: bytes
     age_s: float
@@ -50,7 +47,7 @@ class Good:
             ("X-Cache", "STALE"),
             ("X-Stale-Age", age),
         ]
-        return Answer(self.status, headers, b"" if method == "HEAD" else self.body, source="snapshot")
+        return Answer(200, headers, b"" if method == "HEAD" else self.body, source="snapshot")
 
 
 class LastGood:
@@ -60,8 +57,10 @@ class LastGood:
         self._store = store
         self._clock = clock
         self._lock = threading.Lock()
-        # What Redis said last: its key there, the sealed answer, when its path was removed, and until when this is used.
-        self._held: ByteLru[SnapshotName, tuple[bytes, float, float]] = ByteLru(MAX_HELD_BYTES)
+        # What Redis said last: the sealed answer, when its path was removed, and until when this is used.
+        self._held: LRUCache[SnapshotName, tuple[bytes, float, float]] = LRUCache(
+            MAX_HELD_BYTES, lambda each: len(each[0]) + NAME_BYTES
+        )
 
     def find(self, incoming: Incoming) -> Good | None:
         """The youngest snapshot that may answer the request: a public one, or the caller's own. One round trip.
@@ -96,9 +95,8 @@ class LastGood:
 
     def _forget_here(self, key: str) -> None:
         with self._lock:
-            for name in self._held:
-                if name.key == key:
-                    self._held.drop(name)
+            for name in [each for each in self._held if each.key == key]:
+                del self._held[name]
 
     def _fetch(
         self, service: str, path: str, names: list[SnapshotName]
@@ -108,40 +106,27 @@ class LastGood:
         try:
             sealed, removed = self._store.snapshots(service, path, names)
         except Away:
-            held = {name: each for name in names if (each := self._held.get(name)) and now < each[2]}
+            with self._lock:
+                held = {name: each for name in names if (each := self._held.get(name)) and now < each[2]}
             return {name: (data, removed) for name, (data, removed, _) in held.items()}
         found = {name: data for name, data in zip(names, sealed, strict=True) if data is not None}
         with self._lock:
             for name in names:
-                self._held.drop(name)
-            for name, data in found.items():
-                self._held.put(name, (data, removed, now + HELD_S), len(name.whole) + len(data))
+                self._held.pop(name, None)
+            self._held.update({name: (data, removed, now + HELD_S) for name, data in found.items()})
         return {name: (data, removed) for name, data in found.items()}
 
 
 def read(
     name: SnapshotName, data: bytes, identity: Identity | None, now: float, removed: float
 ) -> Good | None:
-    """A sealed snapshot; None when it is none, too old, of before its path was `removed`, or for a caller that may see more."""
+    """A sealed snapshot; None when it is none, or may not be given to this caller now: see `age_of_last_good`."""
     opened = unseal(name.whole, data)
     if opened is None:
         return None
+    head, body = opened
     try:
-        return _good(*opened, identity, now, removed)
+        age_s = age_of_last_good(head, identity, now, removed)
+        return Good(headers_of(head["headers"]), body, age_s) if age_s is not None else None
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _good(
-    head: Mapping[str, Any], body: bytes, identity: Identity | None, now: float, removed: float
-) -> Good | None:
-    at = float(head["at"])
-    if removed and at < removed + REMOVED_S:
-        return None
-    age_s = now - at
-    scopes = set(head["scopes"])
-    if not -MAX_SKEW_S <= age_s < float(head["stale_s"]) or head["status"] != 200:
-        return None
-    if scopes and (identity is None or not scopes <= identity.scopes):
-        return None
-    return Good(200, headers_of(head["headers"]), body, max(0.0, age_s))

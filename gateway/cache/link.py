@@ -16,6 +16,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from discovery.clock import Clock
 from gateway.cache.memory import Memory
 from gateway.cache.store import Leases
+from gateway.cache.trust import would_know
 from services.kit.redis_client import Away, Circuit
 from services.kit.stale.stored_form import (
     CHANGED_PATTERN,
@@ -31,8 +32,6 @@ log = structlog.get_logger(__name__)
 BEAT_S = 0.25
 # An answer to a heartbeat that takes longer is none.
 PATIENCE_S = 0.5
-# So long what is held in this process is believed without a word from Redis.
-TRUST_S = 1.0
 # Redis must answer so often in a row before it is used again: the others make up for their changes in the meantime.
 PROBES = 2
 MAX_PENDING = 2048
@@ -79,7 +78,7 @@ class Link:
 
     def trusts(self, checked: float, now: float) -> bool:
         """Whether what was asked for at `checked` would be known here to hold no more."""
-        return now - checked < TRUST_S or (now - self.heard < TRUST_S and 0 < self.since <= checked)
+        return would_know(checked, now, heard=self.heard, since=self.since)
 
     def miss(self, service: str, change: Change, *, published: bool = False) -> None:
         """Redis has not noted a change: until it has, nothing is read from it. `published`: the others know."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from discovery.calls.guard import FAILED_STATUSES
 from discovery.clock import Clock
 from discovery.errors import CallError
-from gateway.cache.body import Copied, read_whole
 from gateway.cache.coalesce import Flight
 from gateway.cache.entry import Entry, give, pack, pass_on
 from gateway.cache.key import Base, Spec, Variant, variant_of
 from gateway.cache.memory import Held, Memory
 from gateway.cache.rules import Lifetime, Verdict, initial_age_s, refreshed, stored_headers
 from gateway.cache.store import LOAD_S, Store
+from gateway.cache.trust import may_stand_in
 from gateway.errors import Overloaded
-from gateway.model import Answer
+from gateway.model import Answer, Incoming
 
 # What is asked of the upstream: the request with these headers in place of its own; one with an empty value is left out.
 Load = Callable[[Mapping[str, str]], Answer]
@@ -29,30 +30,55 @@ MAX_BODY_BYTES = 1024 * 1024
 READING_S = 2.0
 # Lifetimes are shortened by up to this share, so that what was stored together does not end together.
 JITTER = 0.1
+# The share of the time that a load may take which a caller must have left for others to wait for what it asks for.
+PATIENT = 0.8
 
 
 @dataclass(slots=True)
-class Want:
-    """One request for an answer. `audience` says for which caller it is, if it is for that one alone (None: cannot be said).
+class Want(ABC):
+    """One request for an answer. `began` and `deadline` are points on the monotonic clock.
 
-    `began` and `deadline` are points on the monotonic clock. `patient`: other requests may wait for its load. `detach`: the
-    client has its answer, what goes on is not for it. `pass_by`: what comes is never stored, so that waiting for each other is
-    of no use; `look_up`: it is.
+    `asked` is the request that would be sent, `guess` on what its answer depends while none has been seen.
     """
 
     method: str
     base: Base
     headers: Mapping[str, str]
-    audience: Callable[[], str | None]
-    verdict: Callable[[Answer], Verdict | None]
     guess: Spec
     began: float
     deadline: float
     most_age_s: float
-    patient: bool = True
-    detach: Callable[[], None] = field(default=lambda: None)
-    pass_by: Callable[[], None] = field(default=lambda: None)
-    look_up: Callable[[], None] = field(default=lambda: None)
+    asked: Incoming | None
+
+    @abstractmethod
+    def audience(self) -> str | None:
+        """For which caller the answer is, if it is for that one alone; None: cannot be said."""
+
+    @abstractmethod
+    def verdict(self, answer: Answer) -> Verdict | None:
+        """How the answer may be stored."""
+
+    @abstractmethod
+    def load(self, extra: Mapping[str, str]) -> Answer:
+        """Ask for it. See `Load`."""
+
+    def pass_by(self) -> None:  # noqa: B027
+        """What comes is never stored, so that waiting for each other is of no use."""
+
+    def look_up(self) -> None:  # noqa: B027
+        """It is stored after all."""
+
+    def detach(self, now: float) -> None:
+        """The client has its answer: what goes on ends neither with its connection, nor with its time."""
+        if self.asked is not None:
+            self.asked.connection = None
+            self.asked.deadline = now + self.asked.timeout_s
+
+    @property
+    def patient(self) -> bool:
+        """Whether other requests may wait for its load: its caller will not leave before they do."""
+        asked = self.asked
+        return asked is None or asked.deadline - self.began >= PATIENT * min(LOAD_S, asked.timeout_s)
 
     def variant(self, spec: Spec) -> Variant | None:
         return variant_of(self.base, spec, self.headers, self.audience() if spec.own else None)
@@ -88,13 +114,13 @@ class Loader:
         self._clock = clock
         self._count = count
 
-    def load(self, run: Loading, load: Load) -> Answer:
+    def load(self, run: Loading) -> Answer:
         """Ask the service. The lease is given back at the latest when this ends."""
         held = run.held
         stored: bool | None = False
         try:
             born, checked = self._clock.time(), self._clock.monotonic()
-            answer = load(_conditions(run))
+            answer = run.want.load(_conditions(run))
             if held is not None and answer.status in FAILED_STATUSES and self._may_stand_in(held):
                 answer.close()
                 return self._give_stale(run, held)
@@ -169,17 +195,14 @@ class Loader:
         return saved and text is run.text
 
     def _may_stand_in(self, held: Held) -> bool:
-        life = held.entry.lifetime
-        return self._clock.monotonic() - held.born < life.fresh_s + life.sie_s
+        return may_stand_in(held.entry.lifetime, self._clock.monotonic() - held.born)
 
     def _give_stale(self, run: Loading, held: Held) -> Answer:
         """What is held, in place of a failure. The service is not asked again for a moment."""
         now = self._clock.monotonic()
         held.rest(now)
         self._count("stale_if_error")
-        want, age_s = run.want, now - held.born
-        stale_s = age_s - held.entry.lifetime.fresh_s
-        return give(want.headers, want.method, held.entry, "STALE", age_s, stale_s)
+        return give(run.want.headers, run.want.method, held.entry, "STALE", now - held.born)
 
 
 def _conditions(run: Loading) -> dict[str, str]:
@@ -200,3 +223,83 @@ def _validated(entry: Entry, answer: Answer) -> Answer:
     headers = refreshed(entry.headers, answer.headers)
     headers += [("Content-Length", str(len(entry.body))), ("Age", "0")]
     return replace(answer, status=entry.status, headers=headers, body=entry.body, source="cache")
+
+
+class Copied:
+    """A body that is passed on as it comes, and given to `keep` when it has come whole, while `go_on` allows it.
+
+    Closing it closes the body.
+    """
+
+    __slots__ = ("_begun", "_body", "_chunks", "_go_on", "_keep", "_most", "_pieces")
+
+    def __init__(
+        self,
+        body: bytes | Iterable[bytes],
+        most_bytes: int,
+        go_on: Callable[[], bool],
+        keep: Callable[[bytes], object],
+    ) -> None:
+        self._body = body
+        self._chunks = iter([body] if isinstance(body, bytes) else body)
+        self._begun: list[bytes] = []
+        self._most = most_bytes
+        self._go_on = go_on
+        self._keep = keep
+        self._pieces: list[bytes] | None = []
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return self._begun.pop(0) if self._begun else self._read()
+
+    def _read(self) -> bytes:
+        pieces = self._pieces
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            self._pieces = None
+            if pieces is not None:
+                self._keep(b"".join(pieces))
+            raise
+        if pieces is not None:
+            pieces.append(chunk)
+            self._most -= len(chunk)
+            if self._most < 0 or not self._go_on():
+                self._pieces = None
+        return chunk
+
+    def read_ahead(self) -> bytes | None:
+        """All of it; None when it stops being kept: what has been read comes first then."""
+        pieces = self._pieces
+        assert pieces is not None
+        while self._pieces is not None:
+            try:
+                self._read()
+            except StopIteration:
+                return b"".join(pieces)
+        self._begun = pieces
+        return None
+
+    def close(self) -> None:
+        close = getattr(self._body, "close", None)
+        if close is not None:
+            close()
+
+
+def read_whole(answer: Answer, most_bytes: int, go_on: Callable[[], bool]) -> bytes | None:
+    """The body of an answer that says its length, which holds it afterwards; None when it is longer, or `go_on` says no before
+    its end: then the answer passes it on as it comes.
+
+    Raises what reading raises.
+    """
+    if isinstance(answer.body, bytes):
+        return answer.body if len(answer.body) <= most_bytes else None
+    length = answer.header("content-length")
+    if length is None or not length.isdigit() or int(length) > most_bytes:
+        return None
+    copied = Copied(answer.body, most_bytes, go_on, keep=lambda _: None)
+    whole = copied.read_ahead()
+    answer.body = copied if whole is None else whole
+    return whole

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from operator import itemgetter
+
+from cachetools import FIFOCache, LRUCache
 
 from gateway.cache.entry import Entry
 from gateway.cache.key import Base, Spec, Variant
-from gateway.cache.lru import ByteLru
+from gateway.cache.trust import Changes
 from services.kit.stale.stored_form import Change, plain_path, prefixes, short_prefix
-
-T = TypeVar("T")
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_SPECS = 8192
-# So many changes are looked through before an answer is kept that was asked for before them.
-REMEMBERED = 4096
 REST_S = 1.0
 # One request looks again for something to store after so long.
 PASS_S = 5.0
@@ -47,76 +44,82 @@ class Memory:
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._lock = threading.Lock()
-        self._held: ByteLru[Variant, Held] = ByteLru(max_bytes, self._unlist)
+        self._max_bytes = max_bytes
+        # Each with its size.
+        self._held: LRUCache[Variant, tuple[Held, int]] = LRUCache(max_bytes, itemgetter(1))
         self._by_path: dict[Path, set[Variant]] = {}
         # The paths that are held below each prefix, by its hash: of two prefixes with one hash both are forgotten.
         self._below: dict[int, set[Path]] = {}
         # By the base's hash, for bases are as long as clients like. A wrong one leads to a variant that is not there.
-        self._specs: OrderedDict[int, Spec] = OrderedDict()
-        self._sequence = 0
-        self._changes: deque[tuple[int, str, Change]] = deque(maxlen=REMEMBERED)
+        self._specs: FIFOCache[int, Spec] = FIFOCache(MAX_SPECS)
+        self._changes = Changes()
 
     @property
     def bytes(self) -> int:
-        return self._held.bytes
+        return int(self._held.currsize)
 
     def now(self) -> int:
         """The place in the sequence of changes, for `put`."""
-        return self._sequence
+        return self._changes.number
 
     def get(self, variant: Variant) -> Held | None:
-        return self._held.get(variant)
+        with self._lock:
+            found = self._held.get(variant)
+        return found[0] if found is not None else None
 
     def put(self, variant: Variant, held: Held, since: int) -> bool:
         """Keep an answer that was begun at `since`; False when it has changed since, or is too large."""
         size = held.entry.size + variant.size
         path = _path(variant)
         with self._lock:
-            if not self._held.fits(size) or self._changed(*path, since):
+            # None may drive out most of the others.
+            if size > self._max_bytes // 4 or self._changes.touch([path], since):
                 return False
-            self._held.put(variant, held, size)
+            self._drop(variant)
+            while self._held.currsize + size > self._max_bytes:
+                self._unlist(self._held.popitem()[0])
+            self._held[variant] = held, size
             self._list(path, variant)
         return True
 
     def drop(self, variant: Variant) -> None:
         with self._lock:
-            self._held.drop(variant)
+            self._drop(variant)
+
+    def clear(self) -> None:
+        """Hold nothing, and know of no path: as a new process does."""
+        with self._lock:
+            for variant in list(self._held):
+                self._drop(variant)
+            self._specs.clear()
 
     def change(self, service: str, change: Change) -> None:
         """Forget what a change covers, and keep out what is being loaded of it."""
         with self._lock:
-            self._sequence += 1
-            self._changes.append((self._sequence, service, change))
+            self._changes.add(service, change)
             paths: Iterable[Path] = [(service, change.path)]
             if change.prefix:
                 paths = self._below.get(hash((service, short_prefix(change.path))), ())
             for variant in [variant for each in paths for variant in self._by_path.get(each, ())]:
-                self._held.drop(variant)
+                self._drop(variant)
 
     def unchanged(self, places: Sequence[Path], since: int) -> bool:
         """Whether no change after `since` covers any of these (service, plain path)."""
-        if since == self._sequence:
-            return True
         with self._lock:
-            return not any(self._changed(service, path, since) for service, path in places)
+            return not self._changes.touch(places, since)
 
     def spec(self, base: Base) -> Spec | None:
         """On what the answer depends; None while it has not been seen."""
-        return self._specs.get(hash(base))
+        with self._lock:
+            return self._specs.get(hash(base))
 
     def learn(self, base: Base, spec: Spec) -> None:
         with self._lock:
-            _put_last(self._specs, hash(base), spec, MAX_SPECS)
+            self._specs[hash(base)] = spec
 
-    def _changed(self, service: str, path: str, since: int) -> bool:
-        if self._sequence - since > len(self._changes):
-            return True
-        for number, changed, change in reversed(self._changes):
-            if number <= since:
-                return False
-            if changed == service and change.covers(path):
-                return True
-        return False
+    def _drop(self, variant: Variant) -> None:
+        if self._held.pop(variant, None) is not None:
+            self._unlist(variant)
 
     def _list(self, path: Path, variant: Variant) -> None:
         """Have it found by its path, and by all above it."""
@@ -148,20 +151,25 @@ class Passing:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._marks: OrderedDict[int, float] = OrderedDict()
+        self._marks: FIFOCache[int, float] = FIFOCache(MAX_MARKS)
 
     def __len__(self) -> int:
         return len(self._marks)
 
     def mark(self, base: Base, headers: Mapping[str, str]) -> None:
         with self._lock:
-            _put_last(self._marks, _mark(base, headers), self._monotonic() + PASS_S, MAX_MARKS)
+            self._marks[_mark(base, headers)] = self._monotonic() + PASS_S
 
-    def clear(self, base: Base, headers: Mapping[str, str]) -> None:
+    def unmark(self, base: Base, headers: Mapping[str, str]) -> None:
         """There is something to be stored after all."""
         if self._marks:
             with self._lock:
                 self._marks.pop(_mark(base, headers), None)
+
+    def clear(self) -> None:
+        """No path is known to give nothing."""
+        with self._lock:
+            self._marks.clear()
 
     def passes(self, base: Base, headers: Mapping[str, str], *, looks: bool) -> bool:
         """Whether the request is to be passed by. Once the time of a mark is over, one request that is not, and would store what
@@ -190,10 +198,3 @@ def _path(variant: Variant) -> Path:
 
 def _places(path: Path) -> set[int]:
     return {hash((path[0], prefix)) for prefix in prefixes(path[1])}
-
-
-def _put_last(kept: OrderedDict[int, T], key: int, value: T, most: int) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > most:
-        kept.popitem(last=False)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cachetools import FIFOCache
 from redis import Redis
 
 from gateway.cache.key import Names, Spec, Variant, read_spec
@@ -104,7 +105,7 @@ class Leases:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._held: dict[str, tuple[str, float]] = {}
-        self._lost: dict[str, str] = {}
+        self._lost: FIFOCache[str, str] = FIFOCache(MAX_LOST)
         self._script = Redis().register_script(_TEND)  # opens nothing
 
     @property
@@ -128,8 +129,6 @@ class Leases:
         self.give_back(key, token)
         with self._lock:
             self._lost[key] = token
-            while len(self._lost) > MAX_LOST:
-                del self._lost[next(iter(self._lost))]
 
     def tend(self, redis: Redis) -> None:
         """Keep up what is held, give back what was lost. Raises RedisError."""

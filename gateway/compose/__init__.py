@@ -7,17 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.consul.static import Reading
 from gateway.cache import AnswerCache
 from gateway.compose.compose import Composition
 from gateway.compose.config import Declaration, DeclarationError
+from gateway.compose.health import FleetHealth
 from gateway.compose.part import Fetcher
 from gateway.compose.wholes import Wholes
-from gateway.health import FleetHealth
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
 from gateway.proxy import Calls
@@ -25,16 +25,8 @@ from gateway.proxy import Calls
 __all__ = ["Composition", "Compositions", "Declaration", "DeclarationError"]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A composition, and what its placeholders stand for in this path."""
-
-    composition: Composition
-    values: Mapping[str, str]
-
-    def answer(self, incoming: Incoming) -> Answer:
-        """See `Composition.answer`."""
-        return self.composition.answer(incoming, self.values)
+# Answers a request. See `Composition.answer`, `FleetHealth.answer`.
+Answering = Callable[[Incoming], Answer]
 
 
 class Compositions:
@@ -52,18 +44,18 @@ class Compositions:
     ) -> None:
         fetcher = Fetcher(calls, view, cache, metrics, clock)
         wholes = Wholes(cache, clock)
-        self._fixed: dict[str, Found | FleetHealth] = {}
+        self._fixed: dict[str, Answering] = {}
         self._templates: list[Composition] = []
         for route in declaration.route:
             composition = Composition(route, fetcher, wholes, metrics, clock)
             if route.template.names:
                 self._templates.append(composition)
             else:
-                self._fixed[route.path] = Found(composition, {})
+                self._fixed[route.path] = partial(composition.answer, found={})
         if declaration.health is not None:
-            self._fixed[declaration.health.path] = FleetHealth(declaration.health, view, clock)
+            self._fixed[declaration.health.path] = FleetHealth(declaration.health, view, clock).answer
 
-    def find(self, incoming: Incoming) -> Found | FleetHealth | None:
+    def find(self, incoming: Incoming) -> Answering | None:
         """What answers this path, whatever the method; None when nothing here does."""
         fixed = self._fixed.get(incoming.path)
         if fixed is not None:
@@ -71,5 +63,5 @@ class Compositions:
         for composition in self._templates:
             values = composition.match(incoming.path)
             if values is not None:
-                return Found(composition, values)
+                return partial(composition.answer, found=values)
         return None

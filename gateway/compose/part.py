@@ -18,10 +18,10 @@ from discovery.errors import CallError
 from discovery.http.response import Response
 from gateway.cache import AnswerCache
 from gateway.compose.config import Part
+from gateway.compose.hedge import Outcome, hedged
 from gateway.compose.jsonpart import NotUsable, member_of
 from gateway.compose.result import Result, State, describe_failure
 from gateway.errors import GatewayError
-from gateway.hedge import Outcome, hedged
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
 from gateway.proxy import Calls

@@ -7,16 +7,18 @@ makes it, and those that come meanwhile wait for it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
+from cachetools import LRUCache
 from gevent.event import Event
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from gateway.cache import AnswerCache
 from gateway.cache.coalesce import Flights
-from gateway.cache.lru import ByteLru
+from gateway.cache.rules import Lifetime
+from gateway.cache.trust import state_of
 from gateway.compose.result import Result
 from gateway.model import Answer
 
@@ -43,23 +45,24 @@ class _Kept:
     made: Made
     at: float
     mark: int
+    size: int
 
 
 class Wholes:
-    """Thread-safe. `get_or_make` is all that is needed."""
+    """For the greenlets of one thread. `get_or_make` is all that is needed."""
 
     def __init__(
         self, cache: AnswerCache | None = None, clock: Clock = SYSTEM_CLOCK, max_bytes: int = MAX_BYTES
     ) -> None:
         self._cache = cache
         self._clock = clock
-        self._lock = threading.Lock()
-        self._kept: ByteLru[Hashable, _Kept] = ByteLru(max_bytes)
+        self._max_bytes = max_bytes
+        self._kept: LRUCache[Hashable, _Kept] = LRUCache(max_bytes, attrgetter("size"))
         self._flights: Flights[None] = Flights(Event)
 
     @property
     def bytes(self) -> int:
-        return self._kept.bytes
+        return int(self._kept.currsize)
 
     def get_or_make(
         self,
@@ -84,9 +87,8 @@ class Wholes:
             try:
                 return self._make(key, make)
             finally:
-                with self._lock:
-                    if self._kept.get(key) is known:
-                        self._kept.drop(key)
+                if self._kept.get(key) is known:
+                    del self._kept[key]
                 self._flights.leave(key, flight)
         if not renew and flight.wait(wait_s):
             known = self._kept.get(key)
@@ -95,7 +97,7 @@ class Wholes:
         return make().answer
 
     def _holds(self, kept: _Kept) -> bool:
-        if self._clock.monotonic() - kept.at >= kept.made.fresh_s:
+        if state_of(Lifetime(kept.made.fresh_s), self._clock.monotonic() - kept.at) is None:
             return False
         if self._cache is None:
             return True
@@ -120,9 +122,9 @@ class Wholes:
         if not made.fresh_s:
             return made.answer
         size = OVERHEAD_BYTES + len(repr(key)) + sum(map(_size, made.results))
-        with self._lock:
-            if self._kept.fits(size):
-                self._kept.put(key, _Kept(made, at, mark), size)
+        # None may drive out most of the others.
+        if size <= self._max_bytes // 4:
+            self._kept[key] = _Kept(made, at, mark, size)
         # Its parts may have come out of a cache of their own, and it says so then.
         return made.answer if made.answer.header("x-cache") else made.answer.with_headers(("X-Cache", "MISS"))
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cachetools import FIFOCache
 from limits import RateLimitItem, parse_many
 
 from gateway.errors import LimitExceeded
@@ -98,7 +99,7 @@ class Limits:
         self._own = _Tier("subject", settings.subject)
         self._key = _Tier("key", settings.key)
         self._lock = threading.Lock()
-        self._counts: dict[tuple[str, bool], tuple[Count, ...]] = {}
+        self._counts: FIFOCache[tuple[str, bool], tuple[Count, ...]] = FIFOCache(MAX_SUBJECTS)
 
     def check(self, incoming: Incoming) -> Headers:
         """Count the request. Answers the headers that say what is left: none for what is not limited.
@@ -129,13 +130,11 @@ class Limits:
     def counts(self, identity: Identity) -> tuple[Count, ...]:
         """The subject's counts, one for each of its policies."""
         name = (identity.subject, identity.by_key)
-        known = self._counts.get(name)
-        if known is None:
-            tier = self._key if identity.by_key else self._own
-            with self._lock:
-                known = self._counts.setdefault(name, tier.counts(identity.subject))
-                while len(self._counts) > MAX_SUBJECTS:
-                    del self._counts[next(iter(self._counts))]
+        with self._lock:
+            known = self._counts.get(name)
+            if known is None:
+                tier = self._key if identity.by_key else self._own
+                known = self._counts[name] = tier.counts(identity.subject)
         return known
 
     @property

@@ -26,7 +26,7 @@ from services.kit.auth.verifier import Identity
 from services.kit.stale import stored_form
 from services.kit.stale.writer import Keep, SnapshotQueue
 from tests.support import servers
-from tests.support.cache_rig import Instance, Origin, at_once, incoming, later
+from tests.support.cache_rig import CLOCK, Instance, Origin, at_once, incoming, later
 from tests.support.eventually import eventually
 
 USER, MORE = frozenset({"user"}), frozenset({"user", "admin"})
@@ -221,7 +221,7 @@ class Stage:
         )
         assert name is not None
         scopes = sorted(identity.scopes) if identity is not None else []
-        now = self.instances[0].cache._clock.time()
+        now = CLOCK.time()
         head = {"status": 200, "headers": [["ETag", tag(body)]], "at": now, "stale_s": 600, "scopes": scopes}
         self.queue.put(Keep(name, head, body.encode(), 600))
         eventually(self.queue.idle, 5, 0.001)

@@ -115,7 +115,7 @@ class Instance:
         if follow:
             self.cache.start()
             if redis is not None:
-                eventually(lambda: self.cache._link.heard, 5, 0.005)
+                eventually(lambda: self.cache.connected, 5, 0.005)
 
     def get(self, path: str = PATH, query: str = "", **options: Any) -> Answer:
         asked = incoming(path, query, **options)
@@ -126,17 +126,13 @@ class Instance:
 
     def forget_here(self) -> None:
         """Empty the in-process layer, as a new process has it."""
-        memory = self.cache._memory
-        for variant in memory._held:
-            memory.drop(variant)
-        memory._specs.clear()
+        self.cache.clear()
 
     def begin(self, origin: Origin) -> None:
         """As new, in front of another service."""
         self.origin = origin
-        eventually(lambda: self.cache._circuit.closed, 10, 0.005)
-        self.forget_here()
-        self.cache._passing._marks.clear()
+        eventually(lambda: self.cache.connected, 10, 0.005)
+        self.cache.clear()
 
     def stop(self) -> None:
         self.cache.stop()

@@ -14,8 +14,13 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from gateway.cache.last_good import HELD_S
+from gateway.cache.link import Link
+from gateway.cache.memory import Memory
+from gateway.cache.store import Leases
+from gateway.cache.trust import TRUST_S
 from gateway.model import Answer
 from services.kit.auth.verifier import Identity
+from services.kit.redis_client import Circuit
 from services.kit.stale import stored_form
 from services.kit.stale.writer import Keep, SnapshotQueue
 from tests.support import servers
@@ -24,8 +29,6 @@ from tests.support.eventually import eventually, time_scale
 
 CLIENTS = 8
 PATHS = 40
-# An answer may be this much older than the last change that another instance has made while Redis is away.
-TRUST_S = 1.0
 
 
 @dataclass
@@ -190,7 +193,7 @@ def test_answers_stay_right_and_quick_while_redis_is_not(
     )
     assert world.wrong == []
     # And all is well again: what Redis had from before is not believed, and it is used.
-    eventually(lambda: world.one.cache._circuit.closed and world.other.cache._circuit.closed, 10)
+    eventually(lambda: world.one.cache.connected and world.other.cache.connected, 10)
     for instance in (world.one, world.other):
         instance.forget_here()
         assert {world.read(instance, place) for place in range(PATHS)} == {second}
@@ -229,33 +232,42 @@ def test_late_answer_leaves_nobody_waiting_for_a_load_that_is_none(world: World)
 
 
 def test_lease_that_was_asked_for_in_vain_is_given_back(world: World) -> None:
-    found: list[list[bytes]] = []
-    with hung(world) as is_there:
-        assert is_there()
-        assert world.one.state() == "MISS"
-        name = next(iter(world.one.cache._link._leases._lost))
-    until = time.perf_counter() + 3
-    while not world.one.cache._link._leases.idle and time.perf_counter() < until:
-        found.append(world.redis.keys("gateway:business:c:l:*"))  # type: ignore[arg-type]
-        time.sleep(0.002)
-    assert [name.encode()] in found, "Redis has not done what it was asked"
-    assert world.one.cache._link._leases.idle
-    assert not world.redis.exists(name)
+    """On a busy machine it may have ended by itself before."""
+
+    def is_given_back(path: str) -> bool:
+        world.redis.config_resetstat()
+        with hung(world) as is_there:
+            assert is_there()
+            assert world.one.state(path) == "MISS"
+        eventually(lambda: keys(world.redis, "gateway:business:c:l:*"), 3, 0.002)
+        eventually(lambda: not keys(world.redis, "gateway:business:c:l:*"), 3, 0.002)
+        eventually(lambda: world.one.cache.connected, 5)
+        return "cmdstat_del" in world.redis.info("commandstats")
+
+    assert any(is_given_back(f"{PATH}/{number}") for number in range(3))
 
 
-def test_heartbeat_that_is_late_costs_no_more_than_others(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever is done at each beat is done four times a second, also while an answer is waited for."""
-    leases = world.one.cache._link._leases
+def test_heartbeat_that_is_late_costs_no_more_than_others(world: World) -> None:
+    """What is done at each beat is done four times a second, also while an answer is waited for."""
     tended: list[float] = []
-    monkeypatch.setattr(leases, "tend", lambda _: tended.append(time.monotonic()))
+
+    class Counted(Leases):
+        def tend(self, redis: Redis) -> None:
+            tended.append(time.monotonic())
+
+    circuit, leases = Circuit(world.redis, "test"), Counted(time.monotonic)
+    link = Link(world.redis, circuit, Memory(), leases, CLOCK, probe_key="probe")
     leases.take("a", "b")
-    with hung(world) as is_there:
-        assert is_there()
-        time.sleep(0.7)
-    time.sleep(0.3)
-    leases.give_back("a", "b")
+    link.start()
+    try:
+        eventually(lambda: link.heard, 5)
+        tended.clear()
+        with hung(world) as is_there:
+            assert is_there()
+            time.sleep(0.7)
+        time.sleep(0.3)
+    finally:
+        link.stop()
     assert 1 <= len(tended) <= 8
 
 
@@ -314,7 +326,7 @@ def test_lost_subscription_ends_trust_in_what_is_held_here(world: World) -> None
     second = world.write(world.one)
     eventually(lambda: world.read(world.other, 1) == second, TRUST_S + 0.5)
     eventually(lambda: len(world.redis.client_list(_type="pubsub")) == 2, 5)
-    eventually(lambda: world.one.cache._circuit.closed and world.other.cache._circuit.closed, 5)
+    eventually(lambda: world.one.cache.connected and world.other.cache.connected, 5)
     third = world.write(world.one)
     eventually(lambda: world.read(world.other, 1) == third, 1)
 

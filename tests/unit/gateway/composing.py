@@ -131,7 +131,7 @@ def ask(made: Compositions, request: Incoming | None = None) -> Answer:
     request = request or incoming()
     found = made.find(request)
     assert found is not None
-    return found.answer(request)
+    return found(request)
 
 
 def said(answer: Answer) -> dict[str, Any]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from discovery.errors import BreakerOpen, CallError, ConnectFailed, DeadlineExceeded, ResponseTimeout
-from gateway.cache.body import Copied, read_whole
-from gateway.cache.coalesce import Flight, Flights, copy_error
+from discovery.errors import ResponseTimeout
 from gateway.cache.entry import Entry, give, pack, pass_on, unpack
 from gateway.cache.key import GUESS, Base, Spec, Variant, audience, base_of, read_spec, variant_of
-from gateway.cache.memory import MAX_MARKS, MAX_SPECS, PASS_S, REMEMBERED, Held, Memory, Passing
+from gateway.cache.loading import Copied, read_whole
+from gateway.cache.memory import MAX_MARKS, MAX_SPECS, PASS_S, Held, Memory, Passing
 from gateway.cache.rules import Lifetime
+from gateway.cache.trust import REMEMBERED
 from gateway.model import Answer, Incoming
 from services.kit.auth.verifier import Identity
 from services.kit.stale.stored_form import Change
@@ -185,7 +184,7 @@ def test_marks_are_for_one_kind_of_sender_and_for_a_while() -> None:
     assert passing.passes(BASE, token, looks=False)
     # One finds out, the others go on as before.
     assert [passing.passes(BASE, token, looks=True) for _ in range(3)] == [False, True, True]
-    passing.clear(BASE, token)
+    passing.unmark(BASE, token)
     assert not passing.passes(BASE, token, looks=True)
     for number in range(2 * MAX_MARKS):
         passing.mark(variant(f"/{number}").base, token)
@@ -196,15 +195,15 @@ def test_long_names_count_or_are_not_kept() -> None:
     memory = Memory(max_bytes=100_000)
     for number in range(200):
         memory.put(variant(query=f"{number}" + "x" * 2000), held(), memory.now())
-    assert len(memory._held) < 25
+    assert memory.bytes <= 100_000
     assert memory.spec(BASE) is None
     for spec in (Spec((), True), GUESS):
         memory.learn(BASE, spec)
         assert memory.spec(BASE) == spec
     for number in range(2 * MAX_SPECS):
         memory.learn(variant(f"/{number}" + "x" * 100).base, GUESS)
-    assert len(memory._specs) == MAX_SPECS
-    assert all(isinstance(place, int) for place in memory._specs)
+    known = [memory.spec(variant(f"/{number}" + "x" * 100).base) for number in range(2 * MAX_SPECS)]
+    assert known == [None] * MAX_SPECS + [GUESS] * MAX_SPECS
 
 
 def test_change_of_a_prefix_costs_what_it_ends_and_not_what_is_held() -> None:
@@ -221,7 +220,7 @@ def test_change_of_a_prefix_costs_what_it_ends_and_not_what_is_held() -> None:
     assert memory.get(variant("/api/pears/99/seeds")) is None
     assert memory.get(variant("/api/pears/100/seeds")) is not None
     memory.change("pears", Change("/", prefix=True))
-    assert (memory.bytes, memory._below, memory._by_path) == (0, {}, {})
+    assert memory.bytes == 0
 
 
 # -- an entry's form
@@ -334,37 +333,3 @@ def test_body_that_breaks_off_is_not_kept() -> None:
         next(body)
     body.close()
     assert found == []
-
-
-# -- single flight
-
-
-def test_one_leads_and_the_others_wait_until_it_leaves() -> None:
-    flights: Flights[str] = Flights()
-    flight, leads = flights.enter("key")
-    assert leads
-    joined = [flights.enter("key") for _ in range(3)]
-    assert joined == [(flight, False)] * 3
-    assert not flight.wait(0.01)
-    threading.Timer(0.02, flights.leave, ("key", flight)).start()
-    assert flight.wait(5)
-    assert flights.enter("key")[1]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [DeadlineExceeded("pears", sent=True), ResponseTimeout("pears"), ConnectFailed("pears")],
-)
-def test_failure_is_shared_unless_it_may_be_the_leaders_own(error: CallError) -> None:
-    flight: Flight[str] = Flight()
-    flight.fail(error)
-    assert flight.error is None
-    flight.fail(BreakerOpen("pears", retry_after_s=1))
-    assert flight.error is not None
-
-
-def test_error_for_another_is_the_same_and_not_the_same_object() -> None:
-    error = BreakerOpen("pears", retry_after_s=2.5, attempts=1)
-    copy = copy_error(error)
-    assert copy is not error
-    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))

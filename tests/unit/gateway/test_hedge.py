@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import gevent
 import pytest
 
-from gateway.hedge import Outcome, hedged
+from gateway.compose.hedge import Outcome, hedged
 
 LONG_S = 5.0
 SHORT_S = 0.02
