@@ -22,7 +22,6 @@ from tests.support.eventually import time_scale
 from tests.unit.gateway.composing import (
     PAIR,
     PUBLIC,
-    TOKEN,
     Behave,
     Reply,
     Store,
@@ -154,20 +153,6 @@ def test_what_is_of_no_use_is_never_kept(tmp_path: Path) -> None:
     assert len(raised) == 1
 
 
-def test_a_whole_that_is_public_is_made_once(tmp_path: Path) -> None:
-    upstreams = Upstreams({"lefts": answers(**PUBLIC), "rights": answers(b"[1]", **PUBLIC)})
-    made = compositions(tmp_path, PAIR, upstreams)
-    first, second = ask(made), ask(made, incoming(authorization="Bearer x"))
-    assert len(upstreams.sent) == 2
-    assert (first.header("x-cache"), second.header("x-cache")) == ("MISS", "HIT")
-    assert (said(second)["left"], said(second)["right"]) == ({}, [1])
-    assert said(second)["_parts"]["left"] == {"status": "ok", "source": "cache", "age": 0, "attempts": 0}
-    assert second.header("etag") == first.header("etag")
-    assert ask(made, incoming(if_none_match=first.header("etag") or "")).status == 304
-    assert ask(made, incoming(method="HEAD")).body == b""
-    assert ask(made, incoming("/pair/8")).header("x-cache") == "MISS"
-
-
 @pytest.mark.parametrize(
     "right",
     [
@@ -200,18 +185,6 @@ def test_a_whole_with_a_part_that_is_kept_for_its_subject_is_nobody_elses(tmp_pa
         answer = ask(made, incoming(authorization=who, subject=who))
         assert said(answer)["left"] == {"of": who}
         assert answer.header("cache-control") == "private, max-age=60"
-
-
-def test_a_whole_that_needs_a_token_is_nobody_elses(tmp_path: Path) -> None:
-    upstreams = Upstreams({"posts": answers(b"[]", **PUBLIC)})
-    made = compositions(tmp_path, TOKEN, upstreams)
-    for subject in ("a", "b", "b"):
-        ask(made, incoming("/mine", subject=subject))
-    assert [target for _, target, _ in upstreams.sent] == [
-        "/posts?author=a",
-        "/posts?author=b",
-        "/posts?author=b",
-    ]
 
 
 def test_a_whole_is_kept_apart_by_what_was_passed_on(tmp_path: Path) -> None:

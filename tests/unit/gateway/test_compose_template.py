@@ -63,29 +63,6 @@ def test_a_dot_in_a_template_is_a_dot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "sent"),
-    [
-        ("a/b", "/x/a%2Fb/y"),
-        ("a?b=c", "/x/a%3Fb%3Dc/y"),
-        ("a#b", "/x/a%23b/y"),
-        ("%2e%2e", "/x/%252e%252e/y"),
-        ("a;b", "/x/a%3Bb/y"),
-        ("..%2f", "/x/..%252f/y"),
-        ("é", "/x/%C3%A9/y"),
-        ("a\\b", "/x/a%5Cb/y"),
-        ("a b", "/x/a%20b/y"),
-    ],
-)
-def test_values_are_encoded_in_the_path(value: str, sent: str) -> None:
-    assert TargetPath("/x/<it>/y").fill({"it": value}) == sent
-
-
-def test_values_are_encoded_in_the_query() -> None:
-    sent = TargetPath("/api/posts?author=<it>&limit=10").fill({"it": "a&limit=1000#x=+"})
-    assert parse_qsl(sent.partition("?")[2]) == [("author", "a&limit=1000#x=+"), ("limit", "10")]
-
-
-@pytest.mark.parametrize(
     "value", ["", ".", "..", "a\x00", "a\r\nX: y", "\u202e", "x" * (MAX_VALUE_CHARS + 1)]
 )
 def test_values_that_cannot_stand_in_a_path_are_refused(value: str) -> None:

@@ -19,7 +19,7 @@ from discovery.errors import (
 from discovery.http.body import BodyFailed
 from gateway.errors import GatewayError, LimitExceeded, Overloaded, PartFailed, Refused, RouteUnknown
 from gateway.model import Answer
-from gateway.problems import Problems, fault_of
+from gateway.problems import Problems
 
 PROBLEMS = Problems("gateway-business", lambda service: {"pears": "half-open"}[service])
 ID = "0123456789abcdef"
@@ -143,11 +143,3 @@ def test_an_event_of_an_error_is_one_line() -> None:
     data = PROBLEMS.openai(ResponseLost("chat"))
     assert b"\n" not in data
     assert json.loads(data)["error"]["code"] == "bad_gateway"
-
-
-def test_attempts_go_into_the_answer() -> None:
-    assert (
-        answer(ResponseLost("pears", attempts=2)).attempts
-        == fault_of(ResponseLost("pears", attempts=2)).attempts
-        == 2
-    )

@@ -10,7 +10,7 @@ import pytest
 from discovery.consul.static import StaticView
 from discovery.contract import Policy, parse_networks
 from discovery.model import Instance, Snapshot
-from gateway.routes import Exposed, Routes, holds, is_gateway
+from gateway.routes import Exposed, Routes
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
 
@@ -174,10 +174,3 @@ def test_a_place_that_is_given_up_is_in_the_view_without_a_change_in_consul() ->
     assert exposed.snapshot().instances("plums") == ()
     clock.sleep(61)
     assert [each.id for each in exposed.snapshot().instances("plums")] == ["plums-3"]
-
-
-def test_names_and_prefixes() -> None:
-    assert is_gateway("gateway-ai")
-    assert not is_gateway("gatewayx")
-    assert holds("/a", "/a/b")
-    assert not holds("/a", "/ab")

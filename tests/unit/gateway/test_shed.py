@@ -14,7 +14,6 @@ from gateway.limits.concurrency import ConcurrencySettings
 from gateway.limits.loadshed import QUIET_S, Shed, ShedSettings, Ticket
 from gateway.settings import GatewaySettings
 from tests.support.clock import ManualClock
-from tests.support.eventually import time_scale
 
 
 def shed(clock: ManualClock | None = None, **values: object) -> Shed:
@@ -82,13 +81,6 @@ def test_share_of_the_group_is_for_priority_alone() -> None:
         ticket.leave()
     # What is free is for priority too, up to the upstream's own limit.
     assert len(fill(one, "auth", priority=True)) == 8
-
-
-def test_priority_does_not_outrank_the_upstreams_limit() -> None:
-    one = shed()
-    held = fill(one, "users", priority=True)
-    assert len(held) == 8
-    assert refusal(one, "users", priority=True).scope == "upstream"
 
 
 def test_refused_calls_take_no_place() -> None:
@@ -213,18 +205,6 @@ def test_forgotten_ticket_gives_its_place_back() -> None:
     assert one.streams() == 0
 
 
-def test_states_and_refusals_tell_what_happened() -> None:
-    one = shed()
-    held = fill(one, "slow")
-    refusal(one, "slow")
-    (state,) = one.upstreams()
-    assert (state.service, state.limit, state.in_flight, state.streams) == ("slow", 8, 8, 0)
-    # `fill` met the bound once itself.
-    assert one.refused == {("slow", "upstream"): 2}
-    preferred = fill(one, "users", priority=True)
-    assert one.in_flight() == (len(preferred), len(held)) == (8, 8)
-
-
 def test_overload_is_logged_when_it_begins_now_and_then_while_it_lasts_and_when_it_is_over() -> None:
     clock = ManualClock()
     one = shed(clock)
@@ -289,21 +269,6 @@ def test_bounds_hold_under_threads() -> None:
         thread.join(20)
     assert 0 < most <= 10
     assert in_flight(one) == 0
-
-
-def test_entering_and_leaving_costs_microseconds() -> None:
-    one = Shed()
-    best = min(_cost_s(one) for _ in range(5))
-    assert best < 10e-6 * time_scale(), f"{best * 1e6:.1f} us"
-
-
-def _cost_s(one: Shed, times: int = 5000) -> float:
-    began = time.perf_counter()
-    for _ in range(times):
-        ticket = one.enter("users", priority=False)
-        ticket.head()
-        ticket.leave()
-    return (time.perf_counter() - began) / times
 
 
 def test_settings_are_brought_in_where_they_contradict_each_other() -> None:
