@@ -1,4 +1,4 @@
-"""The nouns of the gateway: what came in, what goes out, and who answers for it."""
+"""The nouns of the gateway: a request as it came in, and an answer as it goes out."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Routes:
     def find(self, path: str, named: str | None = None) -> Route | None:
         """The route that `path` (percent-encoded, without query) belongs to, or None.
 
-        `named` is the service that the edge says it is: it knows who owns a prefix that several ask for. Believed if the service
+        `named` is the service that the edge says it is: it knows the owner of a prefix that several ask for. Believed if the service
         has or had a prefix of this path, or is not known here at all: then it is one that went before this gateway came, and
         its route has no prefix. A service that asks for no route is never found.
         """

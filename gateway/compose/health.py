@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 import structlog
@@ -26,6 +26,7 @@ from discovery.consul.static import Reading
 from discovery.contract import parse_route
 from discovery.errors import ContractError
 from discovery.model import Instance, Route
+from gateway.compose.config import Health
 from gateway.errors import Refused
 from gateway.model import Answer, Incoming
 from services.kit.web.context import current
@@ -36,19 +37,6 @@ METHODS = ("GET", "HEAD")
 AT_ONCE = 16
 # Of a large fleet a sample is asked; for the rest Consul's own check, every 2 s, has to do.
 MAX_ASKED = 128
-
-
-class Declared(Protocol):
-    """What a domain's file says about it; times in seconds."""
-
-    @property
-    def expected(self) -> tuple[str, ...]: ...
-
-    @property
-    def timeout_s(self) -> float: ...
-
-    @property
-    def remember_s(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +61,7 @@ class _Service:
 class FleetHealth:
     """`GET /api/health`. Looks at most once in `remember_s`, however often it is asked. Thread-safe."""
 
-    def __init__(self, declared: Declared, view: Reading, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, declared: Health, view: Reading, clock: Clock = SYSTEM_CLOCK) -> None:
         self._declared = declared
         self._view = view
         self._clock = clock

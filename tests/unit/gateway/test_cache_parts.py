@@ -117,13 +117,6 @@ def test_spec_is_read_back(spec: Spec) -> None:
     assert read_spec(spec.text().encode()) == spec
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"+", b"a", b"\xff+own", b",+own", b"+own,+nobody", b"a," * 300 + b"+own"]
-)
-def test_spec_that_nobody_wrote_is_none(data: bytes) -> None:
-    assert read_spec(data) is None
-
-
 # -- the memory
 
 

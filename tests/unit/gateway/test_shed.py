@@ -1,4 +1,4 @@
-"""Which calls get a ticket: bounds, priority, streams, and what the others learn."""
+"""Which calls get a ticket, and which requests a place: bounds, priority, streams, and what counts as one holder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway.errors import Overloaded
 from gateway.limits.concurrency import ConcurrencySettings
-from gateway.limits.loadshed import QUIET_S, Shed, ShedSettings, Ticket
+from gateway.limits.loadshed import QUIET_S, Places, Shed, ShedSettings, Ticket, source
 from gateway.settings import GatewaySettings
 from tests.support.clock import ManualClock
 
@@ -279,3 +279,44 @@ def test_settings_are_brought_in_where_they_contradict_each_other() -> None:
     usual = GatewaySettings().shed()
     # One service alone must not be able to fill the group.
     assert usual.upstream.maximum < usual.group * (1 - usual.reserved)
+
+
+# -- places
+
+
+def test_bounds_hold_and_what_is_left_can_be_had_again() -> None:
+    places = Places(3, 2)
+    first, second = places.take("a"), places.take("a")
+    assert first is not None
+    assert second is not None
+    assert places.take("a") is None
+    assert places.take("b") is not None
+    assert places.take("c") is None, "all are taken"
+    first.leave()
+    first.leave()
+    assert places.taken == 2
+    assert places.take("a") is not None
+    assert places.take("a") is None
+
+
+def test_nothing_is_remembered_of_holders_that_have_left() -> None:
+    places = Places(None, 1)
+    for number in range(100):
+        place = places.take(str(number))
+        assert place is not None
+        place.leave()
+    assert places.holders == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "holder"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2:ffff::9", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("no:address", "no:address"),
+    ],
+)
+def test_a_customer_of_ipv6_is_one_holder(address: str, holder: str) -> None:
+    assert source(address) == holder
