@@ -155,7 +155,9 @@ class Kit:
         what needs no token.
         """
         if not self.tokens.prefetch(FIRST_KEYS_S):
-            log.warning("serving without auth's keys: requests with tokens are answered 503 until they are fetched")
+            log.warning(
+                "serving without auth's keys: requests with tokens are answered 503 until they are fetched"
+            )
 
     def on_start(self, action: Callable[[], object]) -> None:
         """Run `action` in the worker process before it takes its first request; the place to start threads.
