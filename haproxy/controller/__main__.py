@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 
 import structlog
 import typer
@@ -40,7 +39,7 @@ def init() -> None:
 @cli.command()
 def plan() -> None:
     """Show desired beside observed, what would be done now, and why. Changes nothing."""
-    show(look(_settings(), time.time()), Console(width=None if sys.stdout.isatty() else 200))
+    show(look(_settings()), Console(width=None if sys.stdout.isatty() else 200))
 
 
 def _settings() -> EdgeSettings:

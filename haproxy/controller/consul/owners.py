@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import structlog
 
@@ -20,7 +19,7 @@ from discovery.consul.watch import TokenBucket, Watch
 from discovery.errors import ConsulError, ConsulRefused, ContractError
 from haproxy.controller.loop.steady import Health, steady
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.wanted.ownership import parse_pins
+from haproxy.controller.wanted.ownership import Agreed, parse_pins
 
 log = structlog.get_logger(__name__)
 
@@ -30,14 +29,6 @@ AGREED = "edge/owners"
 ROUND_S = 1.0
 RETRY_S = 2.0
 REFUSED_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Agreed:
-    """A document, and the index of its last change; None and 0 where there is none."""
-
-    owners: Mapping[str, str] | None
-    modified: int
 
 
 class Document:

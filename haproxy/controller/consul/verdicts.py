@@ -35,19 +35,19 @@ def verdict(outcome: Outcome) -> dict[str, Any]:
     `state`: `accepted` (all that was asked for), `partly` (served, but something was refused), `pending` (accepted, but HAProxy
     does not have it yet), `rejected` (not served) or `not-exposed` (asks for nothing). `accepted` is true for the first two.
     """
-    election = outcome.election
-    fatal = [r for r in election.rejections if r.fatal]
-    asked = election.route is not None or bool(fatal)
-    served = outcome.route is not None and election.route is not None
-    clean = not outcome.refused and not election.rejections
+    admission = outcome.admission
+    fatal = [r for r in admission.rejections if r.fatal]
+    asked = admission.route is not None or bool(fatal)
+    served = outcome.route is not None and admission.route is not None
+    clean = not outcome.refused and not admission.rejections
     state = "not-exposed" if not asked else "rejected" if not served else "accepted" if clean else "partly"
     reasons = []
     if served and outcome.pending:
         state, reasons = "pending", [outcome.pending]
     reasons += [f"{r.path}: {r.reason}" for r in outcome.refused]
-    reasons += [f"{r.instance}: {r.field}: {r.reason}" for r in election.rejections]
+    reasons += [f"{r.instance}: {r.field}: {r.reason}" for r in admission.rejections]
     return {
-        "service": election.service,
+        "service": admission.service,
         "state": state,
         "accepted": state in ("accepted", "partly"),
         "paths": list(outcome.route.paths) if served and outcome.route else [],
@@ -119,7 +119,7 @@ class VerdictWriter:
         if outcome is None:
             return
         refused = {(r.path, "owner", r.reason) for r in outcome.refused}
-        refused |= {(r.instance, r.field, r.reason) for r in outcome.election.rejections}
+        refused |= {(r.instance, r.field, r.reason) for r in outcome.admission.rejections}
         for _, field, _ in refused - before:
             self._metrics.reject(field)
         if refused:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from discovery.bell import Bell
 from discovery.model import Change, Snapshot
 from haproxy.controller.config.model import VerifyKey
-from haproxy.controller.consul.owners import Agreed
+from haproxy.controller.wanted.ownership import Agreed
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ class Picture:
     gone: frozenset[str] = frozenset()
 
 
-def look(settings: EdgeSettings, now: float) -> Picture:
+def look(settings: EdgeSettings) -> Picture:
     """Read Consul and HAProxy once. Raises EdgeError when Consul gives nothing in time."""
     api = consul_api(settings)
     view = View(api)
@@ -55,10 +55,10 @@ def look(settings: EdgeSettings, now: float) -> Picture:
         view.stop()
         api.close()
     if pins is not None:
-        book.set_pins(dict(pins.owners or {}))
+        book.set_pins(pins.owners or {})
     desire = Desire(settings.policy(), book)
-    desire.update({name: snapshot.instances(name) for name in snapshot.services}, now)
-    desire.settle(now)
+    desire.update({name: snapshot.instances(name) for name in snapshot.services})
+    desire.settle()
     return _compare(settings, desire)
 
 

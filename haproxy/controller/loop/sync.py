@@ -12,7 +12,6 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.model import Instance, Snapshot
 from haproxy.controller.config.model import EdgeState, Server, VerifyKey
 from haproxy.controller.config.template import params_for
-from haproxy.controller.consul.owners import Agreed
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.loop.inbox import Inbox, News
 from haproxy.controller.loop.reload import FileWriter, Reloader, fingerprint
@@ -25,7 +24,7 @@ from haproxy.controller.runtime.socket import ProcessInfo, Runtime
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.wanted.election import Desire, Outcome
 from haproxy.controller.wanted.mass_exit import Guard
-from haproxy.controller.wanted.ownership import OwnerBook
+from haproxy.controller.wanted.ownership import Agreed, OwnerBook
 
 log = structlog.get_logger(__name__)
 
@@ -72,8 +71,7 @@ class Sync:
         self._applier = Applier(metrics, settings.edge_drain_s)
         self._process: ProcessInfo | None = None
         self._met = False
-        # Services whose servers changed in the old worker while a reload is under way.
-        self._meanwhile: set[str] = set()
+        # service → when a change of it came that HAProxy does not have yet
         self._waiting: dict[str, float] = {}
         self._touched: set[str] = set()
         self._full: deque[str] = deque()
@@ -87,14 +85,13 @@ class Sync:
         """Take in the first complete snapshot. What HAProxy serves already is the guard's "before"."""
         before = self._serving_now()
         if pins is not None:
-            self._book.set_pins(dict(pins.owners or {}))
+            self._book.set_pins(pins.owners or {})
         if owners is not None:
-            self._book.adopt(owners.owners, owners.modified)
-        self.desire.update({name: snapshot.instances(name) for name in snapshot.services}, self._clock.time())
-        self.desire.settle(self._clock.time())
+            self._book.adopt(owners)
+        self.desire.update({name: snapshot.instances(name) for name in snapshot.services})
+        self._settle("start")
         self._guard(before)
         self.to_report |= self.desire.present()
-        self._route_change("start")
 
     def turn(self) -> None:
         """Do everything that is due now. Never raises for what HAProxy or the disk do."""
@@ -143,44 +140,49 @@ class Sync:
 
     def _take(self) -> None:
         news = self.inbox.take()
-        now = self._clock.time()
-        released = self.desire.released() - news.dirty.keys()
-        news.dirty.update(dict.fromkeys(released, self._clock.monotonic()))
-        settled = self._take_owners(news, now)
+        for service in self.desire.released():
+            news.dirty.setdefault(service, self._clock.monotonic())
+        settle = self._take_documents(news)
         if news.dirty:
-            settled |= self._take_services(news, now)
+            settle |= self._take_services(news)
         if news.keys is not None:
             self.keys = news.keys
             self._route_change("keys")
-        if settled:
-            self.to_report |= self.desire.present()
-            self._route_change("routes")
+        if settle:
+            self._settle("routes")
 
-    def _take_owners(self, news: News, now: float) -> bool:
-        """Pins, and what the edges have agreed on; answers whether prefixes were given out anew."""
-        anew = news.owners is not None and self._book.adopt(news.owners.owners, news.owners.modified)
+    def _take_documents(self, news: News) -> bool:
+        """Pins, and what the edges have agreed on; answers whether there is any of them."""
+        if news.owners is not None:
+            self._book.adopt(news.owners)
         if news.pins is not None:
-            self._book.set_pins(dict(news.pins.owners or {}))
+            self._book.set_pins(news.pins.owners or {})
             self.reloads.hurry()
-            anew = True
-        if anew:
-            self.desire.settle(now)
-        return anew
+        return news.owners is not None or news.pins is not None
 
-    def _take_services(self, news: News, now: float) -> bool:
-        """Services that have changed; answers whether prefixes were given out anew."""
+    def _take_services(self, news: News) -> bool:
+        """Services that have changed; answers whether prefixes are to be given out anew."""
         instances: dict[str, tuple[Instance, ...]] = {
             name: news.snapshot.instances(name) for name in news.dirty
         }
         beside = self.desire.neighbours(instances)
         instances |= {name: news.snapshot.instances(name) for name in beside}
         before = {name: self.desire.servers(name) for name in instances}
-        settled = self.desire.update(instances, now)
+        settle = self.desire.update(instances)
         self._guard(before)
         for name, since in news.dirty.items():
             self._waiting.setdefault(name, since)
         self._touch(instances)
-        return settled
+        return settle
+
+    def _settle(self, reason: str) -> None:
+        """Give out all prefixes; report what comes of it to the services, the other edges, and where need be HAProxy."""
+        if self.desire.settle():
+            self.to_report |= self.desire.present()
+        proposal = self._book.proposal()
+        if proposal is not None:
+            self.propose(proposal)
+        self._route_change(reason)
 
     def _guard(self, before: Mapping[str, Mapping[str, Server]]) -> None:
         was = self.guard.active
@@ -281,17 +283,13 @@ class Sync:
             return
         self._touched = set()
         try:
-            missing = self._bring(services)
+            self._bring(services)
         except Unreachable:
             self._touched |= services
             raise
-        if missing:
-            self.reloads.lack()
-            self._route_change("drift")
 
-    def _bring(self, services: set[str]) -> bool:
-        """Bring these services in step; answers whether HAProxy lacks a backend that it should have."""
-        missing = False
+    def _bring(self, services: set[str]) -> None:
+        """Bring these services in step; a reload is due where HAProxy lacks a backend that it should have."""
         now = self._clock.monotonic()
         with self._runtime.session() as session:
             for service in sorted(services):
@@ -300,15 +298,16 @@ class Sync:
                     self._waiting.pop(service, None)
                     self._applier.drop(service)
                     continue
-                if self.reloads.under_way:
-                    self._meanwhile.add(service)
-                if not self._applier.bring(session, backend, now):
-                    missing |= not self.reloads.busy
-                elif not self.reloads.busy:
-                    self._applied(service)
-        return missing
+                found = self._applier.bring(session, backend, now)
+                if self.reloads.busy:
+                    continue
+                if found:
+                    self._note_applied(service)
+                else:
+                    self.reloads.lack()
+                    self._route_change("drift")
 
-    def _applied(self, service: str) -> None:
+    def _note_applied(self, service: str) -> None:
         since = self._waiting.pop(service, None)
         if since is not None:
             self._metrics.applied.observe(self._clock.monotonic() - since)
@@ -317,21 +316,19 @@ class Sync:
 
     def _maybe_reload(self) -> None:
         if self.reloads.ready(self._clock.monotonic(), self.busy()):
-            self._meanwhile.clear()
+            # What is loaded now is the newest, but for what changes from here on.
+            self._file_due = None
             self.reloads.start(self._state(), self._wanted())
 
     def _take_worker(self) -> None:
-        """Follow the worker that a reload has brought; what changed meanwhile, changed in the old one."""
+        """Follow the worker that a reload has brought."""
         ended = self.reloads.under_way
         process = self.reloads.take()
         if process is not None:
             self._process = process
-            # The file that was just loaded is the newest, but for what has changed since.
-            self._file_due = None
-            self._touch(self._meanwhile)
+            # What changed meanwhile, changed in the old one.
+            self._touched |= self._waiting.keys()
             self._applier.forget()
-            for service in self._waiting.keys() - self._meanwhile:
-                self._applied(service)
             self._begin_full(self._clock.monotonic())
             self.on_reload()
         elif ended and not self.reloads.under_way:
@@ -346,20 +343,15 @@ class Sync:
     # -- the full sync, in slices
 
     def _begin_full(self, now: float) -> None:
-        if self.desire.settle(self._clock.time()):  # a memory has expired
-            self.to_report |= self.desire.present()
+        self._settle("routes")  # a memory may have expired
         self._full = deque(sorted(self.desire.routes()))
         self._full_began = now
         self._next_full = now + self._settings.edge_sync_s
-        self._route_change("routes")
 
     def _slice(self) -> None:
         until = self._clock.monotonic() + SLICE_S
         while self._full and self._clock.monotonic() < until:
-            part = {self._full.popleft() for _ in range(min(20, len(self._full)))}
-            if self._bring(part) and not self.reloads.busy:
-                self.reloads.lack()
-                self._route_change("drift")
+            self._bring({self._full.popleft() for _ in range(min(20, len(self._full)))})
         if not self._full and self._full_began is not None:
             self._metrics.full_sync.set(self._clock.monotonic() - self._full_began)
             self._full_began = None
@@ -368,9 +360,6 @@ class Sync:
 
     def _keep_records(self) -> None:
         self._book.save()
-        proposal = self._book.proposal()
-        if proposal is not None:
-            self.propose(Agreed(*proposal))
         now = self._clock.monotonic()
         due = self._file_at()
         if due is not None and now >= due:

@@ -144,6 +144,14 @@ def parse_pins(data: bytes | None, key: str = "edge/policy/owners") -> dict[str,
 
 
 @dataclass(frozen=True, slots=True)
+class Agreed:
+    """One of the two documents in Consul's KV, prefix → service, and the index of its last change; None and 0 where there is none."""
+
+    owners: Mapping[str, str] | None
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What a service was given last. `gone_since` (Unix seconds) is None while it is there."""
 
@@ -154,7 +162,7 @@ class Memory:
 class OwnerBook:
     """The memory of grants and the last good pins, with a copy in one file. Not thread-safe.
 
-    Which prefix is whose, all edges agree on (`agreement`): what `adopt` brings is right, `proposal` is what this edge adds.
+    Which prefix is whose, all edges agree on: what `adopt` brings is right, `proposal` is what this edge adds.
     The rest (routes, and since when a service is gone) is each edge's own.
     """
 
@@ -163,13 +171,11 @@ class OwnerBook:
         self._memory_s = memory_s
         self._stale = False
         self.memories: dict[str, Memory] = {}
-        self.pins: dict[str, str] = {}
+        self.pins: Mapping[str, str] = {}
         # Whether what is remembered has been agreed on with the other edges once.
         self._joined = False
-        self._agreed: Mapping[str, str] = {}
-        self._modified: int | None = None
+        self._agreed: Agreed | None = None
         self._proposed: Mapping[str, str] | None = None
-        self._unproposed = True
 
     def load(self) -> None:
         """Read the file; one that is missing or broken counts as empty, and is logged."""
@@ -206,7 +212,7 @@ class OwnerBook:
             return
         self._stale = False
 
-    def set_pins(self, pins: dict[str, str]) -> None:
+    def set_pins(self, pins: Mapping[str, str]) -> None:
         self._stale |= pins != self.pins
         self.pins = pins
 
@@ -221,7 +227,7 @@ class OwnerBook:
         absent = {
             name: Memory(memory.route, memory.gone_since or now)
             for name, memory in self.memories.items()
-            if name not in claims and self._remembered(name, memory, away, now)
+            if name not in claims and self._is_remembered(name, memory, away, now)
         }
         held = {path: name for name, memory in absent.items() for path in memory.route.paths}
         for name, claim in claims.items():
@@ -231,17 +237,17 @@ class OwnerBook:
         kept = [Claim(name, memory.route.paths, 0) for name, memory in absent.items()]
         grants = resolve([*claims.values(), *kept], held, self.pins)
         after = {
-            name: Memory(
-                replace(absent[name].route if name in absent else routes[name], paths=paths),
-                absent[name].gone_since if name in absent else None,
-            )
+            name: _with_paths(absent.get(name) or Memory(routes[name]), paths)
             for name, paths in grants.granted.items()
         }
-        changed = after != self.memories
-        self._stale |= changed
-        self._unproposed |= changed
+        self._stale |= after != self.memories
         self.memories = after
         return grants
+
+    def _is_remembered(self, name: str, memory: Memory, away: frozenset[str], now: float) -> bool:
+        if name in away or memory.gone_since is None:
+            return True
+        return now - memory.gone_since < self._memory_s
 
     # -- agreeing with the other edges
 
@@ -249,58 +255,42 @@ class OwnerBook:
         """Prefix → service."""
         return {path: name for name, memory in self.memories.items() for path in memory.route.paths}
 
-    def adopt(self, owners: Mapping[str, str] | None, modified: int) -> bool:
-        """Take in what is agreed (None: nothing yet) at an index; answers whether that changes who owns what.
+    def adopt(self, agreed: Agreed) -> None:
+        """Take in what is agreed; `settle` is due afterwards.
 
         An edge that has not agreed with others yet, after its start with a file of former times, adds what it remembers
         where no other edge has given it; from then on the document is right.
         """
-        self._modified, self._unproposed = modified, True
-        self._agreed = owners or {}
-        proposed, self._proposed = self._proposed, None
-        if owners is None:
-            self._joined = False
-            return False
-        joined, self._joined, self._stale = self._joined, True, True
-        ours = self.owners()
+        proposed, self._proposed, self._agreed = self._proposed, None, agreed
+        joined, self._joined, self._stale = self._joined, agreed.owners is not None, True
         # Our own proposal comes back: what has changed here since is newer.
-        if owners in (proposed, ours):
-            return False
-        self.memories = self._merged(owners if joined else {**ours, **owners})
-        return True
-
-    def _merged(self, owners: Mapping[str, str]) -> dict[str, Memory]:
+        if agreed.owners is None or agreed.owners == proposed:
+            return
+        owners = agreed.owners if joined else {**self.owners(), **agreed.owners}
         paths: dict[str, list[str]] = {}
         for path, name in owners.items():
             paths.setdefault(name, []).append(path)
-        merged = {}
-        for name, held in paths.items():
-            known = self.memories.get(name, Memory(Route(name, ())))
-            # In the order in which they were: another order would be another route.
-            order = {path: number for number, path in enumerate(known.route.paths)}
-            held.sort(key=lambda path: (order.get(path, len(order)), path))  # noqa: B023
-            merged[name] = Memory(replace(known.route, paths=tuple(held)), known.gone_since)
-        return merged
+        self.memories = {
+            name: _with_paths(self.memories.get(name) or Memory(Route(name, ())), held)
+            for name, held in paths.items()
+        }
 
-    def proposal(self) -> tuple[Mapping[str, str], int] | None:
+    def proposal(self) -> Agreed | None:
         """What should be agreed, and the index that it builds on; None where there is nothing new, or the agreement is not known.
 
         One at a time: until an answer to the last one has come (it, or what another edge was first with), the next one waits.
         With two on their way the first would come back as if it were another edge's, and undo what is newer here.
         """
-        if self._modified is None or not self._unproposed or self._proposed is not None:
-            return None
-        self._unproposed = False
         owners = self.owners()
-        if owners == self._agreed:
+        if self._agreed is None or self._proposed is not None or owners == (self._agreed.owners or {}):
             return None
         self._proposed = owners
-        return owners, self._modified
+        return Agreed(owners, self._agreed.modified)
 
-    def _remembered(self, name: str, memory: Memory, away: frozenset[str], now: float) -> bool:
-        if name in away or memory.gone_since is None:
-            return True
-        return now - memory.gone_since < self._memory_s
+
+def _with_paths(memory: Memory, paths: Iterable[str]) -> Memory:
+    """Sorted: in another order it would be another route."""
+    return Memory(replace(memory.route, paths=tuple(sorted(paths))), memory.gone_since)
 
 
 def _memory(name: str, entry: Mapping[str, object]) -> Memory:

@@ -8,19 +8,20 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
+from discovery.admission.rules import Admission
 from discovery.consul.api import ConsulApi
 from discovery.model import Route
 from haproxy.controller.consul.verdicts import VerdictWriter
 from haproxy.controller.loop.steady import Health
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.wanted.election import Election, Outcome
+from haproxy.controller.wanted.election import Outcome
 from tests.support.eventually import eventually
 from tests.support.servers import ConsulServer, consul
 
 
 def outcome(service: str) -> Outcome:
     route = Route(service, (f"/api/{service}",))
-    return Outcome(Election(service, route), route)
+    return Outcome(Admission(service, route), route)
 
 
 @contextlib.contextmanager
