@@ -198,9 +198,6 @@ class Controller:
 
     def _turn(self) -> None:
         self.sync.turn()
-        self._report()
-
-    def _report(self) -> None:
         services, self.sync.to_report = self.sync.to_report, set()
         if services:
             self._verdicts.submit({service: self.sync.outcome(service) for service in services})

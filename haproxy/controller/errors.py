@@ -2,9 +2,9 @@
 
 EdgeError
 ├── Unreachable      the Runtime API or the master CLI gives no answer: HAProxy is down, starting, or stuck
-├── BadWord          something that must never be part of a command was about to be
+├── BadWord          something that must never be part of a command was about to be; nothing was sent
 ├── ConfigRefused    `haproxy -c` refuses what was rendered; the file in use stands
-└── ReloadFailed     the master could not bring up a new worker; the old one serves on
+└── ReloadFailed     the master could not bring up a new worker; the old one serves on, with the former file
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ class EdgeError(Exception):
     """Root of the controller's own errors."""
 
 
-class Unreachable(EdgeError):
-    """No connection to one of HAProxy's sockets, or no whole answer in time."""
+class Unreachable(EdgeError): ...
 
 
-class BadWord(EdgeError):
-    """A word that is not of the allowed characters; nothing was sent."""
+class BadWord(EdgeError): ...
 
 
 class ConfigRefused(EdgeError):
@@ -30,5 +28,4 @@ class ConfigRefused(EdgeError):
         super().__init__(f"haproxy -c refuses the configuration: {output[-1500:]}")
 
 
-class ReloadFailed(EdgeError):
-    """The new worker did not come up; the former configuration file has been put back."""
+class ReloadFailed(EdgeError): ...

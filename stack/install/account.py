@@ -114,9 +114,8 @@ def _system_user() -> Account:
             "--home-dir",
             "/nonexistent",
         ]
-        done = subprocess.run(
-            [*argv, "--shell", "/usr/sbin/nologin", SYSTEM_USER], capture_output=True, text=True, timeout=60
-        )
+        argv += ["--shell", "/usr/sbin/nologin", SYSTEM_USER]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         if done.returncode:
             raise AccountError(
                 f"the user {SYSTEM_USER} could not be made: {done.stderr.strip()}\nset BREAKWATER_USER to an ordinary user"
@@ -128,13 +127,13 @@ def unreadable(account: Account, repo: Path) -> Path | None:
     """The first folder or file in the way of this user reading the code; None when everything can be read."""
     if os.geteuid():
         return None
-    code = _code(repo)
+    code = code_of(repo)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             account.enter()
-            found = _first_closed(code)
+            found = first_closed(code)
             os.write(writing, os.fsencode(found) if found else b"")
         finally:
             os._exit(0)
@@ -145,7 +144,7 @@ def unreadable(account: Account, repo: Path) -> Path | None:
     return Path(os.fsdecode(answer)) if answer else None
 
 
-def _code(repo: Path) -> dict[Path, int]:
+def code_of(repo: Path) -> dict[Path, int]:
     """What has to be read, and how: the way to the checkout, its files, and their folders.
 
     A folder without a file is none of it: nginx and others make such closed folders where they are started.
@@ -159,7 +158,8 @@ def _code(repo: Path) -> dict[Path, int]:
     return needed
 
 
-def _first_closed(needed: Mapping[Path, int]) -> Path | None:
+def first_closed(needed: Mapping[Path, int]) -> Path | None:
+    """The first of these that this process may not use as it should."""
     return next((path for path, how in needed.items() if not os.access(path, how)), None)
 
 

@@ -38,6 +38,8 @@ PROGRAMS = {
 }
 """Level → program → Debian package. They come on top of `run`."""
 
+PIP_INSTALL = ("-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check")
+
 LOCKS = {"run": ("requirements.lock",), "test": ("requirements.lock", "requirements-dev.lock")}
 
 _APT = """
@@ -82,6 +84,7 @@ def say(text: str) -> None:
 
 
 def search_path() -> str:
+    """PATH with the folders of system programs, which an ordinary Debian user lacks."""
     own = [part for part in os.environ.get("PATH", "").split(":") if part]
     return ":".join(dict.fromkeys([*own, *SEARCH]))
 
@@ -247,17 +250,9 @@ def install_venv(folder: Path, repo: Path, level: str, python: str) -> None:
     stamp.unlink(missing_ok=True)
     _empty(folder)
     failed = logged([python, "-m", "venv", str(folder)], timeout_s=120)
-    pip = [
-        binary,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--require-hashes",
-    ]
-    failed = failed or logged([*pip, "-r", str(repo / locks[-1])], timeout_s=1200)
+    failed = failed or logged(
+        [binary, *PIP_INSTALL, "--require-hashes", "-r", str(repo / locks[-1])], timeout_s=1200
+    )
     if failed:
         raise InstallError(
             f"the virtual environment could not be made:\n{failed}\n"
@@ -283,7 +278,7 @@ def make_locks(repo: Path, folder: Path, python: str, upgrade: bool) -> None:
     options += ["--upgrade"] if upgrade else []
     steps = [
         [python, "-m", "venv", "--clear", str(folder)],
-        [tool, "-m", "pip", "install", "--quiet", "--no-input", "pip-tools"],
+        [tool, *PIP_INSTALL, "pip-tools"],
     ]
     for source, lock in (("requirements.in", LOCKS["test"][0]), ("requirements-dev.in", LOCKS["test"][1])):
         steps.append([tool, "-m", "piptools", "compile", *options, "--output-file", lock, source])

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from stack.errors import StackError
 from stack.fleet import ServiceSpec
+from stack.install.packages import search_path
 from stack.servers import consul_agent, redis_servers
 from stack.servers.vault import Vault
 from stack.settings import REPO, StackSettings
 
-SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 PASSED_PREFIXES = (
     "EDGE_",
     "AUTH_",
@@ -44,12 +44,6 @@ class Program:
     stop_wait_s: int = 10
     service: str | None = None
     port: int | None = None
-
-
-def search_path() -> str:
-    """PATH with the folders of system programs, which an ordinary Debian user lacks."""
-    own = os.environ.get("PATH", "").split(":")
-    return ":".join(dict.fromkeys([part for part in own if part] + list(SEARCH)))
 
 
 def find_binary(name: str) -> str:

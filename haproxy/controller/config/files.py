@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file's content: temporary file in the same folder, fsync, rename, fsync of the folder. Raises OSError."""
+@contextlib.contextmanager
+def written_beside(path: Path, data: bytes, mode: int = 0o644) -> Iterator[Path]:
+    """A file with this content in the folder of `path`, safe on disk, for `put_in_place`; removed in the end where it still is.
+
+    Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -18,24 +23,28 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-    sync_folder(path.parent)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Rename, and make the rename survive a loss of power. Raises OSError."""
+    new.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file's content. Raises OSError."""
+    with written_beside(path, data, mode) as new:
+        put_in_place(new, path)
 
 
 def write_if_changed(path: Path, data: bytes) -> None:
     """As `write_atomically`, unless the file holds this already. Raises OSError."""
     if not path.exists() or path.read_bytes() != data:
         write_atomically(path, data)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from discovery.model import Route
-
-
-class Located(Protocol):
-    """What has an IP address and a port."""
-
-    @property
-    def address(self) -> str: ...
-
-    @property
-    def port(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

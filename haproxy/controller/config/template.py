@@ -21,7 +21,7 @@ from discovery.model import Route
 from haproxy.controller.config.allow_list import check_settings, check_state
 from haproxy.controller.config.error_pages import LATE, OPENAI_PREFIXES, late_page, pages, write_pages
 from haproxy.controller.config.files import write_if_changed
-from haproxy.controller.config.model import Backend, EdgeState, Located, Server
+from haproxy.controller.config.model import Backend, EdgeState, Server
 from haproxy.controller.config.tls import ensure_tls
 from haproxy.controller.settings import EdgeSettings
 from haproxy.controller.wanted.ownership import NEVER_ROUTED
@@ -102,7 +102,7 @@ def server_params(route: Route, server: Server, slower: int = 1, maxconn: int = 
     return " ".join(parts)
 
 
-def address_of(server: Located) -> str:
+def address_of(server: Server) -> str:
     """`address:port` as HAProxy takes it, in the file and at run time; IPv6 in brackets."""
     return f"{_bracketed(server.address)}:{server.port}"
 

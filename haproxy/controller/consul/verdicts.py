@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +20,8 @@ from haproxy.controller.metrics import Metrics
 from haproxy.controller.wanted.election import Outcome
 
 log = structlog.get_logger(__name__)
+
+Verdicts = dict[str, dict[str, Any]]
 
 # Consul takes 512 KiB a key; an owner learns enough from the first of many.
 MAX_REASONS = 50
@@ -70,7 +73,7 @@ class VerdictWriter:
     """Writes verdicts on a thread of its own, only those that changed, and deletes those of services that have gone.
 
     One a second for each service, the latest: a service that flaps must not fill the log, nor keep Consul busy. Consul
-    away: they wait. A key that Consul refuses is tried again with the next comparison, and keeps no other from being written.
+    away: they wait. A key that Consul refuses is tried again after the next comparison, and keeps no other from being written.
     """
 
     def __init__(self, api: ConsulApi, edge: str, metrics: Metrics, health: Health) -> None:
@@ -78,12 +81,13 @@ class VerdictWriter:
         self._edge = edge
         self._prefix = f"edge/status/{key_of(edge)}/"
         self._metrics = metrics
-        self._wake = threading.Condition()
-        self._wanted: dict[str, dict[str, Any]] = {}
-        self._written: dict[str, dict[str, Any]] = {}
-        self._logged: dict[str, dict[str, Any]] = {}
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._wanted: Verdicts = {}
         self._rejected: dict[str, frozenset[tuple[str, str, str]]] = {}
-        self._dirty: set[str] = set()
+        # The rest belongs to the thread. What Consul has, as far as is known; what it refused counts as well.
+        self._written: Verdicts = {}
+        self._logged: Verdicts = {}
         self._refused: dict[str, str] = {}
         self._failing = False
         self._compared = float("-inf")
@@ -94,25 +98,20 @@ class VerdictWriter:
 
     def stop(self) -> None:
         self._loop.stop()
-        with self._wake:
-            self._wake.notify()
+        self._wake.set()
         self._loop.join(10)
 
     def submit(self, outcomes: Mapping[str, Outcome | None]) -> None:
         """The outcomes of services that may have changed; None for one that has gone."""
-        with self._wake:
-            for service, outcome in outcomes.items():
-                self._count(service, outcome)
-                wanted = verdict(outcome) if outcome is not None else None
-                if wanted == self._wanted.get(service):
-                    continue
-                if wanted is None:
+        for service, outcome in outcomes.items():
+            self._count(service, outcome)
+            with self._lock:
+                if outcome is None:
                     self._wanted.pop(service, None)
                 else:
-                    self._wanted[service] = wanted
-                self._dirty.add(service)
-            self._metrics.rejected.set(sum(map(len, self._rejected.values())))
-            self._wake.notify()
+                    self._wanted[service] = verdict(outcome)
+        self._metrics.rejected.set(sum(map(len, self._rejected.values())))
+        self._wake.set()
 
     def _count(self, service: str, outcome: Outcome | None) -> None:
         before = self._rejected.pop(service, frozenset())
@@ -128,28 +127,32 @@ class VerdictWriter:
     # -- the thread
 
     def _turn(self) -> float:
-        with self._wake:
-            self._wake.wait_for(lambda: self._loop.stopped or bool(self._dirty), timeout=COMPARE_EVERY_S)
+        self._wake.wait(COMPARE_EVERY_S)
+        self._wake.clear()
         if self._loop.stopped:
             return 0.0
+        with self._lock:
+            wanted = dict(self._wanted)
+        self._log(wanted)
         try:
             now = time.monotonic()
             if now - self._compared >= COMPARE_EVERY_S:
-                self._compare()
+                self._written = self._read()
                 self._compared = now
-            self._write()
+            self._write(wanted)
             self._failing = False
             return ROUND_S
         except ConsulError as error:
+            self._wake.set()
             self._metrics.errors.labels("verdicts").inc()
             if not self._failing:
                 log.warning("verdicts wait, consul does not take them", error=str(error))
             self._failing = True
             return RETRY_S
 
-    def _compare(self) -> None:
-        """Read what stands in the KV; what is not as it should be is written or deleted by the next write."""
-        found: dict[str, dict[str, Any]] = {}
+    def _read(self) -> Verdicts:
+        """What stands in the KV; what is no verdict of ours is deleted."""
+        found: Verdicts = {}
         for key, value in self._api.kv_list(self._prefix).items():
             try:
                 document = json.loads(value)
@@ -157,41 +160,25 @@ class VerdictWriter:
                 document = None
             document = document if isinstance(document, dict) else {}
             service = str(document.get("service"))
-            if self._key(service) != key:
-                self._attempt(key, lambda key=key: self._api.kv_delete(key))  # type: ignore[misc]
-                continue
-            found[service] = {k: v for k, v in document.items() if k not in ("edge", "time")}
-        with self._wake:
-            self._written = found
-            self._dirty |= found.keys() ^ self._wanted.keys()
-            self._dirty |= {s for s, wanted in self._wanted.items() if found.get(s) != wanted}
+            if self._key(service) == key:
+                found[service] = {k: v for k, v in document.items() if k not in ("edge", "time")}
+            else:
+                self._attempt(key, partial(self._api.kv_delete, key))
+        return found
 
-    def _write(self) -> None:
-        with self._wake:
-            dirty, self._dirty = self._dirty, set()
-            wanted = {service: self._wanted.get(service) for service in dirty}
-        for service in dirty:
-            self._log(service, wanted[service])
-        try:
-            for service in sorted(dirty):
-                self._write_one(service, wanted[service])
-                dirty.discard(service)
-        finally:
-            with self._wake:
-                self._dirty |= dirty
+    def _write(self, wanted: Verdicts) -> None:
+        for service in _differing(wanted, self._written):
+            key = self._key(service)
+            if service in wanted:
+                document = {**wanted[service], "edge": self._edge, "time": time.time()}
+                self._attempt(key, partial(self._api.kv_put, key, json.dumps(document).encode()))
+                self._written[service] = wanted[service]
+            else:
+                self._attempt(key, partial(self._api.kv_delete, key))
+                del self._written[service]
 
-    def _write_one(self, service: str, wanted: dict[str, Any] | None) -> None:
-        key = self._key(service)
-        if wanted is None:
-            if self._attempt(key, lambda: self._api.kv_delete(key)):
-                self._written.pop(service, None)
-        elif self._written.get(service) != wanted:
-            document = json.dumps({**wanted, "edge": self._edge, "time": time.time()}).encode()
-            if self._attempt(key, lambda: self._api.kv_put(key, document)):
-                self._written[service] = wanted
-
-    def _attempt(self, key: str, send: Callable[[], None]) -> bool:
-        """Answers whether Consul took it; a refusal is logged once. Raises ConsulError when Consul cannot be asked."""
+    def _attempt(self, key: str, send: Callable[[], None]) -> None:
+        """A refusal is logged once. Raises ConsulError when Consul cannot be asked."""
         try:
             send()
         except ConsulRefused as error:
@@ -199,22 +186,26 @@ class VerdictWriter:
             if self._refused.get(key) != error.text:
                 log.error("verdict refused by consul", key=key[:200], error=str(error)[:300])
             self._refused[key] = error.text
-            return False
-        self._refused.pop(key, None)
-        return True
-
-    def _log(self, service: str, wanted: dict[str, Any] | None) -> None:
-        if wanted == self._logged.get(service):
-            return
-        if wanted is None:
-            self._logged.pop(service)
-            log.info("service has gone", service=service[:63])
-            return
-        self._logged[service] = wanted
-        if wanted["reasons"]:
-            log.warning("verdict", service=service[:63], state=wanted["state"], reasons=wanted["reasons"][:5])
         else:
-            log.info("verdict", service=service[:63], state=wanted["state"], paths=wanted["paths"])
+            self._refused.pop(key, None)
+
+    def _log(self, wanted: Verdicts) -> None:
+        for service in _differing(wanted, self._logged):
+            found = wanted.get(service)
+            if found is None:
+                log.info("service has gone", service=service[:63])
+            elif found["reasons"]:
+                log.warning(
+                    "verdict", service=service[:63], state=found["state"], reasons=found["reasons"][:5]
+                )
+            else:
+                log.info("verdict", service=service[:63], state=found["state"], paths=found["paths"])
+        self._logged = wanted
 
     def _key(self, service: str) -> str:
         return self._prefix + key_of(service)
+
+
+def _differing(one: Verdicts, other: Verdicts) -> list[str]:
+    """Services that have another verdict in the one than in the other, or none."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))

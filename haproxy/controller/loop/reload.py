@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +18,7 @@ import structlog
 
 from discovery.errors import ContractError
 from discovery.model import Route
-from haproxy.controller.config.files import sync_folder, write_atomically, write_if_changed
+from haproxy.controller.config.files import put_in_place, write_atomically, write_if_changed, written_beside
 from haproxy.controller.config.model import EdgeState, VerifyKey
 from haproxy.controller.config.template import prepare_files, render
 from haproxy.controller.errors import ConfigRefused, ReloadFailed, Unreachable
@@ -162,22 +160,12 @@ class Reloader:
     @contextlib.contextmanager
     def _checked(self, text: str, *, hurry: bool) -> Iterator[Path]:
         """The text in a file of its own beside the one in use, which HAProxy has found good. Raises ConfigRefused."""
-        folder = self._settings.config_path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".haproxy.cfg.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            check_config(Path(name), self._settings.haproxy_binary, hurry=hurry)
-            yield Path(name)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with written_beside(self._settings.config_path, text.encode(), mode=0o600) as new:
+            check_config(new, self._settings.haproxy_binary, hurry=hurry)
+            yield new
 
     def _put(self, new: Path) -> None:
-        new.replace(self._settings.config_path)
-        sync_folder(self._settings.config_path.parent)
+        put_in_place(new, self._settings.config_path)
         write_atomically(self._settings_mark, _settings_print(self._settings).encode())
 
     def _keep_down_servers(self) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 
 import pytest
 
 from stack.errors import PortInUse, StackError
-from stack.run import ports, startup
+from stack.run import startup
 from stack.run.api import Stack
 from stack.settings import StackSettings
 
@@ -45,15 +44,6 @@ def test_port_in_use_names_port_variable_and_holder(tmp_path: Path) -> None:
     assert not (tmp_path / "secrets").exists()
 
 
-def test_holder_is_found_among_descriptors_that_come_and_go() -> None:
-    with socket.socket() as gap, socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        # Its number is the next to be given out, and lower than the server's.
-        gap.close()
-        assert f"pid {os.getpid()}" in ports.holder(server.getsockname()[1])
-
-
 def test_one_port_twice_is_refused(tmp_path: Path) -> None:
     settings = StackSettings.isolated(tmp_path)
     twice = settings.model_copy(update={"stats_port": settings.edge_http_port})
@@ -75,7 +65,7 @@ def test_path_that_would_be_code_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stack.run.programs.SEARCH", ())
+    monkeypatch.setattr("stack.install.packages.SEARCH", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StackError, match="consul is not installed"):
         startup.check_machine(Stack(StackSettings.isolated(tmp_path)))

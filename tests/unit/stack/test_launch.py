@@ -80,7 +80,7 @@ def test_closed_folder_on_the_way_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in closed and real(path, mode))
 
     def first_closed() -> Path | None:
-        return account._first_closed(account._code(repo))
+        return account.first_closed(account.code_of(repo))
 
     assert first_closed() == tmp_path / "a"
     closed.clear()
@@ -119,8 +119,10 @@ def test_missing_package_without_root_and_sudo_says_what_to_run(
 
 def test_virtual_environment_of_the_same_locks_is_left_alone(tmp_path: Path) -> None:
     venv, repo = tmp_path / "venv", tmp_path / "repo"
-    (venv / "bin").mkdir(parents=True)
+    for name in ("bin", "tools/bin", "lib"):
+        (venv / name).mkdir(parents=True)
     (venv / "bin" / "python").symlink_to(sys.executable)
+    (venv / "tools" / "bin" / "consul").touch()
     repo.mkdir()
     for name in packages.LOCKS["test"]:
         (repo / name).write_text(f"# {name}\n")
@@ -135,15 +137,8 @@ def test_virtual_environment_of_the_same_locks_is_left_alone(tmp_path: Path) -> 
     packages.install_venv(venv, repo, "run", broken)
     with pytest.raises(packages.InstallError, match="could not be made"):
         packages.install_venv(venv, repo, "test", broken)
-    assert not (venv / "breakwater.json").exists()
-
-
-def test_remade_environment_keeps_consul(tmp_path: Path) -> None:
-    for name in ("tools/bin/consul", "lib/x.py", "pyvenv.cfg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    packages._empty(tmp_path)
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["tools/bin/consul"]
+    left = [str(path.relative_to(venv)) for path in venv.rglob("*")]
+    assert sorted(left) == ["tools", "tools/bin", "tools/bin/consul"], "all but Consul is made anew"
 
 
 @pytest.mark.parametrize("known", [None, "", "default", "full"])
@@ -162,8 +157,7 @@ def test_unknown_backends_end_the_tests_before_anything_is_installed(
 def test_command_before_anything_is_installed_says_how_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nowhere = launch.Place(tmp_path, tmp_path / "var", account.Account("dev", 1000, 1000))
-    monkeypatch.setattr(launch, "_place", lambda environment, say_why: nowhere)
+    monkeypatch.setattr(launch, "REPO", tmp_path)
     monkeypatch.setattr(os, "umask", lambda mode: 0o022)
     assert launch.main(["status"]) == 1
     assert "make up" in capsys.readouterr().err

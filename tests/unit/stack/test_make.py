@@ -21,10 +21,13 @@ TRICKS = [
 ]
 
 
-@pytest.mark.parametrize("trick", TRICKS)
+TARGETS = [("token", "SERVICE"), ("kill", "SERVICE"), ("kill", "N"), ("logs", "LINES"), ("run", "FILE")]
+
+
 @pytest.mark.parametrize(
-    ("target", "variable"),
-    [("token", "SERVICE"), ("kill", "SERVICE"), ("kill", "N"), ("logs", "LINES"), ("run", "FILE")],
+    ("target", "variable", "trick"),
+    [("token", "SERVICE", trick) for trick in TRICKS]
+    + [(*target, "it's $(shell touch here)") for target in TARGETS],
 )
 def test_value_stays_one_word(tmp_path: Path, target: str, variable: str, trick: str) -> None:
     words = ["make", "-f", str(ROOT / "Makefile"), target, "PYTHON=printf '[%s]'", f"{variable}={trick}"]

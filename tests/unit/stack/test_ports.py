@@ -25,14 +25,6 @@ def busy() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_port_with_a_listener_is_not_free(busy: int) -> None:
-    assert not ports.is_free(busy)
-
-
-def test_holder_names_program_and_pid(busy: int) -> None:
-    assert f"pid {os.getpid()}" in ports.holder(busy)
-
-
 def test_what_root_saw_is_told_after_root_has_gone(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = ports.holders({"STATS_PORT": str(busy), "EDGE_HTTP_PORT": "no port"})
     assert f"pid {os.getpid()}" in seen[busy]
@@ -42,8 +34,7 @@ def test_what_root_saw_is_told_after_root_has_gone(busy: int, monkeypatch: pytes
 
 def test_free_ports_are_different_and_free() -> None:
     found = ports.free_ports(20)
-    assert len(set(found)) == 20
-    assert all(map(ports.is_free, found))
+    assert len(set(filter(ports.is_free, found))) == 20
 
 
 def test_assign_skips_held_and_refused_ports(busy: int) -> None:
