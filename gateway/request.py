@@ -21,7 +21,6 @@ from services.kit.auth.jwks import KeysUnavailable
 from services.kit.auth.verifier import BEARER, Identity, InvalidToken
 from services.kit.container import Kit
 from services.kit.web import body as limits
-from services.kit.web.arrival import stop_reading
 from services.kit.web.context import Caller
 
 # Each comes within a time limit: small enough for a slow line.
@@ -130,7 +129,7 @@ class Reader:
             if place is not None:
                 place.leave()
             # The server would wait for the rest, to be able to keep the connection.
-            stop_reading(environ.get("gunicorn.socket"))
+            limits.stop_reading(environ.get("gunicorn.socket"))
             raise
 
 

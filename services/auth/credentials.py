@@ -8,7 +8,7 @@ from typing import Any
 from services.auth.schemas import Login, OpenedAnswer, Refresh, Register, TokenPair
 from services.auth.service import Auth
 from services.kit import Problem, ServiceApp, current, require_scope
-from services.kit.web.schemas import NOTHING
+from services.kit.web.resources import NOTHING
 
 
 def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:

@@ -24,7 +24,7 @@ from services.auth.schemas import (
 from services.auth.service import Auth
 from services.auth.sessions import COOKIE, COOKIE_PATH
 from services.kit import Problem, ServiceApp, current, require_scope
-from services.kit.web.schemas import NOTHING, One
+from services.kit.web.resources import NOTHING, One
 
 DAY_S = 86400.0
 

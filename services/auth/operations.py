@@ -8,7 +8,7 @@ from services.auth import revocations
 from services.auth.schemas import AccountPath, Jwks, RevocationsAnswer, Rotation
 from services.auth.service import Auth
 from services.kit import ServiceApp, require_scope, require_service
-from services.kit.web.schemas import NOTHING, One
+from services.kit.web.resources import NOTHING, One
 
 # The key set may be cached for a fraction of the time between a key's publication and its first use.
 JWKS_MAX_AGE_S = 15

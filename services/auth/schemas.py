@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.auth.domain import MAX_PASSWORD_BYTES, check_email, check_password
-from services.kit.names import Name
-from services.kit.text import ID_PATTERN, one_line
+from services.kit.text import ID_PATTERN, Name, one_line
 
 Email = Annotated[str, Field(max_length=320), AfterValidator(check_email)]
 NewPassword = Annotated[str, Field(max_length=MAX_PASSWORD_BYTES), AfterValidator(check_password)]

@@ -20,8 +20,7 @@ from services.kit.telemetry import logs, metrics
 from services.kit.web import cors, problems
 from services.kit.web.api import ServiceApp
 from services.kit.web.context import current
-from services.kit.web.forwarded import Forwarded
-from services.kit.web.middleware import REFUSED, Front, Observer
+from services.kit.web.middleware import REFUSED, Forwarded, Front, Observer
 
 
 def create_service(

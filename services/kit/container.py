@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,7 +24,6 @@ from services.kit.db.jobs import Jobs
 from services.kit.db.session import Database, database_url
 from services.kit.redis_client import connect
 from services.kit.server.addresses import NoAddress, default_instance_id, own_address
-from services.kit.server.state import State
 from services.kit.settings import ServiceSettings, secret
 from services.kit.stale.decorator import Snapshots
 from services.kit.stale.writer import SnapshotQueue
@@ -55,6 +55,24 @@ class lazily(Generic[T]):  # noqa: N801 - reads as a decorator
             if self._name not in values:
                 values[self._name] = self._make(owner)
             return values[self._name]
+
+
+class State:
+    """Whether the instance drains, in memory that its master and its worker share.
+
+    One byte, made before the fork: the master sets it, the worker's `/health/ready` reads it.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 1)
+
+    @property
+    def draining(self) -> bool:
+        return self._memory[0] == 1
+
+    def drain(self) -> None:
+        """From now on this instance wants no new work."""
+        self._memory[0] = 1
 
 
 class Kit:

@@ -1,13 +1,22 @@
-"""Ids, text that every database here takes, and times as numbers and as text."""
+"""Ids, text that every database here takes, names of persons, and times as numbers and as text."""
 
 from __future__ import annotations
 
 import time
 import unicodedata
 from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 # Of accounts, posts, products …: a UUID's 32 hexadecimal digits.
 ID_PATTERN = "[0-9a-f]{32}"
+
+MAX_NAME_CHARS = 100
+# Cc control, Cs lone surrogate (neither UTF-8 nor PostgreSQL takes it), Cn unassigned.
+_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Cn"})
+# They turn the reading direction of what follows, and so make one name look like another.
+_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def storable(text: str) -> bool:
@@ -33,6 +42,20 @@ def _checked(text: str, allowed: str) -> str:
     if not storable(text) or any(unicodedata.category(c) == "Cc" and c not in allowed for c in text):
         raise ValueError("holds control characters, or is no valid Unicode")
     return text
+
+
+def check_name(value: str) -> str:
+    """The name with single spaces, in NFC: 1–100 characters, no control or direction characters. Raises ValueError."""
+    name = unicodedata.normalize("NFC", " ".join(value.split()))
+    if not 1 <= len(name) <= MAX_NAME_CHARS:
+        raise ValueError(f"must be 1 to {MAX_NAME_CHARS} characters long")
+    if any(unicodedata.category(c) in _REFUSED_CATEGORIES or c in _BIDI_CONTROLS for c in name):
+        raise ValueError("must not hold control characters")
+    return name
+
+
+# Of a request's body. Longer than the longest name, whose white space is taken off.
+Name = Annotated[str, Field(max_length=400), AfterValidator(check_name)]
 
 
 def now_us() -> int:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from services.kit.web.schemas import Many, One
+from services.kit.web.resources import Many, One
 
 
 class PostShown(BaseModel):

@@ -19,10 +19,8 @@ from services.kit.db import idempotency
 from services.kit.db.idempotency import Answer, answer_once
 from services.kit.db.outbox import Outbox, Owed
 from services.kit.text import now_us
-from services.kit.web.conditional import conditional, require_match
 from services.kit.web.paging import Page, page_of
-from services.kit.web.resources import body_of, found
-from services.kit.web.schemas import NOTHING, read
+from services.kit.web.resources import NOTHING, body_of, conditional, found, read, require_match
 from services.posts import store
 from services.posts.answers import CommentAnswer, CommentsAnswer, PostAnswer, PostsAnswer, Tags
 from services.posts.domain import (

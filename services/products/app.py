@@ -10,10 +10,8 @@ from sqlalchemy.exc import IntegrityError
 
 from services.kit import Problem, create_service, kit, require_scope, snapshot
 from services.kit.text import now_us
-from services.kit.web.conditional import conditional, require_match
 from services.kit.web.paging import page_of
-from services.kit.web.resources import body_of, found
-from services.kit.web.schemas import NOTHING, read
+from services.kit.web.resources import NOTHING, body_of, conditional, found, read, require_match
 from services.products import store
 from services.products.answers import ProductAnswer, ProductsAnswer
 from services.products.domain import MAX_AGE_S, NewProduct, ProductChange, ProductQuery

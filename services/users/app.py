@@ -21,12 +21,9 @@ from services.kit import (
     snapshot,
 )
 from services.kit.db.outbox import Outbox, Owed
-from services.kit.names import Name
-from services.kit.text import ID_PATTERN, now_us
-from services.kit.web.conditional import conditional, require_match
+from services.kit.text import ID_PATTERN, Name, now_us
 from services.kit.web.paging import Page, page_of
-from services.kit.web.resources import body_of, found
-from services.kit.web.schemas import NOTHING, read
+from services.kit.web.resources import NOTHING, body_of, conditional, found, read, require_match
 from services.users import store
 from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
 from services.users.domain import MAX_EMAIL_CHARS, User, check_username, may_change, may_read

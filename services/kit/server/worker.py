@@ -21,7 +21,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import ThreadWorker as _ThreadWorker
 
-from services.kit.web import trace
+from services.kit.web import context
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ def refusals(service: str) -> Callable[[socket.socket, int, str, str], None]:
     too many headers, an unknown transfer coding. What it says of it is in its log."""
 
     def write(connection: socket.socket, status: int, reason: str, _: str) -> None:
-        request_id = trace.request_id(None)
+        request_id = context.request_id(None)
         members = {
             "type": "about:blank",
             "title": reason,

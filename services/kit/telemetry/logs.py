@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from pydantic_core import to_json
 
-from services.kit.web import context, trace
+from services.kit.web import context
 
 STDERR = 2
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -48,7 +48,7 @@ def add_request(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapp
     caller = context.peek()
     if caller is not None and "request_id" not in event:
         event["request_id"] = caller.request_id
-        event["trace_id"] = trace.trace_id(caller.traceparent)
+        event["trace_id"] = context.trace_id(caller.traceparent)
     return event
 
 
@@ -107,7 +107,7 @@ class RequestLines:
             **fields,
             **self._constants,
             "request_id": caller.request_id,
-            "trace_id": trace.trace_id(caller.traceparent),
+            "trace_id": context.trace_id(caller.traceparent),
             "level": level,
             "timestamp": datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z",
         }

@@ -6,17 +6,20 @@ their last byte.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Protocol
+
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from services.kit.container import Kit
 from services.kit.telemetry import logs
-from services.kit.web import body, trace
+from services.kit.web import body
 from services.kit.web.api import ServiceApp
-from services.kit.web.arrival import GREENLETS, Arrivals
-from services.kit.web.context import Caller, set_current
+from services.kit.web.context import Caller, child_of, request_id, set_current
 
 QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/metrics"})
 # Set for Flask's before_request hook, which answers in the problem format.
@@ -49,13 +52,15 @@ class Observer:
         self._app = app
         self._metrics = kit.metrics
         self._deadline_s = kit.settings.deadline_s
-        self._arrivals = Arrivals(kit.settings.threads_to_wait() or GREENLETS, kit.settings.body_timeout_s)
+        self._arrivals = body.Arrivals(
+            kit.settings.threads_to_wait() or body.GREENLETS, kit.settings.body_timeout_s
+        )
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         started = time.perf_counter()
         caller = Caller(
-            trace.request_id(environ.get("HTTP_X_REQUEST_ID")),
-            trace.child_of(environ.get("HTTP_TRACEPARENT")),
+            request_id(environ.get("HTTP_X_REQUEST_ID")),
+            child_of(environ.get("HTTP_TRACEPARENT")),
             time.monotonic() + deadline_s(environ.get("HTTP_X_DEADLINE_MS"), self._deadline_s),
         )
         set_current(caller)
@@ -141,3 +146,30 @@ def deadline_s(given_ms: str | None, most_s: float) -> float:
     if given_ms and len(given_ms) <= 9 and given_ms.isascii() and given_ms.isdigit():
         return min(int(given_ms) / 1000, most_s)
     return most_s
+
+
+class Forwarded:
+    """WSGI middleware: believes the `X-Forwarded-*` of clients in one of `networks`, and of no other.
+
+    So `request.scheme`, `.host` and `.remote_addr` are the client's, and a redirect or `url_for(…, _external=True)` leads back
+    to where the client is. A gateway passes the edge's words on unchanged: one value of each counts, in both lanes.
+    """
+
+    def __init__(self, inner: Callable[..., Iterable[bytes]], networks: str) -> None:
+        self._inner = inner
+        self._fixed = ProxyFix(inner, x_for=1, x_proto=1, x_host=1, x_prefix=1)
+        self._networks = [ipaddress.ip_network(part.strip()) for part in networks.split(",")]
+        self._believed = lru_cache(maxsize=256)(self._contains)
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        believed = self._believed(environ.get("REMOTE_ADDR", ""))
+        return (self._fixed if believed else self._inner)(environ, start_response)
+
+    def _contains(self, peer: str) -> bool:
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._networks)

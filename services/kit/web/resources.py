@@ -1,8 +1,12 @@
-"""What every view does with the things of its service."""
+"""What every view does with the things of its service: 404, the body of an answer, 304 and 412; and how OpenAPI describes it."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+from flask import Response, current_app, request
+from pydantic import BaseModel
+from werkzeug.http import generate_etag
 
 from services.kit.web.paging import Shown
 from services.kit.web.problems import Problem
@@ -20,3 +24,67 @@ def found(thing: T | None, kind: str) -> T:
 def body_of(thing: Shown) -> dict[str, Any]:
     """The body of an answer that is one thing."""
     return {"data": thing.to_json()}
+
+
+def conditional(body: dict[str, Any], cache_control: str) -> Response:
+    """The body as JSON with its ETag, or 304 without it when `If-None-Match` names that tag. Raises Problem 412."""
+    response = Response(_encoded(body), mimetype="application/json")
+    response.headers["Cache-Control"] = cache_control
+    response.add_etag()
+    response.make_conditional(request)
+    # werkzeug adds one; the server writes its own.
+    response.headers.pop("Date", None)
+    if response.status_code == 412:
+        raise changed_meanwhile()
+    return response
+
+
+def require_match(body: dict[str, Any]) -> None:
+    """Let a change through if the client names the current state in `If-Match`, or sends none. Raises Problem 412.
+
+    A weak tag counts too: HAProxy weakens the tag of an answer that it compresses, and the client knows no other.
+    """
+    if "If-Match" in request.headers:
+        tag = generate_etag(_encoded(body))
+        if not request.if_match.contains_weak(tag):
+            raise changed_meanwhile()
+
+
+def changed_meanwhile() -> Problem:
+    """412 for a change of a state that is no longer there."""
+    return Problem(412, detail="This has changed since you read it: read it again.")
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    return current_app.json.dumps(body).encode()
+
+
+# The shapes of answers, for the OpenAPI document. They describe what goes out, and are not run.
+
+
+class One(BaseModel, Generic[T]):
+    """A single thing."""
+
+    data: T
+
+
+class PageInfo(BaseModel):
+    """`nextCursor` is the `cursor` of the next page; null on the last one."""
+
+    limit: int
+    nextCursor: str | None  # noqa: N815 - the wire's spelling
+
+
+class Many(BaseModel, Generic[T]):
+    """A page of a list."""
+
+    data: list[T]
+    page: PageInfo
+
+
+NOTHING: dict[Any, Any] = {204: None}
+
+
+def read(model: type[BaseModel]) -> dict[Any, Any]:
+    """What a conditional GET answers: the thing, or 304 for a reader that has it."""
+    return {200: model, 304: None}

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsError
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from services.kit.settings import ServiceSettings, secret
-from services.kit.web import body, trace
+from services.kit.web import body, context
 from services.kit.web.middleware import deadline_s
 
 
@@ -48,19 +48,19 @@ def test_bad_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, valu
 
 
 def test_good_request_id_is_kept() -> None:
-    assert trace.request_id("abcdef-0123456789") == "abcdef-0123456789"
+    assert context.request_id("abcdef-0123456789") == "abcdef-0123456789"
 
 
 @pytest.mark.parametrize("given", [None, "", "short", "x" * 65, "a" * 15 + "\n", "a" * 16 + "\n", "é" * 20])
 def test_bad_request_id_is_replaced(given: str | None) -> None:
-    made = trace.request_id(given)
+    made = context.request_id(given)
     assert made != given
     assert len(made) == 32
 
 
 def test_trace_is_continued_with_a_span_of_its_own() -> None:
     given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    child = trace.child_of(given)
+    child = context.child_of(given)
     assert child[:36] == given[:36]
     assert child[36:52] != given[36:52]
     assert child.endswith("-01")
@@ -78,10 +78,10 @@ def test_trace_is_continued_with_a_span_of_its_own() -> None:
     ],
 )
 def test_malformed_trace_starts_a_new_one(given: str | None) -> None:
-    child = trace.child_of(given)
+    child = context.child_of(given)
     assert len(child) == 55
     assert not given or child[3:35] != given[3:35]
-    assert child != trace.child_of(given)
+    assert child != context.child_of(given)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.kit.names import check_name
+from services.kit.text import check_name
 from services.users.domain import (
     check_username,
     may_change,
