@@ -52,9 +52,7 @@ def main() -> None:
         run(kit_service)
     settings = ServiceSettings()
     listener = listen(settings.host, settings.port)
-    server = BareServer(
-        kit_service(), Kit("bare", settings, route=None, metadata=None, migrations=None), listener
-    )
+    server = BareServer(kit_service(), Kit("bare", settings, route=None), listener)
     listener.close()
     Arbiter(server).run()
 

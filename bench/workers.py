@@ -2,7 +2,7 @@
 
 Three loads: `json` answers a small object at once, `wait` after asking an upstream that takes 20 ms, `mixed` is `json` while
 two other clients have passwords hashed (Argon2id: 64 MiB, C code that lets go of the interpreter). Each candidate is
-driven by wrk, directly and through a plain HAProxy, in short interleaved rounds. Told are the medians: requests/s, p99
+driven by wrk, directly and through a plain HAProxy, in short interleaved rounds. Shown are the medians: requests/s, p99
 in milliseconds, and CPU of the service's processes in µs a request, which suffers least from what else the machine does.
 """
 
@@ -12,19 +12,18 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.wrk import Subject, drive
 from tests.support.eventually import eventually
 from tests.support.servers import Process, accepts, free_ports, haproxy
 
-TICKS = os.sysconf("SC_CLK_TCK")
 UPSTREAM_WAIT_S = 0.02
 CONNECTIONS = 32
 LOADS = ("json", "wait", "mixed")
@@ -100,26 +99,6 @@ def hashing():
 """
 
 
-def descendants(pid: int) -> list[int]:
-    """A process and everything below it."""
-    found = [pid]
-    for parent in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{parent}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
-    return found
-
-
-def cpu_s(pids: list[int]) -> float:
-    """CPU time used so far by processes that are still alive."""
-    total = 0.0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / TICKS
-    return total
-
-
 @contextlib.contextmanager
 def serving(candidate: Candidate, folder: Path, upstream_port: int) -> Iterator[tuple[list[int], list[int]]]:
     """The candidate's gunicorns; answers their ports and master pids."""
@@ -154,31 +133,10 @@ def plain_haproxy(port: int, servers: list[int]) -> str:
     )
 
 
-def drive(url: str, seconds: int, masters: list[int]) -> dict[str, float]:
-    """One wrk run: requests/s, p99 (ms), CPU (µs a request), answers that were no success."""
-    pids = [pid for master in masters for pid in descendants(master)]
-    before = cpu_s(pids)
-    argv = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", url]
-    text = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 20, check=True).stdout
-    used = cpu_s(pids) - before
-    found = {
-        name: re.search(pattern, text)
-        for name, pattern in {
-            "requests": r"(\d+) requests in",
-            "rate": r"Requests/sec:\s+([\d.]+)",
-            "p99": r"99%\s+([\d.]+)(us|ms|s)",
-            "failed": r"Non-2xx or 3xx responses: (\d+)",
-        }.items()
-    }
-    requests, rate, p99 = found["requests"], found["rate"], found["p99"]
-    if requests is None or rate is None or p99 is None:
-        raise RuntimeError(f"wrk answered: {text}")
-    return {
-        "rate": float(rate[1]),
-        "p99_ms": float(p99[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[p99[2]],
-        "cpu_us": used / max(int(requests[1]), 1) * 1e6,
-        "failed": float(found["failed"][1]) if found["failed"] else 0.0,
-    }
+def measured(port: int, load: str, seconds: int, masters: list[int]) -> dict[str, float]:
+    """One run of wrk, which no core is kept for: the candidates may use them all."""
+    subject = Subject(load, f"http://127.0.0.1:{port}/{load}", masters[0], others=tuple(masters[1:]))
+    return asdict(drive(["wrk"], subject, seconds, CONNECTIONS))
 
 
 @contextlib.contextmanager
@@ -197,11 +155,11 @@ def measure(candidate: Candidate, folder: Path, upstream: int, seconds: int) -> 
         edge = free_ports(1)[0]
         with haproxy(plain_haproxy(edge, ports), wait_port=edge):
             for load in LOADS:
-                drive(f"http://127.0.0.1:{edge}/{load}", 1, masters)
+                measured(edge, load, 1, masters)
                 ways = {"edge": edge} if candidate.instances > 1 else {"direct": ports[0], "edge": edge}
                 for way, port in ways.items():
                     with hashing(port, seconds + 1) if load == "mixed" else contextlib.nullcontext():
-                        answers[f"{load} {way}"] = drive(f"http://127.0.0.1:{port}/{load}", seconds, masters)
+                        answers[f"{load} {way}"] = measured(port, load, seconds, masters)
     return answers
 
 
@@ -244,7 +202,9 @@ def report(figures: dict[str, dict[str, list[dict[str, float]]]]) -> None:
         for key in keys:
             runs = ways.get(key, [])
             medians = [
-                statistics.median(run[each] for run in runs) for each in ("rate", "p99_ms", "cpu_us") if runs
+                statistics.median(run[each] for run in runs)
+                for each in ("requests_per_s", "p99_ms", "cpu_us")
+                if runs
             ]
             cells.append("{:.0f}/s {:6.1f} ms {:4.0f} us".format(*medians) if medians else "-")
         print(f"{name:30}" + "".join(f"{cell:>27}" for cell in cells))

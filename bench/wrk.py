@@ -61,27 +61,21 @@ def _failed(text: str) -> int:
 
 def measure(subject: Subject, seconds: float) -> Sample:
     """One run, with wrk on the core that is not measured. Raises on a failing wrk."""
-    command = [
-        "wrk",
-        "--latency",
-        "-t1",
-        f"-c{CONNECTIONS}",
-        f"-d{max(int(seconds), 1)}s",
-        "--timeout",
-        "10s",
-    ]
+    sample = drive(pinned(FEEDING_CORE, ["wrk"]), subject, seconds)
+    time.sleep(subject.rest_s)
+    return sample
+
+
+def drive(wrk: Sequence[str], subject: Subject, seconds: float, connections: int = CONNECTIONS) -> Sample:
+    """One run of `wrk`, a command line."""
+    command = [*wrk, "--latency", "-t1", f"-c{connections}", f"-d{max(int(seconds), 1)}s", "--timeout", "10s"]
     for name, value in subject.headers.items():
         command += ["-H", f"{name}: {value}"]
     before = subject.cpu_s()
     run = subprocess.run(
-        pinned(FEEDING_CORE, [*command, subject.url]),
-        capture_output=True,
-        text=True,
-        timeout=seconds + 30,
-        check=True,
+        [*command, subject.url], capture_output=True, text=True, timeout=seconds + 30, check=True
     )
     used_s = subject.cpu_s() - before
-    time.sleep(subject.rest_s)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", run.stdout)
     count = re.search(r"(\d+) requests in", run.stdout)
     if rate is None or count is None:

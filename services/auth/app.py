@@ -8,16 +8,15 @@ from __future__ import annotations
 from flask import Response, request
 
 from discovery.clock import SYSTEM_CLOCK
-from services.auth import credentials, exchange, operations, revocations
+from services.auth import endpoints, revocations
 from services.auth.clients import Clients
 from services.auth.domain import source_of
-from services.auth.keyring import KeyRing, read_kek
+from services.auth.keyring import KeyRing, Minter, OwnToken, read_kek
 from services.auth.models import Base
 from services.auth.passwords import Cost, Hasher, Saturated
 from services.auth.service import Auth
 from services.auth.settings import AuthSettings
 from services.auth.store import AccountGone
-from services.auth.tokens import Minter, OwnToken
 from services.kit import Kit, Problem, ServiceApp, create_service
 from services.kit.auth.jwks import KeySet
 from services.kit.auth.revocations import Revocations
@@ -59,9 +58,7 @@ def create_app(settings: AuthSettings | None = None) -> ServiceApp:
     app.register_error_handler(AccountGone, on_gone)
     app.after_request(not_to_be_stored)
     app.extensions["auth"] = auth
-    credentials.install(app, auth, source)
-    exchange.install(app, auth, source)
-    operations.install(app, auth)
+    endpoints.install(app, auth, source)
     return app
 
 

@@ -16,12 +16,11 @@ from discovery.errors import CallError
 from services.auth import grants, revocations, store
 from services.auth.clients import Clients
 from services.auth.domain import narrow
-from services.auth.keyring import KeyRing
+from services.auth.keyring import Access, KeyRing, Minter
 from services.auth.passwords import Hasher
 from services.auth.sessions import Sessions
 from services.auth.settings import AuthSettings
 from services.auth.store import Claim, Identity
-from services.auth.tokens import Access, Minter
 from services.kit import Kit, Problem
 from services.kit.auth.revocations import Revocations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from flask import Response, jsonify, request
 from sqlalchemy import MetaData
@@ -23,64 +23,52 @@ from services.kit.web.context import current
 from services.kit.web.middleware import REFUSED, Forwarded, Front, Observer
 
 
+class RouteOptions(TypedDict, total=False):
+    """What a service asks of the edge beside its paths (CONTRACT, section 2)."""
+
+    auth: Auth
+    balance: Balance
+    domain: Domain
+    lane: Lane
+    timeout_s: int
+    idle_s: int
+    stream: bool
+    check: str
+
+
 def create_service(
     name: str,
     *,
     paths: Sequence[str] = (),
-    auth: Auth = "jwt",
-    balance: Balance = "roundrobin",
-    domain: Domain = "business",
-    lane: Lane = "direct",
-    timeout_s: int = 30,
-    idle_s: int = 60,
     edge_cache: bool = False,
-    stream: bool = False,
-    check_path: str = "/health/ready",
     settings: ServiceSettings | None = None,
     models_metadata: MetaData | None = None,
     migrations: Path | None = None,
     calls: Iterable[str] | None = None,
     client: ClientSettings | None = None,
     worker: WorkerClass | None = None,
+    **route: Unpack[RouteOptions],
 ) -> ServiceApp:
     """A service's application. `app.extensions["kit"]` is its Kit.
 
-    `paths` and the values after it are its route at the edge (CONTRACT, section 2); without paths it is found by
-    other services only. With `edge_cache` the edge may keep answers that call themselves shared; `stream` passes bodies of
-    requests on as they come. `models_metadata` are its tables: `migrations` (by default the folder `migrations` beside
-    the calling file, if there is one) brings them about at start; without migrations they are made as they are. `calls` names the services that it calls: an instance then follows no others
-    (by default all). `client` sets how it calls, `worker` what it serves with where `WORKER_CLASS` does not say.
+    `paths` and `route` are its route at the edge; without paths it is found by other services only. With `edge_cache` the
+    edge may keep answers that call themselves shared; `stream` passes bodies of requests on as they come.
+    `models_metadata` are its tables: `migrations` (by default the folder `migrations` beside the calling file, if there is
+    one) brings them about at start; without migrations they are made as they are. `calls` names the services that it calls:
+    an instance then follows no others (by default all). `client` sets how it calls, `worker` what it serves with where
+    `WORKER_CLASS` does not say.
     Raises discovery.ContractError for a value that the edge would refuse; a wrong environment ends the process.
     """
     settings = settings or ServiceSettings.from_environment()
     if worker is not None and "worker_class" not in settings.model_fields_set:
         settings = settings.model_copy(update={"worker_class": worker})
     contract.check_own_name(name)
-    asked = Route(
-        service=name,
-        paths=tuple(paths),
-        auth=auth,
-        balance=balance,
-        domain=domain,
-        lane=lane,
-        check=check_path,
-        timeout_s=timeout_s,
-        idle_s=idle_s,
-        cache=edge_cache,
-        stream=stream,
-    )
+    asked = Route(name, tuple(paths), cache=edge_cache, **route).to_meta()
     module = sys._getframe(1).f_globals
     if models_metadata is not None and migrations is None:
         migrations = _beside(module.get("__file__"))
-    kit = Kit(
-        name,
-        settings,
-        route=contract.parse_route(name, asked.to_meta()) if paths else None,
-        metadata=models_metadata,
-        migrations=migrations,
-        calls=calls,
-        client=client,
-    )
+    checked = contract.parse_route(name, asked) if paths else None
+    kit = Kit(name, settings, checked, models_metadata, migrations, calls=calls, client=client)
     app = ServiceApp(str(module.get("__name__", name)), title=name)
     _install(app, kit)
     return app

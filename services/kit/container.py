@@ -82,10 +82,10 @@ class Kit:
         self,
         name: str,
         settings: ServiceSettings,
-        *,
         route: Route | None,
         metadata: MetaData | None = None,
         migrations: Path | None = None,
+        *,
         calls: Iterable[str] | None = None,
         client: discovery.ClientSettings | None = None,
     ) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from services.kit import Problem, create_service, kit, require_scope, snapshot
 from services.kit.text import now_us
 from services.kit.web.paging import page_of
-from services.kit.web.resources import NOTHING, body_of, conditional, found, read, require_match
+from services.kit.web.resources import NOTHING, body_of, conditional, found, found_unchanged, read
 from services.products import store
 from services.products.answers import ProductAnswer, ProductsAnswer
 from services.products.domain import MAX_AGE_S, NewProduct, ProductChange, ProductQuery
@@ -77,8 +77,7 @@ def change_product(path: ProductPath, body: ProductChange) -> Response:
     """With `If-Match`, only the state that was read (else 412)."""
     try:
         with kit().db.session() as session:
-            product = found(store.find_product(session, path.product_id, hold=True), "product")
-            require_match(body_of(product))
+            product = found_unchanged(store.find_product(session, path.product_id, hold=True), "product")
             changed = store.change_product(session, product, body, now_us())
     except IntegrityError:
         raise sku_taken(body.sku) from None
@@ -90,8 +89,7 @@ def change_product(path: ProductPath, body: ProductChange) -> Response:
 def delete_product(path: ProductPath) -> tuple[str, int]:
     """With `If-Match`, only the state that was read (else 412)."""
     with kit().db.session() as session:
-        product = found(store.find_product(session, path.product_id, hold=True), "product")
-        require_match(body_of(product))
+        product = found_unchanged(store.find_product(session, path.product_id, hold=True), "product")
         store.delete_product(session, product)
     kit().snapshots.forget(f"/api/products/{product.id}")
     return "", 204

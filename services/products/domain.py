@@ -9,12 +9,22 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_
 
 from services.kit.text import iso, one_line, prose
 from services.kit.web.paging import Key, Page
-from services.products.currencies import CURRENCIES
 
 # A hundred million units of a currency with four decimals still fits; the database column holds 64 bits.
 MAX_PRICE = 10**12
 # Long enough for the edge's cache to carry a hot product, short enough that a price change does not come late.
 MAX_AGE_S = 5
+
+# ISO 4217, list one: what is in use as money, without funds, metals and test codes.
+_CODES = """
+    AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF
+    CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD HKD HNL
+    HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD MAD
+    MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG
+    QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD
+    TWD TZS UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
+"""
+CURRENCIES = frozenset(_CODES.split())
 
 Sort = Literal["newest", "name", "-name", "price", "-price"]
 

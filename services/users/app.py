@@ -23,11 +23,10 @@ from services.kit import (
 from services.kit.db.outbox import Outbox, Owed
 from services.kit.text import ID_PATTERN, Name, now_us
 from services.kit.web.paging import Page, page_of
-from services.kit.web.resources import NOTHING, body_of, conditional, found, read, require_match
+from services.kit.web.resources import NOTHING, body_of, conditional, found, found_unchanged, read
 from services.users import store
 from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
 from services.users.domain import MAX_EMAIL_CHARS, User, check_username, may_change, may_read
-from services.users.models import Base, OutboxRow
 
 # The account is its owner's alone, and asked for anew each time.
 READ = "private, no-cache"
@@ -41,7 +40,7 @@ app = create_service(
     auth="jwt",
     balance="leastconn",
     domain="identity",
-    models_metadata=Base.metadata,
+    models_metadata=store.Base.metadata,
     calls=["auth"],
 )
 own = app.extensions["kit"]
@@ -54,7 +53,7 @@ def remove_credentials(owed: Owed, deadline_s: float) -> int:
 
 
 # Never given up: until auth has heard of it, tokens of the account stay good.
-removals = Outbox(own.db, OutboxRow, remove_credentials)
+removals = Outbox(own.db, store.OutboxRow, remove_credentials)
 own.jobs.every(1.0, removals.deliver)
 
 
@@ -154,7 +153,7 @@ def change(user_id: str, body: Change) -> Response:
         raise Problem(422, "Invalid request", "Nothing to change was given.")
     try:
         with kit().db.session() as session:
-            require_match(body_of(found(store.hold(session, user_id), "user")))
+            found_unchanged(store.hold(session, user_id), "user")
             user = store.change(session, user_id, values, now_us())
     except (store.Taken, IntegrityError):
         raise Problem(409, detail="Another account has this username.") from None
@@ -167,7 +166,7 @@ def delete_user(path: UserPath) -> tuple[str, int]:
     """Delete an account with its profile; its credentials go with it, in a moment at the latest."""
     may_change_or_refuse(path.user_id)
     with kit().db.session() as session:
-        require_match(body_of(found(store.hold(session, path.user_id), "user")))
+        found_unchanged(store.hold(session, path.user_id), "user")
         store.remove(session, path.user_id)
         removals.owe(session, path.user_id, {})
     kit().snapshots.forget_subject(path.user_id)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import urllib3
-from prometheus_client import Counter, Histogram
 
 import discovery
 from services.kit.telemetry.metrics import Metrics
@@ -40,25 +40,18 @@ class CallObserver(BreakerObserver):
     def __init__(self, metrics: Metrics) -> None:
         super().__init__(metrics)
         # Looking up a labelled child costs more than counting in it.
-        self._calls: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
-        self._attempts: dict[tuple[str, str], Counter] = {}
+        self._calls = cache(metrics.upstream.calls.labels)
+        self._durations = cache(metrics.upstream.durations.labels)
+        self._attempts = cache(metrics.upstream.attempts.labels)
 
     def on_call(self, service: str, method: str, outcome: str, attempts: int, duration_s: float) -> None:
-        children = self._calls.get((service, outcome))
-        if children is None:
-            metrics = self._metrics
-            children = metrics.calls.labels(service, outcome), metrics.durations.labels(service)
-            self._calls[service, outcome] = children
-        children[0].inc()
-        children[1].observe(duration_s)
+        self._calls(service, outcome).inc()
+        self._durations(service).observe(duration_s)
 
     def on_attempt(
         self, service: str, instance_id: str, outcome: str, attempt: int, duration_s: float
     ) -> None:
-        child = self._attempts.get((service, outcome))
-        if child is None:
-            child = self._attempts[service, outcome] = self._metrics.attempts.labels(service, outcome)
-        child.inc()
+        self._attempts(service, outcome).inc()
 
     def on_ejected(self, service: str, instance_id: str, duration_s: float) -> None:
         self._metrics.ejections.labels(service).inc()

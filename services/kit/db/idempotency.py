@@ -42,13 +42,6 @@ class Keys:
     created_us: Mapped[int] = mapped_column(BigInteger)
 
 
-class KeyReused(Problem):
-    """The key was first used for another request."""
-
-    def __init__(self) -> None:
-        super().__init__(422, "Idempotency-Key reused", "This key was first used for another request.")
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An answer that can be given again."""
@@ -70,37 +63,24 @@ def answer_once(
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """What a view returns that creates something: `work` runs in this session, under an Idempotency-Key only the first time.
 
-    Must be the first statement of its transaction. Raises Problem 400, KeyReused.
+    Must be the first statement of its transaction. Raises Problem 400, and 422 for a key of another request.
     """
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return work().response(repeated=False)
     if not _KEY.fullmatch(key):
         raise Problem(400, "Bad Idempotency-Key", "Idempotency-Key is 1-128 visible ASCII characters")
-    subject = current().subject or ""
-    answer, repeated = once(session, table, (subject, key), fingerprint(operation, body), now_us(), work)
-    return answer.response(repeated=repeated)
-
-
-def once(
-    session: Session,
-    table: Any,
-    name: tuple[str, str],
-    fingerprint: str,
-    at_us: int,
-    work: Callable[[], Answer],
-) -> tuple[Answer, bool]:
-    """The answer of `work`, which is run if this key (subject, key) is new, and whether it is a repeated one. Raises KeyReused."""
-    subject, key = name
-    mine = (table.subject == subject, table.key == key)
-    if not insert_new(session, table, subject=subject, key=key, fingerprint=fingerprint, created_us=at_us):
-        row = session.execute(select(table.fingerprint, table.answer).where(*mine)).one()
-        if row.fingerprint != fingerprint or row.answer is None:
-            raise KeyReused
-        return Answer(**json.loads(row.answer)), True
-    answer = work()
-    write(session, update(table).where(*mine).values(answer=json.dumps(asdict(answer))))
-    return answer, False
+    name = {"subject": current().subject or "", "key": key}
+    mine = [getattr(table, column) == value for column, value in name.items()]
+    asked = fingerprint(operation, body)
+    if insert_new(session, table, **name, fingerprint=asked, created_us=now_us()):
+        answer = work()
+        write(session, update(table).where(*mine).values(answer=json.dumps(asdict(answer))))
+        return answer.response(repeated=False)
+    row = session.execute(select(table.fingerprint, table.answer).where(*mine)).one()
+    if row.fingerprint != asked or row.answer is None:
+        raise Problem(422, "Idempotency-Key reused", "This key was first used for another request.")
+    return Answer(**json.loads(row.answer)).response(repeated=True)
 
 
 def fingerprint(operation: str, body: BaseModel) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import BigInteger, Integer, String, Text, delete, select, update
+from sqlalchemy import BigInteger, Column, Integer, String, Text, delete, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from discovery.clock import SYSTEM_CLOCK, Clock
@@ -41,6 +41,18 @@ class Owing:
     payload: Mapped[str] = mapped_column(Text)
     due_us: Mapped[int] = mapped_column(BigInteger, index=True)
     attempts: Mapped[int] = mapped_column(Integer)
+
+
+def create_outbox(op: Any) -> None:
+    """In a migration: make the table."""
+    op.create_table(
+        "outbox",
+        Column("key", String(64), primary_key=True),
+        Column("payload", Text, nullable=False),
+        Column("due_us", BigInteger, nullable=False),
+        Column("attempts", Integer, nullable=False),
+    )
+    op.create_index("ix_outbox_due_us", "outbox", ["due_us"])
 
 
 @dataclass(frozen=True, slots=True)

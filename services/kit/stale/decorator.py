@@ -108,12 +108,8 @@ class Snapshots:
             self._queue.forget(stored_form.subject_key(self._service, subject))
             self._written.clear()
 
-    def changed(self, path: str, *, prefix: bool = False) -> None:
-        """Publish to the gateways that what they keep of this path (as in `request.path`) holds no more. Not the snapshots."""
-        self.publish(_plain(path), prefix=prefix)
-
     def publish(self, plain: str, *, prefix: bool) -> None:
-        """As `changed`, for a path as in PATH_INFO."""
+        """Publish to the gateways that what they keep of this path (as in PATH_INFO) holds no more. Not the snapshots."""
         if self._queue is not None:
             self._queue.change(self._service, stored_form.Change(plain, prefix))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 from pydantic_core import to_json
+from structlog.typing import Processor
 
 from services.kit.web import context
 
@@ -36,37 +37,24 @@ class RawWriter:
     log = debug = info = warning = error = critical = exception = msg
 
 
-class RawWriterFactory:
-    """Makes the one writer; structlog asks once a logger."""
+def adding(fields: dict[str, str]) -> Processor:
+    """A processor that puts fixed fields on every line, and the current request's ids on one that has none."""
 
-    def __call__(self, *_: Any) -> RawWriter:
-        return RawWriter()
+    def add(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        for name, value in fields.items():
+            event.setdefault(name, value)
+        caller = context.peek()
+        if caller is not None and "request_id" not in event:
+            event["request_id"] = caller.request_id
+            event["trace_id"] = context.trace_id(caller.traceparent)
+        return event
 
-
-def add_request(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Put the current request's ids on a line that has none."""
-    caller = context.peek()
-    if caller is not None and "request_id" not in event:
-        event["request_id"] = caller.request_id
-        event["trace_id"] = context.trace_id(caller.traceparent)
-    return event
+    return add
 
 
 def as_json(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
     """Render a line; what JSON does not know becomes its repr."""
     return to_json(event, fallback=repr, inf_nan_mode="constants")
-
-
-class Constant:
-    """A processor that puts fixed fields on every line."""
-
-    def __init__(self, **fields: str) -> None:
-        self.fields = fields
-
-    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        for name, value in self.fields.items():
-            event.setdefault(name, value)
-        return event
 
 
 class StdlibHandler(logging.Handler):
@@ -122,8 +110,7 @@ def configure(service: str, level: str = "info", style: str = "json", *, instanc
     constants = {"service": service, **({"instance_id": instance_id} if instance_id else {})}
     request_lines.configure(constants, LEVELS[level], plain=style == "console")
     shared: list[Any] = [
-        Constant(**constants),
-        add_request,
+        adding(constants),
         structlog.stdlib.add_log_level if style == "console" else structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -134,7 +121,7 @@ def configure(service: str, level: str = "info", style: str = "json", *, instanc
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=RawWriterFactory(),
+        logger_factory=lambda *_: RawWriter(),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()

@@ -5,6 +5,8 @@ Labels come from small fixed sets: `route` is the template that matched (or `unm
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -55,22 +57,18 @@ class Metrics:
         self.upstream = UpstreamMetrics(self.registry)
         self.service = service
         # Looking up a labelled child costs more than counting in it.
-        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._children = cache(self._labelled)
 
     def observe(self, method: str, route: str | None, status: int, duration_s: float) -> None:
         """Count one answered request."""
-        key = (method, route or UNMATCHED, status)
-        children = self._children.get(key)
-        if children is None:
-            known = method if method in METHODS else "OTHER"
-            children = (
-                self._requests.labels(self.service, known, key[1], str(status)),
-                self._durations.labels(self.service, known, key[1]),
-            )
-            if known == method:
-                self._children[key] = children
-        children[0].inc()
-        children[1].observe(duration_s)
+        known = method if method in METHODS else "OTHER"
+        count, duration = self._children(known, route or UNMATCHED, status)
+        count.inc()
+        duration.observe(duration_s)
+
+    def _labelled(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        labels = (self.service, method, route)
+        return self._requests.labels(*labels, str(status)), self._durations.labels(*labels)
 
     def render(self) -> bytes:
         """The registry in Prometheus's text format."""

@@ -40,10 +40,6 @@ class Caller:
         """Seconds until the deadline, never below zero."""
         return max(0.0, self.deadline - time.monotonic())
 
-    def has(self, scope: str) -> bool:
-        """Whether the verified token carries the scope."""
-        return scope in self.scopes
-
 
 _CALLER: ContextVar[Caller | None] = ContextVar("kit_caller", default=None)
 

@@ -119,13 +119,10 @@ def busy(detail: str) -> Problem:
 def upstream_problem(error: CallError) -> Problem:
     """What a call to another service that gave no answer means for our own caller."""
     if isinstance(error, NotSent):
-        return Problem(
-            503, detail=f"{error.service} is away.", headers={"Retry-After": str(BUSY_RETRY_AFTER_S)}
-        )
-    late = isinstance(error, DeadlineExceeded | ResponseTimeout)
-    return Problem(
-        504 if late else 502, detail=f"{error.service} gave no answer{' in time' if late else ''}."
-    )
+        return busy(f"{error.service} is away.")
+    if isinstance(error, DeadlineExceeded | ResponseTimeout):
+        return Problem(504, detail=f"{error.service} gave no answer in time.")
+    return Problem(502, detail=f"{error.service} gave no answer.")
 
 
 def _from_http(error: HTTPException) -> Problem:

@@ -12,6 +12,7 @@ from services.kit.web.paging import Shown
 from services.kit.web.problems import Problem
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Shown)
 
 
 def found(thing: T | None, kind: str) -> T:
@@ -48,6 +49,13 @@ def require_match(body: dict[str, Any]) -> None:
         tag = generate_etag(_encoded(body))
         if not request.if_match.contains_weak(tag):
             raise changed_meanwhile()
+
+
+def found_unchanged(thing: S | None, kind: str) -> S:
+    """The thing itself, for a change by a client that knows its state (`require_match`). Raises Problem 404, 412."""
+    known = found(thing, kind)
+    require_match(body_of(known))
+    return known
 
 
 def changed_meanwhile() -> Problem:

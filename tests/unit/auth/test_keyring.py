@@ -10,9 +10,8 @@ import sqlalchemy as sa
 from cryptography.fernet import Fernet, MultiFernet
 from sqlalchemy.exc import OperationalError
 
-from services.auth.keyring import KekError, KeyRing, read_kek
+from services.auth.keyring import KekError, KeyRing, Minter, OwnToken, read_kek
 from services.auth.models import SigningKey
-from services.auth.tokens import Minter, OwnToken
 from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 

@@ -6,8 +6,15 @@ import pytest
 from pydantic import ValidationError
 
 from services.kit.web.paging import BadCursor, page_of
-from services.products.currencies import CURRENCIES
-from services.products.domain import MAX_PRICE, SHAPES, NewProduct, Product, ProductChange, ProductQuery
+from services.products.domain import (
+    CURRENCIES,
+    MAX_PRICE,
+    SHAPES,
+    NewProduct,
+    Product,
+    ProductChange,
+    ProductQuery,
+)
 
 GOOD = {"sku": "ab-1", "name": " Chair ", "category": "Garden-Chairs", "price": 1999, "currency": "eur"}
 

@@ -9,7 +9,7 @@ import pytest
 
 import services.users
 from services.kit.db.session import Database
-from services.users.models import Base
+from services.users.store import Base
 from tests.support.databases import KINDS, database
 
 MIGRATIONS = Path(services.users.__file__).parent / "migrations"

@@ -10,8 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from services.kit.db.session import Database
 from services.users import store
 from services.users.domain import User
-from services.users.models import Base
-from services.users.store import NewUser
+from services.users.store import Base, NewUser
 
 NOW_US = 1_800_000_000_000_000
 

@@ -3,19 +3,14 @@
 import sqlalchemy as sa
 from alembic import op
 
+from services.kit.db.outbox import create_outbox
+
 revision = "0002"
 down_revision = "0001"
 
 
 def upgrade() -> None:
-    op.create_table(
-        "outbox",
-        sa.Column("key", sa.String(64), primary_key=True),
-        sa.Column("payload", sa.Text, nullable=False),
-        sa.Column("due_us", sa.BigInteger, nullable=False),
-        sa.Column("attempts", sa.Integer, nullable=False),
-    )
-    op.create_index("ix_outbox_due_us", "outbox", ["due_us"])
+    create_outbox(op)
     op.execute(
         """INSERT INTO outbox (key, payload, due_us, attempts)
         SELECT author_id, '{"count": ' || count || ', "version": ' || version || '}', due_us, attempts

@@ -6,11 +6,10 @@ import sqlalchemy as sa
 from alembic import op
 
 from services.kit.db.fulltext import create_search, drop_search
+from services.kit.db.portable import NUMBER
 
 revision = "0001"
 down_revision = None
-
-NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:

@@ -1,4 +1,5 @@
-"""Endpoints that exchange something long-lived for a short token: API keys, services' secrets, browser sessions."""
+"""The endpoints of auth: logins by e-mail address and password; what is exchanged for a short token (API keys, secrets of
+services, browser sessions); and the public keys, what has been revoked, and what users says to auth."""
 
 from __future__ import annotations
 
@@ -8,30 +9,94 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from services.auth import grants
+from services.auth import grants, revocations
 from services.auth.domain import narrow
 from services.auth.models import ApiKey
 from services.auth.schemas import (
     AccessToken,
+    AccountPath,
     ApiKeyPath,
     ApiKeysAnswer,
+    Jwks,
     Login,
     NewApiKey,
     NewApiKeyShown,
+    OpenedAnswer,
+    Refresh,
+    Register,
+    RevocationsAnswer,
+    Rotation,
     SessionAnswer,
+    TokenPair,
     TokenRequest,
 )
 from services.auth.service import Auth
 from services.auth.sessions import COOKIE, COOKIE_PATH
-from services.kit import Problem, ServiceApp, current, require_scope
+from services.kit import Problem, ServiceApp, current, require_scope, require_service
 from services.kit.web.resources import NOTHING, One
 
 DAY_S = 86400.0
+# The key set may be cached for a fraction of the time between a key's publication and its first use.
+JWKS_MAX_AGE_S = 15
+
+Source = Callable[[], str]
 
 
-def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
+def install(app: ServiceApp, auth: Auth, source: Source) -> None:
     """Add the endpoints. `source` tells the network that the current request came from."""
+    _install_logins(app, auth, source)
+    _install_logout(app, auth)
+    _install_token(app, auth)
+    _install_api_keys(app, auth)
+    _install_sessions(app, auth, source)
+    _install_operations(app, auth)
 
+
+def _install_logins(app: ServiceApp, auth: Auth, source: Source) -> None:
+    @app.post("/api/auth/register", responses={201: OpenedAnswer})
+    def register(body: Register) -> Any:
+        """Open an account. 409 when the address has one."""
+        names = (body.firstName, body.lastName)
+        opened = auth.register(body.email, body.password, names, source())
+        user = {
+            "id": opened.id,
+            "email": opened.email,
+            "firstName": names[0],
+            "lastName": names[1],
+        }
+        return {"user": user}, 201, {"Location": f"/api/users/{opened.id}"}
+
+    @app.post("/api/auth/login", responses={200: TokenPair})
+    def login(body: Login) -> dict[str, Any]:
+        """An access token, and a refresh token that makes the next one."""
+        return auth.log_in(body.email, body.password, source())
+
+    @app.post("/api/auth/refresh", responses={200: TokenPair})
+    def refresh(body: Refresh) -> dict[str, Any]:
+        """A new pair for a refresh token, which is then used up. One that comes twice ends the whole login."""
+        return auth.refresh(body.refresh_token)
+
+
+def _install_logout(app: ServiceApp, auth: Auth) -> None:
+    @app.post("/api/auth/logout", responses=NOTHING)
+    def logout(body: Refresh) -> tuple[str, int]:
+        """End the login that this refresh token belongs to."""
+        auth.log_out(body.refresh_token)
+        return "", 204
+
+    @app.post("/api/auth/logout-everywhere", responses=NOTHING)
+    @require_scope("user", "admin")
+    def logout_everywhere() -> tuple[str, int]:
+        """End every login of the caller, on whatever device, and with it this one. Access tokens, too, are refused within
+        seconds. API keys stay."""
+        caller = current()
+        if caller.by_key:
+            raise Problem(403, detail="An API key cannot log out: log in.")
+        auth.log_out_everywhere(caller.subject or "")
+        return "", 204
+
+
+def _install_token(app: ServiceApp, auth: Auth) -> None:
     @app.post("/api/auth/token", responses={200: AccessToken})
     def token(body: TokenRequest) -> dict[str, Any]:
         """`grant_type` `api_key` with `api_key`, or `client_credentials` with `client_id` and `client_secret`."""
@@ -42,9 +107,6 @@ def install(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
         if body.client_id is None or body.client_secret is None:
             raise Problem(422, "Invalid request", "client_id or client_secret is missing")
         return auth.exchange_client(body.client_id, body.client_secret).body()
-
-    _install_api_keys(app, auth)
-    _install_sessions(app, auth, source)
 
 
 def _install_api_keys(app: ServiceApp, auth: Auth) -> None:
@@ -105,7 +167,7 @@ def _iso(time_s: float | None) -> str | None:
     return None if time_s is None else f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _install_sessions(app: ServiceApp, auth: Auth, source: Callable[[], str]) -> None:
+def _install_sessions(app: ServiceApp, auth: Auth, source: Source) -> None:
     @app.post("/api/auth/session", responses={200: SessionAnswer})
     def open_session(body: Login) -> Response:
         """Log a browser in: the session is a cookie that scripts cannot read and other sites cannot send."""
@@ -133,3 +195,34 @@ def _install_sessions(app: ServiceApp, auth: Auth, source: Callable[[], str]) ->
 
 def _cookie() -> dict[str, Any]:
     return {"path": COOKIE_PATH, "httponly": True, "samesite": "Strict", "secure": request.is_secure}
+
+
+def _install_operations(app: ServiceApp, auth: Auth) -> None:
+    max_age_s = min(JWKS_MAX_AGE_S, int(auth.settings.auth_key_publish_s / 4))
+    caching = f"public, max-age={max_age_s}" if max_age_s else "no-cache"
+
+    @app.get("/api/auth/.well-known/jwks.json", responses={200: Jwks})
+    def jwks() -> Any:
+        """The keys that tokens are checked with (RFC 7517)."""
+        return auth.ring.jwks(), 200, {"Cache-Control": caching}
+
+    @app.post("/api/auth/keys/rotate", responses={200: One[Rotation], 201: One[Rotation]})
+    @require_scope("admin")
+    def rotate() -> Any:
+        """Publish a new signing key, to be used from `activeFrom` (Unix time) on. 200 when one is waiting already."""
+        rotated = auth.ring.rotate()
+        data = {"kid": rotated.kid, "activeFrom": rotated.active_from}
+        return {"data": data}, 201 if rotated.created else 200
+
+    @app.delete("/internal/auth/accounts/<account_id>", responses=NOTHING)
+    @require_service("users")
+    def remove_account(path: AccountPath) -> tuple[str, int]:
+        """Remove credentials, refresh tokens and API keys of an account that users has removed. As often as you like."""
+        auth.remove(path.account_id)
+        return "", 204
+
+    @app.get("/internal/auth/revocations", responses={200: RevocationsAnswer})
+    def revoked() -> dict[str, Any]:
+        """The accounts whose tokens are void, if they were issued at `before` or earlier (Unix time in seconds), and until
+        when that matters. For all that check tokens; the edge lets no client in here."""
+        return revocations.read(auth.kit.db, auth.clock.time())
