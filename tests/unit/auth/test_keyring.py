@@ -34,14 +34,6 @@ def kids(keys: KeyRing) -> list[str]:
     return [key["kid"] for key in keys.jwks()["keys"]]
 
 
-def test_instances_that_start_together_agree_on_one_first_key(db: Database, clock: ManualClock) -> None:
-    rings = [ring(db, clock) for _ in range(6)]
-    with ThreadPoolExecutor(6) as pool:
-        signing = set(pool.map(lambda keys: keys.signing_key()[0], rings))
-    assert len(signing) == 1
-    assert [kids(keys) for keys in rings] == [list(signing)] * 6
-
-
 def test_a_new_key_is_published_before_it_signs_and_the_old_one_after(
     db: Database, clock: ManualClock
 ) -> None:

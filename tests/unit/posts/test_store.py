@@ -7,7 +7,6 @@ from alembic.migration import MigrationContext
 
 from services.kit.db.session import Database
 from services.posts import store
-from services.posts.domain import NewPost
 
 
 def test_migrations_make_what_the_models_say(db: Database) -> None:
@@ -24,18 +23,3 @@ def test_each_post_raises_count_and_version_and_each_deletion_lowers_the_count(d
         assert store.count_posts(session, "anna", +1, 1000) == {"count": 1, "version": 1000}
         assert store.count_posts(session, "anna", +1, 1000) == {"count": 2, "version": 1001}
         assert store.count_posts(session, "anna", -1, 5000) == {"count": 1, "version": 5000}
-
-
-def test_held_post_is_changed_and_deleted(db: Database) -> None:
-    with db.session() as session:
-        post = store.create_post(session, "anna", NewPost(title="a", content="b", tags=["x"]), 1000)
-    with db.session() as session:
-        held = store.find_post(session, post.id, hold=True)
-        assert held == post
-        changed = store.change_post(session, held, store.PostChange(title="c", tags=["y", "z"]), 2000)
-        assert (changed.title, changed.content, changed.tags) == ("c", "b", ("y", "z"))
-        assert (changed.version, changed.created_us, changed.updated_us) == (2, 1000, 2000)
-    with db.session() as session:
-        assert store.find_post(session, post.id) == changed
-        store.delete_post(session, changed)
-        assert store.find_post(session, post.id) is None

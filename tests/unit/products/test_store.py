@@ -14,7 +14,7 @@ from alembic.operations import Operations
 from sqlalchemy.orm import Session
 
 from services.products import store
-from services.products.domain import NewProduct, ProductChange
+from services.products.domain import NewProduct
 
 NEW = NewProduct(sku="a", name="n", category="c", price=1, currency="EUR")
 
@@ -38,17 +38,6 @@ def test_migration_makes_what_the_models_say_and_can_be_undone(engine: sa.Engine
         with Operations.context(MigrationContext.configure(connection)):
             import_module("services.products.migrations.versions.0001_products").downgrade()
         assert sa.inspect(connection).get_table_names() == []
-
-
-def test_held_product_is_changed_and_deleted(engine: sa.Engine) -> None:
-    with Session(engine) as session, session.begin():
-        first = store.create_product(session, NEW, 1)
-        assert store.find_product(session, first.id, hold=True) == first
-        second = store.change_product(session, first, ProductChange(price=2), 2)
-        assert (second.price, second.version, second.created_us, second.updated_us) == (2, 2, 1, 2)
-        assert store.find_product(session, first.id) == second
-        store.delete_product(session, second)
-        assert store.find_product(session, first.id) is None
 
 
 def test_number_of_a_deleted_product_is_not_used_again(engine: sa.Engine) -> None:

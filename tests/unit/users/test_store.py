@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy.exc import IntegrityError
 
 from services.kit.db.session import Database
 from services.users import store
@@ -97,25 +96,3 @@ def test_simultaneous_changes_come_one_after_the_other(db: Database) -> None:
     with ThreadPoolExecutor(8) as pool:
         changed = list(pool.map(lambda n: change(db, user.id, {"first_name": f"N{n}"}), range(8)))
     assert sorted(each.version for each in changed) == list(range(2, 10))
-
-
-def test_a_username_has_one_holder(db: Database) -> None:
-    one, two = create(db, 1), create(db, 2)
-    for _ in range(2):
-        change(db, one.id, {"username": "ada"})
-    with pytest.raises(IntegrityError):
-        change(db, two.id, {"username": "ada"})
-    with db.session(read_only=True) as session:
-        assert store.find(session, two.id) == two, "the failed change left nothing behind"
-
-
-def test_a_late_post_count_does_not_win(db: Database) -> None:
-    user = create(db, 1)
-    with db.session() as session:
-        assert store.set_post_count(session, user.id, 3, 30, NOW_US) is True
-        assert store.set_post_count(session, user.id, 2, 20, NOW_US) is False
-        assert store.set_post_count(session, user.id, 9, 30, NOW_US) is False
-        assert store.set_post_count(session, new_id(9), 1, 1, NOW_US) is None
-        found = store.find(session, user.id)
-    assert found is not None
-    assert found.post_count == 3
