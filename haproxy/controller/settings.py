@@ -32,6 +32,8 @@ class EdgeSettings(BaseSettings):
     controller_bind_address: str = "127.0.0.1"
     edge_dir: Path = _VAR / "edge"
     edge_run_dir: Path = _VAR / "run"
+    # Where the controller writes HAProxy's log, a line for each request; without it HAProxy says it on stdout.
+    edge_log_file: Path | None = None
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"
     edge_control_ports: str = ""
     # So long an address and port stay with the service that was first there and has left: it may be restarting.
@@ -101,6 +103,11 @@ class EdgeSettings(BaseSettings):
     def master_socket(self) -> Path:
         """The CLI of HAProxy's master process."""
         return self.edge_run_dir.absolute() / "haproxy-master.sock"
+
+    @property
+    def log_socket(self) -> Path:
+        """Where HAProxy sends its log."""
+        return self.edge_run_dir.absolute() / "log.sock"
 
     @property
     def lock_file(self) -> Path:

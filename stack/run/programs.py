@@ -143,6 +143,7 @@ class Catalogue:
             "EDGE_BIND_ADDRESS": settings.edge_bind_address,
             "EDGE_DIR": str(settings.edge_dir),
             "EDGE_RUN_DIR": str(settings.run_dir),
+            "EDGE_LOG_FILE": str(settings.log_dir / "requests.log"),
             "EDGE_CONTROL_PORTS": self._control_ports(),
             "CONSUL_HTTP_TOKEN_FILE": str(self.vault.consul_token_file("controller")),
         }

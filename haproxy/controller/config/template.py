@@ -36,6 +36,7 @@ _OWN_HEADERS = (
 )
 # The ring buffer of HAProxy in which it notes which servers go down.
 DOWNS = "downs"
+REQUESTS = "requests"
 # The edge's own paths that a gateway answers, and which gateway: the first one that lives.
 BREAKERS = "/edge/breakers"
 _ANSWERERS = ("svc_gateway-business", "svc_gateway-identity", "svc_gateway-ai")
@@ -138,6 +139,8 @@ def render(state: EdgeState, settings: EdgeSettings) -> str:
         cache_mb=settings.edge_cache_mb,
         socket=settings.runtime_socket,
         downs=DOWNS,
+        requests=REQUESTS,
+        log_socket=settings.log_socket,
         late=settings.errors_dir / LATE,
         late_page=_quoted(late_page()),
         client_s=_client_s(state),

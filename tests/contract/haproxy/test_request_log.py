@@ -1,0 +1,64 @@
+"""The edge's log in a file: each request once, whatever happens to the controller and to HAProxy's worker."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from pathlib import Path
+
+from haproxy.controller.request_log import RequestLog
+from tests.contract.haproxy.rig import edge
+from tests.support.eventually import eventually
+
+
+def test_each_request_is_logged_once_across_a_reload_and_a_dead_controller(tmp_path: Path) -> None:
+    file = tmp_path / "requests.log"
+    asked = [f"/api/base/{number}" for number in range(300)]
+
+    def logged() -> Counter[str]:
+        lines = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
+        return Counter(line["path"] for line in lines if line.get("event") == "request")
+
+    with edge(EDGE_LOG_FILE=str(file)) as running:
+        running.instance("base", "base-1", {"edge-path": "/api/base", "edge-auth": "public"})
+        running.serves("/api/base", {"base-1"})
+        for path in asked[:100]:
+            running.get(path)
+        # What a killed one has not read yet is lost with it.
+        eventually(lambda: set(asked[:100]) <= set(logged()), 10)
+        running.controller.kill()
+        for path in asked[100:200]:
+            running.get(path)
+        running.start_controller()
+        before = running.reloads()
+        running.instance("other", "other-1", {"edge-path": "/api/other", "edge-auth": "public"})
+        for path in asked[200:]:
+            running.get(path)
+        running.serves("/api/other", {"other-1"})
+        assert running.reloads() == before + 1
+        eventually(lambda: set(asked) <= set(logged()), 10)
+        assert {path: logged()[path] for path in asked} == dict.fromkeys(asked, 1)
+        assert '"event":"request"' not in running.haproxy.log.read_text()
+
+
+def test_full_file_is_turned_over_between_lines_and_two_former_ones_are_kept(tmp_path: Path) -> None:
+    file, path = tmp_path / "requests.log", tmp_path / "log.sock"
+    log = RequestLog(path, file, max_bytes=1000)
+    log.start()
+    sent = [f"{number:099d}\n" for number in range(35)]
+    try:
+        with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
+            one.connect(str(path))
+            two.connect(str(path))
+            for number, line in enumerate(sent):
+                # Two workers, and what one sends comes in pieces.
+                (one, two)[number % 2].sendall(line[:50].encode())
+                (one, two)[number % 2].sendall(line[50:].encode())
+                eventually(lambda line=line: file.exists() and file.read_text().endswith(line), 5)
+    finally:
+        log.stop()
+    kept = [file.with_name("requests.log.2"), file.with_name("requests.log.1"), file]
+    assert [len(one.read_text().splitlines()) for one in kept] == [10, 10, 5]
+    assert "".join(one.read_text() for one in kept) == "".join(sent[10:])
+    assert len(list(tmp_path.glob("requests.log*"))) == 3
