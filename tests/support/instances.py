@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, time_scale
 from tests.support.servers import Process, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +22,7 @@ START_S = 30.0
 
 @dataclass
 class RunningInstance:
-    """One instance. `call` keeps its connection; make one `RunningInstance.client()` for each thread."""
+    """One instance. `call` keeps its connection, `get` makes one of its own."""
 
     service: str
     port: int
@@ -53,8 +54,13 @@ class RunningInstance:
             method, self.url + path, json=json, headers=sent, params=params, timeout=15, allow_redirects=False
         )
 
+    def get(self, path: str, **options: Any) -> requests.Response:
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.get(self.url + path, timeout=15, **options)
+
     def ready(self) -> bool:
-        return self.call("GET", "/health/ready").status_code == 200
+        return self.get("/health/ready").status_code == 200
 
     def start(self) -> None:
         """Start it (again) on the same port, and wait until it may take traffic."""
@@ -69,31 +75,54 @@ class RunningInstance:
         eventually(ready_or_ended, START_S, every_s=0.05)
         self.process.must_run()
 
+    def signal(self, number: int) -> None:
+        """To the master alone, as a supervisor does."""
+        os.kill(self.process.pid, number)
+
+    def exit_code(self, within_s: float) -> int:
+        """Wait for its end."""
+        assert self.process.popen is not None
+        return self.process.popen.wait(within_s * time_scale())
+
     def kill(self) -> None:
         self.process.kill()
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The log lines so far; fails when one is not JSON."""
+        return [json.loads(line) for line in self.process.log.read_text().splitlines()]
+
+    def events(self) -> list[str]:
+        return [line["event"] for line in self.lines()]
+
 
 @contextlib.contextmanager
-def instance(service: str, folder: Path, env: Mapping[str, str]) -> Iterator[RunningInstance]:
-    """An instance that keeps its data and its log in `folder`; `env` is added to a clean environment."""
-    port = free_port()
-    clean = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("CONSUL_", "REDIS_", "AUTH_", "DATABASE_", "SERVICE_"))
-    }
+def instance(
+    service: str,
+    folder: Path,
+    env: Mapping[str, str],
+    *,
+    argv: Sequence[str] | None = None,
+    port: int | None = None,
+    wait: bool = True,
+) -> Iterator[RunningInstance]:
+    """An instance that keeps its data and its log in `folder`; what its kit is set to comes from `env` alone."""
+    port = port or free_port()
+    kept = ("PATH", "HOME", "TMPDIR", "TEST_TIME_SCALE")
     variables = {
-        **clean,
+        **{key: value for key, value in os.environ.items() if key in kept},
         "PYTHONPATH": str(ROOT),
         "PORT": str(port),
         "DATA_DIR": str(folder),
         "DRAIN_DELAY_S": "0.1",
         **env,
     }
-    argv = [sys.executable, "-m", f"services.{service}"]
+    argv = argv or [sys.executable, "-m", f"services.{service}"]
     running = RunningInstance(service, port, Process(argv, folder / f"{service}-{port}.log", env=variables))
     try:
-        running.start()
+        if wait:
+            running.start()
+        else:
+            running.process.start()
         yield running
     finally:
         running.process.stop()

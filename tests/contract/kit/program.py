@@ -32,10 +32,12 @@ def slow() -> dict[str, Any]:
 
 @app.get("/api/hello/stream")
 def stream() -> Response:
+    pause_s = float(request.args["s"]) / 5
+
     def parts() -> Any:
         for number in range(5):
             yield f"{number}\n"
-            time.sleep(0.2)
+            time.sleep(pause_s)
 
     return Response(parts(), mimetype="text/plain")
 

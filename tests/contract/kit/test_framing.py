@@ -9,25 +9,36 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from tests.contract.kit.running import Running, running
+from tests.contract.kit.running import TOKEN_PROGRAM, running
 from tests.support.eventually import eventually, time_scale
+from tests.support.instances import RunningInstance
 from tests.support.processor import used_s
+from tests.support.signer import Signer, signer
 
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module", params=["gthread", "gevent"])
-def instance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder: Path = tmp_path_factory.mktemp("framing")
-    with running(folder, WORKER_CLASS=str(request.param), WORKER_THREADS="4", UNREAD_TIMEOUT_S="1") as one:
+@pytest.fixture(scope="module")
+def keys() -> Iterator[Signer]:
+    with signer() as one:
         yield one
 
 
-def connect(instance: Running) -> socket.socket:
+@pytest.fixture(scope="module", params=["gthread", "gevent"])
+def instance(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, keys: Signer
+) -> Iterator[RunningInstance]:
+    folder = tmp_path_factory.mktemp("framing")
+    env = {"AUTH_JWKS_URL": keys.url, "BODY_TIMEOUT_S": str(10 * time_scale())}
+    env |= {"WORKER_CLASS": str(request.param), "WORKER_THREADS": "4", "UNREAD_TIMEOUT_S": "1"}
+    with running(folder, program=TOKEN_PROGRAM, **env) as one:
+        yield one
+
+
+def connect(instance: RunningInstance) -> socket.socket:
     return socket.create_connection(("127.0.0.1", instance.port), timeout=20 * time_scale())
 
 
@@ -36,6 +47,14 @@ def until_closed(connection: socket.socket) -> bytes:
     while part := connection.recv(65536):
         data += part
     return data
+
+
+def ask(instance: RunningInstance, request: bytes) -> tuple[int, bytes]:
+    """The status and all of the one answer that these bytes get."""
+    with connect(instance) as connection:
+        connection.sendall(request)
+        answer = until_closed(connection)
+    return int(answer.split(b" ", 2)[1]), answer
 
 
 def head(*lines: str, start: str = "POST /api/hello/raw HTTP/1.1") -> bytes:
@@ -50,6 +69,7 @@ REFUSED = {
     "two lengths": (head("Host: x", LENGTH, "Content-Length: 4"), 400),
     "the same length twice": (head("Host: x", LENGTH, LENGTH), 400),
     "a list of lengths": (head("Host: x", "Content-Length: 3, 3"), 400),
+    "a list of other lengths": (head("Host: x", "Content-Length: 1, 2"), 400),
     "a signed length": (head("Host: x", "Content-Length: +3"), 400),
     "no length": (head("Host: x", "Content-Length:"), 400),
     "a length and chunks": (head("Host: x", LENGTH, "Transfer-Encoding: chunked"), 400),
@@ -69,6 +89,8 @@ REFUSED = {
     "a bare CR": (head("Host: x", "X-A: b\rX-C: d"), 400),
     "a folded line": (head("Host: x", "X-A: b", " c"), 400),
     "a blank in a name": (head("Host: x", "X-A : b"), 400),
+    "a blank inside a name": (head("Host: x", "X Y: 1"), 400),
+    "one word": (b"NONSENSE\r\n\r\n", 400),
     "no version": (b"GET /\r\n\r\n", 400),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "another version": (b"GET / HTTP/3.0\r\n\r\n", 400),
@@ -95,7 +117,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_request_is_refused_at_once_as_a_problem(
-    instance: Running, data: bytes, status: int
+    instance: RunningInstance, data: bytes, status: int
 ) -> None:
     """The connection is left open: an answer that waits for its end would come from a time limit."""
     started = time.monotonic()
@@ -129,7 +151,7 @@ def test_what_is_no_request_is_refused_at_once_as_a_problem(
     ],
     ids=["trailer", "trailers", "quoted extension", "extensions", "size", "field"],
 )
-def test_what_never_ends_costs_little(instance: Running, endless: bytes) -> None:
+def test_what_never_ends_costs_little(instance: RunningInstance, endless: bytes) -> None:
     """Once 60 s of processor time and 190 MB, and the worker was killed."""
     worker = instance.get("/api/hello").json()["pid"]
     before = used_s([worker])
@@ -141,7 +163,7 @@ def test_what_never_ends_costs_little(instance: Running, endless: bytes) -> None
     assert used_s([worker]) - before < 1
 
 
-def test_chunks_of_one_byte_hold_up_nobody(instance: Running) -> None:
+def test_chunks_of_one_byte_hold_up_nobody(instance: RunningInstance) -> None:
     data = CHUNKED + b"1\r\nx\r\n" * 300_000 + b"0\r\n\r\n"
     with connect(instance) as connection, ThreadPoolExecutor(1) as pool:
         sent = pool.submit(connection.sendall, data)
@@ -155,12 +177,12 @@ def test_chunks_of_one_byte_hold_up_nobody(instance: Running) -> None:
     assert served >= 3
 
 
-def test_cookies_of_32_kib_pass(instance: Running) -> None:
+def test_cookies_of_32_kib_pass(instance: RunningInstance) -> None:
     answer = instance.get("/api/hello/headers", headers={"Cookie": "a=" + "b" * 32 * 1024})
     assert len(answer.json()["cookie"]) == 2 + 32 * 1024
 
 
-def test_trailers_change_nothing(instance: Running) -> None:
+def test_trailers_change_nothing(instance: RunningInstance) -> None:
     data = head("Host: x", "Transfer-Encoding: chunked", start="GET /api/hello/headers HTTP/1.1")
     with connect(instance) as connection:
         connection.sendall(
@@ -171,7 +193,7 @@ def test_trailers_change_nothing(instance: Running) -> None:
     assert answers.count(b"HTTP/1.1 200 OK") == 2
 
 
-def test_requests_in_one_piece_are_answered_in_turn(instance: Running) -> None:
+def test_requests_in_one_piece_are_answered_in_turn(instance: RunningInstance) -> None:
     body = head("Host: x", LENGTH) + b"abc"
     with connect(instance) as connection:
         connection.sendall(GET + body + CHUNKED + b"2\r\nab\r\n0\r\n\r\n" + GET + b"rubbish\r\n\r\n" + GET)
@@ -180,7 +202,7 @@ def test_requests_in_one_piece_are_answered_in_turn(instance: Running) -> None:
     assert re.findall(rb'{"bytes":(\d)', answers) == [b"3", b"2"]
 
 
-def test_a_client_that_asks_to_be_asked_for_its_body_is_asked(instance: Running) -> None:
+def test_a_client_that_asks_to_be_asked_for_its_body_is_asked(instance: RunningInstance) -> None:
     with connect(instance) as connection:
         connection.sendall(head("Host: x", LENGTH, "Expect: 100-Continue", "Connection: close"))
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -188,7 +210,7 @@ def test_a_client_that_asks_to_be_asked_for_its_body_is_asked(instance: Running)
         assert until_closed(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_an_answer_before_the_end_of_a_long_body_arrives(instance: Running) -> None:
+def test_an_answer_before_the_end_of_a_long_body_arrives(instance: RunningInstance) -> None:
     with connect(instance) as connection:
         connection.sendall(head("Host: x", f"Content-Length: {4 * MIB}"))
         for _ in range(2):
@@ -197,7 +219,7 @@ def test_an_answer_before_the_end_of_a_long_body_arrives(instance: Running) -> N
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
-def test_the_head_of_a_stream_goes_out_before_its_first_piece(instance: Running) -> None:
+def test_the_head_of_a_stream_goes_out_before_its_first_piece(instance: RunningInstance) -> None:
     with connect(instance) as connection:
         connection.sendall(head("Host: x", start="GET /api/hello/quiet HTTP/1.1"))
         connection.settimeout(2 * time_scale())
@@ -206,7 +228,7 @@ def test_the_head_of_a_stream_goes_out_before_its_first_piece(instance: Running)
         assert b"Transfer-Encoding: chunked" in first
 
 
-def test_clients_that_do_not_close_hold_up_nobody(instance: Running) -> None:
+def test_clients_that_do_not_close_hold_up_nobody(instance: RunningInstance) -> None:
     closing = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     connections = [connect(instance) for _ in range(8)]
     started = time.monotonic()
@@ -220,7 +242,7 @@ def test_clients_that_do_not_close_hold_up_nobody(instance: Running) -> None:
         connection.close()
 
 
-def test_clients_that_take_nothing_of_their_answers_are_left(instance: Running) -> None:
+def test_clients_that_take_nothing_of_their_answers_are_left(instance: RunningInstance) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             deaf = stack.enter_context(socket.socket())
@@ -232,3 +254,52 @@ def test_clients_that_take_nothing_of_their_answers_are_left(instance: Running) 
         assert instance.ready()
         eventually(lambda: re.search("in_progress.* 1.0", instance.get("/metrics").text), 5)
     assert "Socket error processing request." not in instance.events()
+
+
+LAST = "Connection: close"
+
+
+@pytest.mark.parametrize("over", [0, 1])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_body_limit_holds_whatever_the_framing(instance: RunningInstance, over: int, framing: str) -> None:
+    half, rest = b"x" * (MIB // 2), b"x" * (MIB // 2 + over)
+    if framing == "length":
+        request = head("Host: x", LAST, f"Content-Length: {MIB + over}") + half + rest
+    else:
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (half, rest, b""))
+        request = head("Host: x", LAST, "Transfer-Encoding: chunked") + chunks
+    status, answer = ask(instance, request)
+    assert status == (413 if over else 200)
+    assert (b"application/problem+json" if over else b'{"bytes":%d}' % MIB) in answer
+
+
+def test_chunked_json_above_the_limit_is_not_cut_to_fit(instance: RunningInstance) -> None:
+    lines = ("Host: x", LAST, "Content-Type: application/json", "Transfer-Encoding: chunked")
+    request = head(*lines, start="POST /api/hello/things HTTP/1.1")
+    body = b'{"name":"x"}' + b" " * MIB
+    assert ask(instance, request + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/x/api/hello", ["SCRIPT_NAME: /x", "Script-Name: /x"]),
+        ("/api/hello/", ["X-Forwarded-Proto: https", "X-Forwarded-For: 6.6.6.6"]),
+    ],
+)
+def test_headers_move_no_path_and_change_no_scheme(
+    instance: RunningInstance, path: str, fields: list[str]
+) -> None:
+    status, answer = ask(instance, head("Host: x", LAST, *fields, start=f"GET {path} HTTP/1.1"))
+    assert status == 404
+    assert b"https://" not in answer
+
+
+def test_token_of_auths_key_opens_and_two_headers_do_not(instance: RunningInstance, keys: Signer) -> None:
+    token = keys.token("u7")
+    field = f"Authorization: Bearer {token}"
+    answer = instance.get("/api/hello/me", headers={"Authorization": f"Bearer {token}"})
+    assert answer.json() == {"subject": "u7"}
+    assert ask(instance, head("Host: x", LAST, field, field, start="GET /api/hello/me HTTP/1.1"))[0] == 401
+    wrong = instance.get("/api/hello/me", headers={"Authorization": f"Bearer {keys.token('u7', 'other')}"})
+    assert wrong.status_code == 403

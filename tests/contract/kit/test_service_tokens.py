@@ -14,6 +14,7 @@ from cryptography.fernet import Fernet
 from tests.contract.kit.running import TOKEN_PROGRAM, running
 from tests.support.eventually import eventually
 from tests.support.instances import RunningInstance, instance
+from tests.support.matrix import one_always
 from tests.support.servers import ConsulServer, consul
 from tests.support.signer import signer
 
@@ -26,9 +27,10 @@ def agent() -> Iterator[ConsulServer]:
         yield server
 
 
-@pytest.fixture
-def auth(agent: ConsulServer, tmp_path: Path) -> Iterator[RunningInstance]:
-    clients, kek = tmp_path / "clients.json", tmp_path / "kek"
+@pytest.fixture(scope="module")
+def running_auth(agent: ConsulServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningInstance]:
+    folder = tmp_path_factory.mktemp("auth")
+    clients, kek = folder / "clients.json", folder / "kek"
     clients.write_text(json.dumps({"hello": hashlib.sha256(SECRET.encode()).hexdigest()}))
     kek.write_bytes(Fernet.generate_key())
     env = {
@@ -37,11 +39,19 @@ def auth(agent: ConsulServer, tmp_path: Path) -> Iterator[RunningInstance]:
         "AUTH_KEK_FILE": str(kek),
         "AUTH_KEY_PUBLISH_S": "0",
     }
-    with instance("auth", tmp_path, env) as one:
+    with instance("auth", folder, env) as one:
         yield one
 
 
-@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+@pytest.fixture
+def auth(running_auth: RunningInstance) -> RunningInstance:
+    """It runs, whatever the test before has done to it."""
+    if not running_auth.process.running:
+        running_auth.start()
+    return running_auth
+
+
+@pytest.mark.parametrize("kind", one_always("gthread", "gevent"))
 def test_call_to_a_peer_carries_a_token_of_auth_that_the_peer_verifies(
     agent: ConsulServer, auth: RunningInstance, tmp_path: Path, kind: str
 ) -> None:
