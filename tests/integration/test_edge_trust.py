@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import requests
@@ -12,7 +13,7 @@ from tests.support.actor import actor
 from tests.support.eventually import eventually
 from tests.support.faults import deregister, guest, register
 from tests.support.fleet import Fleet
-from tests.support.tokens import Issuer
+from tests.support.tokens import Issuer, parts, promoted, unsigned
 
 pytestmark = pytest.mark.needs_stack
 
@@ -47,10 +48,10 @@ def test_administrator_reads_everybody(fleet: Fleet, admin: Account, account: Ac
         lambda good, issuer: "Bearer",
         lambda good, issuer: "Bearer nonsense",
         lambda good, issuer: "Bearer " + good[:-4] + ("AAAA" if not good.endswith("AAAA") else "BBBB"),
-        lambda good, issuer: "Bearer " + issuer.token(),
-        lambda good, issuer: "Bearer " + issuer.with_header_of(good),
-        lambda good, issuer: "Bearer " + issuer.unsigned(good),
-        lambda good, issuer: "Bearer " + issuer.promoted(good),
+        lambda good, issuer: "Bearer " + issuer.good(),
+        lambda good, issuer: "Bearer " + issuer.sign(parts(good)[1], kid=parts(good)[0]["kid"]),
+        lambda good, issuer: "Bearer " + unsigned(parts(good)[1], kid=parts(good)[0]["kid"]),
+        lambda good, issuer: "Bearer " + promoted(good),
     ],
     ids=[
         "none",
@@ -63,8 +64,8 @@ def test_administrator_reads_everybody(fleet: Fleet, admin: Account, account: Ac
         "claims-changed",
     ],
 )
-def test_forged_token_is_a_401(fleet: Fleet, account: Account, forge) -> None:  # type: ignore[no-untyped-def]
-    value = forge(account.token(), Issuer())
+def test_forged_token_is_a_401(fleet: Fleet, account: Account, tmp_path: Path, forge) -> None:  # type: ignore[no-untyped-def]
+    value = forge(account.token(), Issuer.make("stranger", tmp_path))
     headers = {} if value is None else {"Authorization": value}
     reply = ask(fleet.edge_port, "GET", f"/api/users/{account.id}", headers=headers)
     assert reply.status == 401, reply

@@ -9,9 +9,9 @@ import pytest
 
 from haproxy.controller.config.model import EdgeState
 from tests.security.test_tokens import PASSES, REFUSED, Door, Make
-from tests.security.tokens import Issuer
 from tests.support.edge import backend, edge
 from tests.support.recorder import Upstream
+from tests.support.tokens import Issuer
 
 PATH = "/edge/breakers/business/users"
 

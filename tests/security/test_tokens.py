@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from haproxy.controller.config.model import EdgeState
-from tests.security.tokens import Issuer, b64, claims, hmac_signed, unsigned
 from tests.support.edge import Edge, backend, edge
 from tests.support.recorder import Upstream
+from tests.support.tokens import Issuer, b64, claims, hmac_signed, unsigned
 
 
 @dataclass

@@ -1,66 +1,99 @@
-"""Tokens that must not be taken: signed by a stranger, unsigned, or changed after they were signed."""
+"""Tokens as an attacker makes them: any header, any payload bytes, any signature."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import time
-import uuid
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import jwt
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from haproxy.controller.config.model import VerifyKey
 
 
-def encode(part: dict[str, Any]) -> str:
-    """One part of a token: JSON in base64url without padding."""
-    return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+def b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def decode(part: str) -> dict[str, Any]:
-    return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-
-
+@dataclass
 class Issuer:
-    """A key pair of its own, and tokens in the shape that auth gives them."""
+    """A signing key, and its public half in a PEM file."""
 
-    def __init__(self, kid: str = "stranger") -> None:
-        self.kid = kid
-        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    kid: str
+    key: rsa.RSAPrivateKey
+    pem_path: Path
 
-    def public_pem(self) -> bytes:
-        """PEM SubjectPublicKeyInfo, as HAProxy wants it."""
-        return self.key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    @classmethod
+    def make(cls, kid: str, folder: Path) -> Issuer:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        path = folder / f"{kid}.pem"
+        path.write_bytes(
+            key.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
         )
+        return cls(kid, key, path)
 
-    def token(self, **claims: Any) -> str:
-        """A good token of this issuer for an hour, but for the claims given."""
-        now = int(time.time())
-        whole = {
-            "iss": "breakwater",
-            "aud": "breakwater-api",
-            "sub": str(uuid.uuid4()),
-            "scope": "user",
-            "iat": now,
-            "nbf": now,
-            "exp": now + 3600,
-            "jti": uuid.uuid4().hex,
-        }
-        return jwt.encode(whole | claims, self.key, algorithm="RS256", headers={"kid": self.kid})
+    @property
+    def verify_key(self) -> VerifyKey:
+        return VerifyKey(self.kid, str(self.pem_path))
 
-    def with_header_of(self, good: str) -> str:
-        """A good token's header (its `kid`) and claims, signed by this key."""
-        header, claims, _ = good.split(".")
-        return jwt.encode(decode(claims), self.key, algorithm="RS256", headers={"kid": decode(header)["kid"]})
+    def sign(self, payload: str | dict[str, Any], **header: Any) -> str:
+        """A token signed with RS256 over exactly this payload, whatever its header claims."""
+        text = payload if isinstance(payload, str) else json.dumps(payload)
+        head = {"alg": "RS256", "typ": "JWT", "kid": self.kid} | header
+        signed = f"{b64(json.dumps(head).encode())}.{b64(text.encode())}"
+        return f"{signed}.{b64(self.key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
 
-    def unsigned(self, good: str) -> str:
-        """A good token's claims with `alg: none` and no signature."""
-        header, claims, _ = good.split(".")
-        return f"{encode(decode(header) | {'alg': 'none'})}.{claims}."
+    def good(self, **changes: Any) -> str:
+        """A token that passes; `changes` replace claims, and `...` takes one away."""
+        return self.sign(claims(**changes))
 
-    def promoted(self, good: str) -> str:
-        """A good token that calls itself an administrator's under the old signature."""
-        header, claims, signature = good.split(".")
-        return f"{header}.{encode(decode(claims) | {'scope': 'admin'})}.{signature}"
+
+def claims(**changes: Any) -> dict[str, Any]:
+    now = int(time.time())
+    made: dict[str, Any] = {
+        "iss": "breakwater",
+        "aud": "breakwater-api",
+        "sub": "user-1",
+        "scope": "user admin",
+        "iat": now,
+        "exp": now + 600,
+        "jti": "j1",
+    }
+    return {k: v for k, v in (made | changes).items() if v is not ...}
+
+
+def parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token."""
+    header, payload, _ = token.split(".")
+    return _decode(header), _decode(payload)
+
+
+def _decode(part: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return found
+
+
+def promoted(token: str) -> str:
+    """A token that calls itself an administrator's under its old signature."""
+    header, payload, signature = token.split(".")
+    return f"{header}.{b64(json.dumps(_decode(payload) | {'scope': 'admin'}).encode())}.{signature}"
+
+
+def unsigned(payload: dict[str, Any], **header: Any) -> str:
+    """`alg: none` and an empty signature."""
+    return f"{b64(json.dumps({'alg': 'none', 'typ': 'JWT'} | header).encode())}.{b64(json.dumps(payload).encode())}."
+
+
+def hmac_signed(payload: dict[str, Any], secret: bytes, **header: Any) -> str:
+    """HS256 with a secret that an attacker knows: the key's path or its public text."""
+    head = {"alg": "HS256", "typ": "JWT"} | header
+    signed = f"{b64(json.dumps(head).encode())}.{b64(json.dumps(payload).encode())}"
+    return f"{signed}.{b64(hmac.new(secret, signed.encode(), hashlib.sha256).digest())}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import http.server
+import itertools
 import os
 import re
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,58 +16,48 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from haproxy.controller.app import initialise
 from haproxy.controller.runtime.observed import ObservedServer
 from haproxy.controller.runtime.socket import Runtime
 from haproxy.controller.settings import EdgeSettings
 from stack import http as calls
 from tests.support.eventually import eventually, time_scale
+from tests.support.recorder import Answer, Request, Upstream
 from tests.support.servers import ConsulServer, Process, accepts, consul, free_ports
 
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: Program
-
-    def do_GET(self) -> None:
-        program = self.server
-        with program.lock:
-            program.seen += not self.path.startswith("/health")
-        if self.path.endswith("/slow"):
-            time.sleep(program.slow_s)
-        body = program.documents.get(self.path, program.name.encode())
-        status = 503 if self.path.startswith("/health") and not program.ready else 200
-        self.send_response(status)
-        self.send_header("X-Service", program.service)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
+_numbers = itertools.count(1)
 
 
-class Program(http.server.ThreadingHTTPServer):
-    """An instance in this process: answers its own name; `/slow` takes `slow_s`."""
+def fresh(kind: str) -> str:
+    """The name of a service that no test before has used."""
+    return f"{kind}{next(_numbers)}"
 
-    daemon_threads = True
-    request_queue_size = 128
+
+class Program(Upstream):
+    """An instance in this process, from the start: answers its own name, or a document; `/slow` takes `slow_s`."""
 
     def __init__(self, service: str, name: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.service, self.name = service, name
+        super().__init__(service, handler=self._respond)
+        self.name = name
         self.documents: dict[str, bytes] = {}
-        self.ready, self.slow_s, self.seen = True, 1.0, 0
-        self.lock = threading.Lock()
-        self.port = self.server_address[1]
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        self.slow_s = 1.0
+        self.__enter__()
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A connection that the edge closes is no news."""
+    @property
+    def seen(self) -> int:
+        """How many requests have come, without those for its health."""
+        return sum(not request.target.startswith("/health") for request in tuple(self.requests))
 
     def close(self) -> None:
-        self.shutdown()
-        self.server_close()
+        self.__exit__()
+
+    def _respond(self, request: Request) -> Answer:
+        headers = {"X-Service": self.service}
+        if request.target.startswith("/health"):
+            return Answer(200 if self.ready else 503, headers=headers)
+        if request.target.endswith("/slow"):
+            time.sleep(self.slow_s)
+        return Answer(body=self.documents.get(request.target, self.name.encode()), headers=headers)
 
 
 @dataclass
@@ -93,6 +82,14 @@ class Edge:
             service, name, program.port, meta or {"edge-path": f"/api/{service}", "edge-auth": "public"}
         )
         return program
+
+    def fleet(self, service: str, count: int = 2) -> list[Program]:
+        """Instances `<service>-1`, `<service>-2` …, all of which answer."""
+        started = [self.instance(service, f"{service}-{number}") for number in range(1, count + 1)]
+        names = {program.name for program in started}
+        eventually(lambda: set(self.servers(service)) == names, 5)
+        self.serves(f"/api/{service}", names)
+        return started
 
     def register(
         self,
@@ -127,7 +124,7 @@ class Edge:
             connection.close()
 
     def answers(self, path: str, count: int = 12) -> set[str]:
-        """Who answers `count` requests; statuses other than 200 as text."""
+        """The instances that answer `count` requests; statuses other than 200 as text."""
         found = [self.get(path) for _ in range(count)]
         return {body if status == 200 else str(status) for status, body in found}
 
@@ -162,14 +159,26 @@ class Edge:
         assert isinstance(found, dict)
         return found
 
+    def verdict_keys(self) -> list[str]:
+        found = self.consul.call("GET", "/v1/kv/edge/status/edge/?keys")
+        assert isinstance(found, list)
+        return found
+
     def put(self, key: str, document: object) -> None:
         self.consul.call("PUT", f"/v1/kv/{key}", document)
 
     # -- life
 
-    def serves(self, path: str, who: set[str], within_s: float = 5.0) -> None:
+    def serves(self, path: str, names: set[str], within_s: float = 5.0) -> None:
         """Wait until exactly these answer."""
-        eventually(lambda: self.answers(path) == who, within_s)
+        eventually(lambda: self.answers(path) == names, within_s)
+
+    def restore(self) -> None:
+        """What runs no more is started again."""
+        if not self.haproxy.running:
+            self.start_haproxy()
+        if not self.controller.running:
+            self.start_controller()
 
     def start_haproxy(self) -> None:
         # The worker of a master that was killed may still be listening: it must not be taken for the new one.
@@ -228,7 +237,7 @@ def edge(start: bool = True, **variables: str) -> Iterator[Edge]:
         folder = Path(path)
         made = _make(folder, server, variables)
         try:
-            assert made.cli("init").popen.returncode == 0  # type: ignore[union-attr]
+            initialise(made.settings)
             made.start_haproxy()
             if start:
                 made.start_controller()
@@ -259,15 +268,8 @@ def _make(folder: Path, server: ConsulServer, variables: dict[str, str]) -> Edge
         **variables,
     }
     settings = EdgeSettings.model_validate({key.lower(): value for key, value in own.items()})
-    argv = [
-        "haproxy",
-        "-W",
-        "-db",
-        "-S",
-        f"{settings.master_socket},mode,600",
-        "-f",
-        str(settings.config_path),
-    ]
+    master = f"{settings.master_socket},mode,600"
+    argv = ["haproxy", "-W", "-db", "-S", master, "-f", str(settings.config_path)]
     env = clean | own
     controller = Process(
         [sys.executable, "-m", "haproxy.controller", "run"], folder / "controller.log", env=env

@@ -18,39 +18,15 @@ from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan, Report
 from tests.support.matrix import one_always
 from tests.support.recorder import Answer, Request, Upstream, recorder_process, refusing_port
-from tests.support.servers import Process, free_ports
+from tests.support.servers import free_ports
 
 
-@dataclass
-class Fleet:
-    """Three instances of `users`, each a process of its own, behind an edge."""
-
-    edge: Edge
-    processes: list[Process]
-    ports: list[int]
-
-    def load(self, path: str = "/api/users/1", rate_per_s: float = 200.0) -> Load:
-        return Load(Plan(port=self.edge.port, paths=(path,), rate_per_s=rate_per_s))
-
-    def status(self, number: int) -> str:
-        return self.edge.stat("svc_users", f"users-{number}")["status"]
+def status(running: Edge, number: int) -> str:
+    return running.stat("svc_users", f"users-{number}")["status"]
 
 
-@contextlib.contextmanager
-def fleet(folder: Path, *, failing: bool = False, balance: str = "roundrobin") -> Iterator[Fleet]:
-    ports = free_ports(3)
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for number, port in enumerate(ports):
-            options = ["fail"] if failing and number == 0 else []
-            processes.append(recorder_process(folder, "users", port, *options))
-            stack.callback(processes[-1].kill)
-        running = stack.enter_context(edge(EdgeState((backend("users", *ports, balance=balance),))))
-        eventually(
-            lambda: all(running.stat("svc_users", f"users-{n}")["check_status"] == "L7OK" for n in (1, 2, 3)),
-            5,
-        )
-        yield Fleet(running, processes, ports)
+def load(running: Edge, path: str = "/api/users/1", rate_per_s: float = 200.0) -> Load:
+    return Load(Plan(port=running.port, paths=(path,), rate_per_s=rate_per_s))
 
 
 def unharmed(report: Report) -> None:
@@ -58,73 +34,86 @@ def unharmed(report: Report) -> None:
     assert not report.failures(), report.summary()
 
 
-def test_killed_instance_costs_no_request_and_is_out_at_once(tmp_path: Path) -> None:
-    with fleet(tmp_path) as made, made.load() as load:
-        time.sleep(0.5)
-        made.processes[0].signal(signal.SIGKILL)
-        killed = time.monotonic()
-        eventually(lambda: made.status(1).startswith("DOWN"), 0.5, every_s=0.005)
-        out_after_s = time.monotonic() - killed
-        # By real checks: a request that took it out itself (HANA) would be ended with it, before it is tried elsewhere.
-        assert made.edge.stat("svc_users", "users-1")["check_status"] != "HANA"
-        time.sleep(0.5)
-        load.stop()
-        unharmed(load.report())
-        assert (
-            out_after_s < 0.2
-        )  # the first request to it is up to 15 ms after the kill; the rest is our looking
+def test_killed_instance_costs_no_request_and_all_down_is_answered_at_once_and_back_in_two_seconds(
+    tmp_path: Path,
+) -> None:
+    ports = free_ports(3)
+    with contextlib.ExitStack() as stack:
+        processes = [recorder_process(tmp_path, "users", port) for port in ports]
+        for process in processes:
+            stack.callback(process.kill)
+        running = stack.enter_context(edge(EdgeState((backend("users", *ports),))))
+        checked = [f"users-{number}" for number in (1, 2, 3)]
+        eventually(
+            lambda: all(running.stat("svc_users", name)["check_status"] == "L7OK" for name in checked), 5
+        )
+        with load(running) as under_load:
+            time.sleep(0.5)
+            processes[0].signal(signal.SIGKILL)
+            killed = time.monotonic()
+            eventually(lambda: status(running, 1).startswith("DOWN"), 0.5, every_s=0.005)
+            out_after_s = time.monotonic() - killed
+            # By real checks: a request that took it out itself (HANA) would be ended with it, before it is tried elsewhere.
+            assert running.stat("svc_users", "users-1")["check_status"] != "HANA"
+            time.sleep(0.5)
+        unharmed(under_load.report())
+        # The first request to it is up to 15 ms after the kill; the rest is our looking.
+        assert out_after_s < 0.2 * time_scale()
+        for process in processes[1:]:
+            process.signal(signal.SIGKILL)
+        answered_at_once(running)
+        stack.callback(recorder_process(tmp_path, "users", ports[1]).kill)
+        back = time.monotonic()
+        eventually(lambda: running.get("/api/users/1").status == 200, 2)
+        assert time.monotonic() - back < 2 * time_scale()
+
+
+def answered_at_once(running: Edge) -> None:
+    """While all instances fall, and once all are down."""
+    # A request in the moment of the fall may wait for one more attempt, and lose it too; from then on none waits.
+    start = time.monotonic()
+    assert running.get("/api/users/1").status in (502, 503)
+    assert time.monotonic() - start < 1 * time_scale()
+    eventually(lambda: all(status(running, n).startswith("DOWN") for n in (1, 2, 3)), 3)
+    start = time.monotonic()
+    answer = running.get("/api/users/1")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert time.monotonic() - start < 0.15 * time_scale()
 
 
 @pytest.mark.parametrize("balance", one_always("roundrobin", "leastconn", "source", "uri", "random", "first"))
-def test_instance_that_answers_500_costs_no_get(tmp_path: Path, balance: str) -> None:
-    with fleet(tmp_path, failing=True, balance=balance) as made:
-        paths = tuple(f"/api/users/{n}" for n in range(30))
-        with Load(Plan(port=made.edge.port, paths=paths, rate_per_s=300)) as load:
+def test_instance_that_answers_500_costs_no_get(balance: str) -> None:
+    paths = tuple(f"/api/users/{n}" for n in range(30))
+    with (
+        Upstream("users", handler=lambda _: Answer(500)) as bad,
+        Upstream("users") as one,
+        Upstream("users") as two,
+        edge(EdgeState((backend("users", bad.port, one.port, two.port, balance=balance),))) as running,
+        Load(Plan(port=running.port, paths=paths, rate_per_s=300)) as under_load,
+    ):
+        time.sleep(1)
+    unharmed(under_load.report())
+    assert "users-1" not in under_load.report().served()
+
+
+@pytest.mark.parametrize(
+    ("path", "statuses"),
+    # 0: HAProxy passes on the closing of a connection that had served before, as HTTP tells clients to expect.
+    [("/api/users/fail", {500}), ("/api/users/crash", {502, 0})],
+)
+def test_url_that_fails_everywhere_takes_no_instance_out(path: str, statuses: set[int]) -> None:
+    with (
+        Upstream("users") as one,
+        Upstream("users") as two,
+        edge(EdgeState((backend("users", one.port, two.port),))) as running,
+    ):
+        with load(running, path, rate_per_s=300) as poison, load(running, rate_per_s=50) as under_load:
             time.sleep(1)
-        unharmed(load.report())
-        assert "users-1" not in load.report().served()
-
-
-def test_url_that_fails_everywhere_takes_no_instance_out(tmp_path: Path) -> None:
-    with fleet(tmp_path) as made:
-        poison = made.load("/api/users/fail", rate_per_s=400)
-        with poison, made.load(rate_per_s=50) as load:
-            time.sleep(1.5)
-        assert {a.status for a in poison.report().answers} == {500}
-        unharmed(load.report())
-        assert all(made.status(n).startswith("UP") for n in (1, 2, 3))
-
-
-def test_url_that_crashes_connections_takes_no_instance_out(tmp_path: Path) -> None:
-    with fleet(tmp_path) as made:
-        poison = made.load("/api/users/crash", rate_per_s=200)
-        with poison, made.load(rate_per_s=50) as load:
-            time.sleep(1)
-        # 0: HAProxy passes on the closing of a connection that had served before, as HTTP tells clients to expect.
-        assert {a.status for a in poison.report().answers} <= {502, 0}
-        unharmed(load.report())
-
-
-def test_all_down_is_answered_at_once_and_back_within_two_seconds(tmp_path: Path) -> None:
-    with fleet(tmp_path) as made:
-        for process in made.processes:
-            process.signal(signal.SIGKILL)
-        # Who asks in the moment of the fall may wait for one more attempt, and lose it too; from then on nobody waits.
-        start = time.monotonic()
-        assert made.edge.get("/api/users/1").status in (502, 503)
-        assert time.monotonic() - start < 1 * time_scale()
-        eventually(lambda: all(made.status(n).startswith("DOWN") for n in (1, 2, 3)), 3)
-        start = time.monotonic()
-        answer = made.edge.get("/api/users/1")
-        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-        assert time.monotonic() - start < 0.15 * time_scale()
-        made.processes[1] = recorder_process(tmp_path, "users", made.ports[1])
-        back = time.monotonic()
-        try:
-            eventually(lambda: made.edge.get("/api/users/1").status == 200, 2)
-            assert time.monotonic() - back < 2 * time_scale()
-        finally:
-            made.processes[1].kill()
+        answers = poison.report().answers
+        assert answers
+        assert {answer.status for answer in answers} <= statuses
+        unharmed(under_load.report())
+        assert all(status(running, number).startswith("UP") for number in (1, 2))
 
 
 @dataclass

@@ -13,6 +13,7 @@ from haproxy.controller.config.model import EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually
 from tests.support.load import Load, Plan
+from tests.support.matrix import one_always
 from tests.support.recorder import Answer, Upstream
 
 
@@ -56,7 +57,7 @@ IDLE_CLOSE = "option idle-close-on-response"
 
 
 # The counter-proof needs a machine that is quick enough to lose something.
-@pytest.mark.parametrize("instead", [IDLE_CLOSE, pytest.param("# none", marks=pytest.mark.long)])
+@pytest.mark.parametrize("instead", one_always(IDLE_CLOSE, "# none"))
 def test_reloads_under_load_cost_no_request_thanks_to_their_line(instead: str) -> None:
     with Upstream("users") as upstream:
         state = EdgeState((backend("users", upstream.port),))
@@ -82,7 +83,7 @@ def slow_reader(running: Edge) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("limit", "kept"), [("hard-stop-after 3s", False), ("# none", True)])
+@pytest.mark.parametrize(("limit", "kept"), one_always(("hard-stop-after 3s", False), ("# none", True)))
 def test_client_cannot_keep_an_old_worker_for_ever(limit: str, kept: bool) -> None:
     with Upstream("users", handler=lambda _: Answer(body=b"x" * 20_000_000)) as upstream:
         state = EdgeState((backend("users", upstream.port),))

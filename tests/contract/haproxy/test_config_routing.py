@@ -14,6 +14,7 @@ from haproxy.controller.config.model import Backend, EdgeState, Server
 from haproxy.controller.settings import EdgeSettings
 from tests.support.edge import Edge, backend, edge, valid
 from tests.support.eventually import eventually, time_scale
+from tests.support.matrix import one_always
 from tests.support.recorder import Upstream
 
 
@@ -148,8 +149,9 @@ def many(count: int, per_service: int) -> EdgeState:
     )
 
 
-def test_a_thousand_services_load_quickly_and_route_rightly(tmp_path: Path) -> None:
-    state = many(1000, 3)
+@pytest.mark.parametrize("count", one_always(100, 1000))
+def test_a_thousand_services_load_quickly_and_route_rightly(tmp_path: Path, count: int) -> None:
+    state, middle = many(count, 3), f"s{count // 2:04}"
     settings = EdgeSettings(edge_dir=tmp_path / "edge", edge_run_dir=tmp_path)
     start = time.monotonic()
     rendering.prepare_files(state, settings)
@@ -158,12 +160,12 @@ def test_a_thousand_services_load_quickly_and_route_rightly(tmp_path: Path) -> N
     assert valid(settings.config_path) == ""
     assert rendered - start < 5
     assert time.monotonic() - rendered < 5 * time_scale()
-    with Upstream("s0500") as upstream:
-        kept = [b for b in state.backends if b.route.service != "s0500"]
-        lone = Backend(backend("s0500").route, (Server("s0500-1", "127.0.0.1", upstream.port),))
+    with Upstream(middle) as upstream:
+        kept = [b for b in state.backends if b.route.service != middle]
+        lone = Backend(backend(middle).route, (Server(f"{middle}-1", "127.0.0.1", upstream.port),))
         with edge(EdgeState(tuple(sorted([*kept, lone], key=lambda b: b.name)))) as running:
-            assert running.get("/api/s0500/x").headers["x-served-by"] == "s0500-1"
-            assert running.get("/api/s0500x").status == 404
+            assert running.get(f"/api/{middle}/x").headers["x-served-by"] == f"{middle}-1"
+            assert running.get(f"/api/{middle}x").status == 404
 
 
 def test_thousands_of_servers_are_checked_less_often() -> None:

@@ -9,12 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
 from haproxy.controller.config.model import EdgeState
 from tests.support.edge import Edge, backend, edge
 from tests.support.eventually import eventually, time_scale
+from tests.support.matrix import one_always
+from tests.support.raw import Peer, raw_server
 
 Talk = Callable[[socket.socket, bytes], None]
 
@@ -27,36 +30,29 @@ HANDSHAKE = (
 )
 
 
+@dataclass
 class Talker:
-    """An instance on loopback that answers the edge's checks and hands every other connection, once a head has come, to `talk`."""
+    """An instance on a port; `heads` of the requests that came, in lower case."""
 
-    def __init__(self, talk: Talk) -> None:
-        self.talk = talk
-        self.heads: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+    port: int
+    heads: list[bytes]
 
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+@contextlib.contextmanager
+def talker(talk: Talk) -> Iterator[Talker]:
+    """Answers the edge's checks and hands every other connection, once a head has come, to `talk`."""
+    heads: list[bytes] = []
 
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            data = until(connection, b"\r\n\r\n")
-            head, _, rest = data.partition(b"\r\n\r\n")
-            if b"edge-check" in head:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            elif head:
-                self.heads.append(head.lower())
-                self.talk(connection, rest)
+    def behave(peer: Peer) -> None:
+        head = peer.head()
+        if b"edge-check" in head:
+            peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        elif head:
+            heads.append(head.lower())
+            talk(peer.sock, bytes(peer.heard).partition(b"\r\n\r\n")[2])
+
+    with raw_server(behave) as server:
+        yield Talker(server.port, heads)
 
 
 def until(connection: socket.socket, mark: bytes) -> bytes:
@@ -74,15 +70,12 @@ def until(connection: socket.socket, mark: bytes) -> bytes:
 def talking(
     talk: Talk, alter: tuple[str, str] | None = None, gateway: bool = False, **route: object
 ) -> Iterator[tuple[Edge, Talker]]:
-    talker = Talker(talk)
-    backends = [backend("talk", talker.port, check_identity=False, **route)]
-    if gateway:
-        backends.insert(0, backend("gateway-business", talker.port, check_identity=False))
-    with edge(EdgeState(tuple(backends)), alter=alter) as running:
-        try:
-            yield running, talker
-        finally:
-            talker.close()
+    with talker(talk) as instance:
+        backends = [backend("talk", instance.port, check_identity=False, **route)]
+        if gateway:
+            backends.insert(0, backend("gateway-business", instance.port, check_identity=False))
+        with edge(EdgeState(tuple(backends)), alter=alter) as running:
+            yield running, instance
 
 
 @contextlib.contextmanager
@@ -123,14 +116,12 @@ def late_ms(running: Edge) -> float:
         return late
 
 
-@pytest.mark.parametrize("lane", ["direct", "gateway"])
+@pytest.mark.parametrize("lane", one_always("direct", "gateway"))
 def test_event_is_not_held_back_until_the_one_before_is_acknowledged(lane: str) -> None:
     with talking(clock, gateway=lane == "gateway", lane=lane) as (running, _):
         assert min(late_ms(running) for _ in range(5)) < 30
-    with talking(clock, ("    option http-no-delay\n", ""), gateway=lane == "gateway", lane=lane) as (
-        held,
-        _,
-    ):
+    without = ("    option http-no-delay\n", "")
+    with talking(clock, without, gateway=lane == "gateway", lane=lane) as (held, _):
         assert min(late_ms(held) for _ in range(5)) > 60
 
 
@@ -145,21 +136,21 @@ def pause(before_s: float, within_s: float) -> Talk:
 
 
 STREAMS = [
-    ("POST /api/talk/x", "Content-Length: 0"),
-    ("POST /api/talk/x", "Content-Length: 0", "Accept: application/json"),
-    ("GET /api/talk/x", "Accept: text/event-stream"),
+    ["POST /api/talk/x", "Content-Length: 0"],
+    ["POST /api/talk/x", "Content-Length: 0", "Accept: application/json"],
+    ["GET /api/talk/x", "Accept: text/event-stream"],
 ]
 
 
-@pytest.mark.parametrize("lines", STREAMS, ids=str)
-def test_answer_that_has_begun_may_be_silent_for_the_routes_idle_time(lines: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("lines", one_always(*STREAMS))
+def test_answer_that_has_begun_may_be_silent_for_the_routes_idle_time(lines: list[str]) -> None:
     with talking(pause(0, 1.8), timeout_s=1, idle_s=20) as (running, _), asked(running, *lines) as connection:
         assert b"two" in until(connection, b"\r\n0\r\n\r\n")
 
 
-@pytest.mark.parametrize("lines", STREAMS, ids=str)
-def test_head_of_a_stream_is_not_waited_for_any_longer_than_others(lines: tuple[str, ...]) -> None:
-    with talking(pause(4, 0), timeout_s=1, idle_s=20) as (running, talker):
+@pytest.mark.parametrize("lines", one_always(*STREAMS))
+def test_head_of_a_stream_is_not_waited_for_any_longer_than_others(lines: list[str]) -> None:
+    with talking(pause(4, 0), timeout_s=1, idle_s=20) as (running, instance):
         begun = time.monotonic()
         with asked(running, *lines, "Connection: close") as connection:
             head, _, body = until(connection, b"nothing").partition(b"\r\n\r\n")
@@ -169,7 +160,7 @@ def test_head_of_a_stream_is_not_waited_for_any_longer_than_others(lines: tuple[
         assert (problem["status"], problem["layer"], problem["service"]) == (504, "edge", "talk")
         assert problem["request_id"].encode() in head
         assert b"application/problem+json" in head
-        assert len(talker.heads) == 1
+        assert len(instance.heads) == 1
 
 
 def test_client_that_only_listens_is_not_taken_for_gone() -> None:
@@ -206,10 +197,10 @@ def test_bodies_of_a_route_that_asks_for_it_go_on_as_they_come() -> None:
 
 
 def test_slow_body_of_another_route_bothers_no_instance() -> None:
-    with talking(say_back, SHORT_WAIT) as (running, talker), asked(running, *SLOW) as connection:
+    with talking(say_back, SHORT_WAIT) as (running, instance), asked(running, *SLOW) as connection:
         connection.sendall(chunk(b"piece"))
         assert b" 408 " in until(connection, b"\r\n\r\n")
-        assert talker.heads == []
+        assert instance.heads == []
 
 
 def test_stream_of_a_gateways_route_goes_on_as_it_comes() -> None:
@@ -233,7 +224,7 @@ def speak(connection: socket.socket, _: bytes) -> None:
 
 
 def test_websocket_passes_where_the_route_asks_for_it() -> None:
-    with talking(speak, upgrade="websocket", idle_s=1) as (running, talker):
+    with talking(speak, upgrade="websocket", idle_s=1) as (running, instance):
         with asked(running, "GET /api/talk/x", *HANDSHAKE) as connection:
             assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
             for _ in range(3):
@@ -243,7 +234,7 @@ def test_websocket_passes_where_the_route_asks_for_it() -> None:
             silent = time.monotonic()
             assert connection.recv(100) == b""
             assert 0.8 < time.monotonic() - silent < 1 + 2 * time_scale()
-        assert b"upgrade: websocket" in talker.heads[0]
+        assert b"upgrade: websocket" in instance.heads[0]
 
 
 def test_websocket_ends_on_both_sides_with_its_instance() -> None:
@@ -275,16 +266,16 @@ def test_websocket_ends_on_both_sides_with_its_instance() -> None:
 def test_websocket_without_a_token_or_in_the_gateway_lane_is_refused(
     route: dict[str, object], gateway: bool, status: bytes
 ) -> None:
-    with talking(speak, gateway=gateway, **route) as (running, talker):
+    with talking(speak, gateway=gateway, **route) as (running, instance):
         with asked(running, "GET /api/talk/x", *HANDSHAKE) as connection:
             answer = until(connection, b"}")
         assert answer.split(b" ")[1] == status
         assert b"application/problem+json" in answer
-        assert talker.heads == []
+        assert instance.heads == []
 
 
 def test_websocket_elsewhere_is_an_ordinary_request() -> None:
-    with talking(pause(0, 0)) as (running, talker):
+    with talking(pause(0, 0)) as (running, instance):
         with asked(running, "GET /api/talk/x", *HANDSHAKE) as connection:
             assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
-        assert b"upgrade:" not in talker.heads[0]
+        assert b"upgrade:" not in instance.heads[0]

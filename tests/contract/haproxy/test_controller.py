@@ -1,12 +1,12 @@
-"""The controller against a real Consul and a real HAProxy: what changes at run time, who owns what, and who is told."""
+"""The controller against a real Consul and a real HAProxy: changes at run time, ownership, and verdicts."""
 
 from __future__ import annotations
 
-import http.client
 import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,6 +14,7 @@ from discovery.contract import instance_name
 from haproxy.controller.runtime.socket import Runtime, command
 from tests.contract.haproxy.rig import Edge, Program, edge
 from tests.support.eventually import eventually
+from tests.support.load import Load, Plan
 
 HOLD_S = 2.0
 
@@ -32,28 +33,27 @@ def meta(service: str, **more: str) -> dict[str, str]:
     }
 
 
-def two(running: Edge, service: str) -> None:
-    """A service with instances `<service>-1` and `-2`, both answering."""
-    running.instance(service, f"{service}-1", meta(service))
-    running.instance(service, f"{service}-2", meta(service))
-    running.serves(f"/api/{service}", {f"{service}-1", f"{service}-2"})
-
-
-def test_instances_come_and_go_without_a_reload(running: Edge) -> None:
-    two(running, "come")
+def test_instances_come_and_go_and_all_of_them_without_a_reload(running: Edge) -> None:
+    one, _ = running.fleet("come")
     before = running.reloads()
     running.instance("come", "come-3", meta("come"))
     running.serves("/api/come", {"come-1", "come-2", "come-3"})
     running.deregister("come-1")
     running.serves("/api/come", {"come-2", "come-3"})
     eventually(lambda: set(running.servers("come")) == {"come-2", "come-3"}, 3)
+    running.deregister("come-2")
+    running.deregister("come-3")
+    running.serves("/api/come", {"503"})
+    assert running.get("/api/nowhere")[0] == 404
+    # Under a name that it had before.
+    running.register("come", "come-1", one.port, meta("come"))
+    running.serves("/api/come", {"come-1"})
     assert running.reloads() == before
 
 
 def test_weight_backup_and_address_change_without_a_reload(running: Edge) -> None:
-    two(running, "edit")
+    one, other = running.fleet("edit")
     before = running.reloads()
-    one, other = running.programs[-2:]
     running.register("edit", "edit-1", one.port, meta("edit", weight="7"))
     eventually(lambda: running.servers("edit")["edit-1"].weight == 7, 3)
     running.register("edit", "edit-1", one.port, meta("edit", backup="true"))
@@ -86,37 +86,20 @@ def test_instance_that_comes_back_at_another_port_is_all_that_is_asked_under_loa
     """Although the program at the old port lives on, and its connections are in use without a break."""
     old = running.instance("moves", "moves-1")
     running.serves("/api/moves", {"moves-1"})
-    before, stop, statuses = running.reloads(), threading.Event(), []
-
-    def ask() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", running.settings.edge_http_port, timeout=10)
-        while not stop.is_set():
-            connection.request("GET", "/api/moves")
-            answer = connection.getresponse()
-            answer.read()
-            statuses.append(answer.status)
-        connection.close()
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    try:
+    before = running.reloads()
+    with Load(Plan(running.settings.edge_http_port, ("/api/moves",), rate_per_s=None)) as load:
         eventually(lambda: old.seen > 50, 5)
         new = running.instance("moves", "moves-1")
         eventually(lambda: new.seen > 50, 5)
-        seen, asked = old.seen, len(statuses)
-        eventually(lambda: len(statuses) > asked + 200, 10)
+        seen, asked = old.seen, new.seen
+        eventually(lambda: new.seen > asked + 200, 10)
         assert old.seen == seen
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert set(statuses) == {200}
+    assert not load.report().failures(), load.report().summary()
     assert running.reloads() == before
 
 
 def test_check_states_and_maintenance_are_followed(running: Edge) -> None:
-    two(running, "check")
+    running.fleet("check")
     running.check("check-1", "fail")
     running.serves("/api/check", {"check-2"})
     running.check("check-1", "warn")
@@ -128,29 +111,22 @@ def test_check_states_and_maintenance_are_followed(running: Edge) -> None:
 
 
 def test_request_under_way_is_finished_on_an_instance_that_leaves(running: Edge) -> None:
-    two(running, "under")
-    for program in running.programs[-2:]:
-        program.slow_s = 1.5
-    answers: list[tuple[int, str]] = []
-    calls = [
-        threading.Thread(target=lambda: answers.append(running.get("/api/under/slow"))) for _ in range(4)
-    ]
-    for call in calls:
-        call.start()
-    eventually(lambda: running.servers("under")["under-1"].sessions > 0, 2)
-    running.deregister("under-1")
-    eventually(lambda: running.servers("under")["under-1"].mode == "drain", 2)
-    running.programs[-2].ready = False  # as an instance does that shuts down
-    for call in calls:
-        call.join(timeout=10)
+    leaving, other = running.fleet("under")
+    leaving.slow_s = other.slow_s = 1.5
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(running.get, "/api/under/slow") for _ in range(4)]
+        eventually(lambda: running.servers("under")["under-1"].sessions > 0, 2)
+        running.deregister("under-1")
+        eventually(lambda: running.servers("under")["under-1"].mode == "drain", 2)
+        leaving.ready = False  # as an instance does that shuts down
+    answers = [call.result() for call in calls]
     assert [status for status, _ in answers] == [200] * 4
     assert "under-1" in {name for _, name in answers}
     eventually(lambda: set(running.servers("under")) == {"under-2"}, 3)
 
 
 def test_request_that_never_ends_holds_an_instance_no_longer_than_the_bound(running: Edge) -> None:
-    two(running, "stuck")
-    for program in running.programs[-2:]:
+    for program in running.fleet("stuck"):
         program.slow_s = 8.0
     for _ in range(4):
         threading.Thread(target=lambda: running.get("/api/stuck/slow", 20), daemon=True).start()
@@ -160,7 +136,7 @@ def test_request_that_never_ends_holds_an_instance_no_longer_than_the_bound(runn
 
 
 def test_drift_is_mended_by_the_full_sync(running: Edge) -> None:
-    two(running, "drift")
+    running.fleet("drift")
     with Runtime(running.settings.runtime_socket).session() as session:
         session.send(command("set", "server", "svc_drift/drift-1", "state", "maint"))
         session.send(command("set", "server", "svc_drift/drift-2", "weight", "3"))
@@ -176,34 +152,11 @@ def test_drift_is_mended_by_the_full_sync(running: Edge) -> None:
     eventually(mended, 6)
 
 
-def test_every_instance_gone_gives_503_and_return_needs_no_reload(running: Edge) -> None:
-    two(running, "gone")
-    before = running.reloads()
-    running.deregister("gone-1")
-    running.deregister("gone-2")
-    running.serves("/api/gone", {"503"})
-    running.instance("gone", "gone-3", meta("gone"))
-    running.serves("/api/gone", {"gone-3"})
-    assert running.get("/api/nowhere")[0] == 404
-    assert running.reloads() == before
-
-
-@pytest.mark.parametrize("status", ["first", "again"])
-def test_instance_that_returns_under_its_name_serves_at_once(running: Edge, status: str) -> None:
-    service = f"back-{status}"
-    two(running, service)
-    program = running.programs[-1]
-    running.deregister(f"{service}-2")
-    eventually(lambda: f"{service}-2" not in running.answers(f"/api/{service}"), 3)
-    running.register(service, f"{service}-2", program.port, meta(service))
-    running.serves(f"/api/{service}", {f"{service}-1", f"{service}-2"})
-
-
 # -- ownership, validation, verdicts
 
 
 def test_later_claim_is_refused_and_both_owners_are_told(running: Edge) -> None:
-    two(running, "mine")
+    running.fleet("mine")
     running.instance(
         "rogue", "rogue-1", {"edge-path": "/api/mine,/api/mine/login,/api/rogue", "edge-auth": "public"}
     )
@@ -220,7 +173,7 @@ def test_later_claim_is_refused_and_both_owners_are_told(running: Edge) -> None:
 
 
 def test_pin_hands_a_prefix_over_and_malformed_pins_change_nothing(running: Edge) -> None:
-    two(running, "lent")
+    running.fleet("lent")
     running.instance("heir", "heir-1", {"edge-path": "/api/lent", "edge-auth": "public"})
     eventually(lambda: running.verdict("heir")["state"] == "rejected", 5)
     running.put("edge/policy/owners", {"/api/lent": "heir"})
@@ -283,17 +236,11 @@ def test_verdict_of_a_service_that_has_gone_is_removed(running: Edge) -> None:
     running.instance("brief", "brief-1", meta("brief"))
     eventually(lambda: running.verdict("brief"), 5)
     running.deregister("brief-1")
-
-    def removed() -> bool:
-        keys = running.consul.call("GET", "/v1/kv/edge/status/edge/?keys")
-        assert isinstance(keys, list)
-        return "edge/status/edge/brief" not in keys
-
-    eventually(removed, 5)
+    eventually(lambda: "edge/status/edge/brief" not in running.verdict_keys(), 5)
 
 
 def test_plan_shows_what_would_be_done_beside_the_running_controller(running: Edge) -> None:
-    two(running, "shown")
+    running.fleet("shown")
     eventually(lambda: "In step" in running.cli("plan").log.read_text(), 20)
     with Runtime(running.settings.runtime_socket).session() as session:
         session.send(command("set", "server", "svc_shown/shown-1", "weight", "9"))
@@ -356,11 +303,11 @@ def test_part_of_a_mesh_never_gets_the_route_that_it_inherits(running: Edge, kin
 
 
 def test_weights_of_consul_count_where_the_metadata_names_none(running: Edge) -> None:
-    two(running, "weigh")
+    programs = running.fleet("weigh")
     assert {each.weight for each in running.servers("weigh").values()} == {100}
     for number, weight in ((1, 9), (2, 4000)):
         body = {"Name": "weigh", "ID": f"weigh-{number}", "Address": "127.0.0.1", "Meta": meta("weigh")}
-        body |= {"Port": running.programs[number - 3].port, "Weights": {"Passing": weight, "Warning": 1}}
+        body |= {"Port": programs[number - 1].port, "Weights": {"Passing": weight, "Warning": 1}}
         running.consul.call("PUT", "/v1/agent/service/register", body)
     eventually(
         lambda: {n: s.weight for n, s in running.servers("weigh").items()} == {"weigh-1": 9, "weigh-2": 256},

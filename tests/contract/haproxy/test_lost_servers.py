@@ -24,11 +24,11 @@ from tests.support.matrix import one_always
 from tests.support.recorder import Upstream, recorder_process
 from tests.support.servers import Process, free_ports
 
-# A gateway's backend has `option abortonclose`, the others have not.
-SERVICES = ("users", "gateway-business")
 PATH = "/api/lost"
 # How an instance is lost: its connections hang in both cases; of one that is cut off, new ones are not even made.
 LOST = {"cut off": signal.SIGUSR1, "hung": signal.SIGSTOP}
+# A gateway's backend has `option abortonclose`, the others have not.
+CASES = [(service, how) for service in ("users", "gateway-business") for how in LOST]
 
 
 @dataclass
@@ -88,8 +88,7 @@ def pair(folder: Path, service: str, *, with_reaper: bool = True) -> Iterator[Pa
         yield made
 
 
-@pytest.mark.parametrize("service", one_always(*SERVICES))
-@pytest.mark.parametrize("how", LOST)
+@pytest.mark.parametrize(("service", "how"), one_always(*CASES))
 def test_one_lost_of_two_costs_no_get(tmp_path: Path, service: str, how: str) -> None:
     with pair(tmp_path, service) as made:
         with made.load() as load:
@@ -101,8 +100,7 @@ def test_one_lost_of_two_costs_no_get(tmp_path: Path, service: str, how: str) ->
         assert report.latency_s(1.0) < 5.0 * time_scale(), report.summary()
 
 
-@pytest.mark.parametrize("service", one_always(*SERVICES))
-@pytest.mark.parametrize("how", LOST)
+@pytest.mark.parametrize(("service", "how"), one_always(*reversed(CASES)))
 def test_while_both_are_lost_everybody_gets_an_answer(tmp_path: Path, service: str, how: str) -> None:
     with pair(tmp_path, service) as made:
         with made.load(headers={"Connection": "close"}, ok=frozenset({200, 503})) as load:
@@ -117,6 +115,7 @@ def test_while_both_are_lost_everybody_gets_an_answer(tmp_path: Path, service: s
         assert report.latency_s(1.0) < 5.0 * time_scale(), report.summary()
 
 
+@pytest.mark.long
 def test_without_the_reaper_requests_hang_with_their_instance(tmp_path: Path) -> None:
     with pair(tmp_path, "users", with_reaper=False) as made:
         with made.load(timeout_s=4.0) as load:
@@ -126,7 +125,7 @@ def test_without_the_reaper_requests_hang_with_their_instance(tmp_path: Path) ->
         assert {answer.error for answer in load.report().failures()} == {"timeout"}
 
 
-def test_instance_that_is_up_again_keeps_its_requests(tmp_path: Path) -> None:
+def test_instance_that_is_up_again_keeps_its_requests_and_the_end_is_not_held_up(tmp_path: Path) -> None:
     with pair(tmp_path, "users") as made:
         # What is ended here is not tried again, and there is always something under way.
         with made.load(method="POST", paths=(f"{PATH}/slow",), ok=frozenset({200, 503})) as load:
@@ -136,6 +135,10 @@ def test_instance_that_is_up_again_keeps_its_requests(tmp_path: Path) -> None:
             made.edge.command("set server svc_users/users-1 health up")
             time.sleep(1.5)
         assert not load.report().failures(), load.report().summary()
+        worker, began = made.worker(), time.monotonic()
+        made.edge.server.process.signal(signal.SIGUSR1)
+        eventually(lambda: not Path(f"/proc/{worker}").exists(), 10, every_s=0.02)
+        assert time.monotonic() - began < 2 * time_scale()
 
 
 @pytest.mark.long
@@ -168,14 +171,6 @@ def test_another_worker_is_followed_and_the_one_before_may_end(tmp_path: Path) -
             time.sleep(0.5)
             made.lose("hung", 1)
         assert not load.report().failures(), load.report().summary()
-
-
-def test_haproxy_that_is_to_end_is_not_held_up(tmp_path: Path) -> None:
-    with pair(tmp_path, "users") as made:
-        worker, began = made.worker(), time.monotonic()
-        made.edge.server.process.signal(signal.SIGUSR1)
-        eventually(lambda: not Path(f"/proc/{worker}").exists(), 10, every_s=0.02)
-        assert time.monotonic() - began < 2 * time_scale()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import resource
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,22 +15,21 @@ from discovery.model import Route
 from haproxy.controller.config.model import Backend, EdgeState, Server
 from haproxy.controller.config.template import server_params
 from haproxy.controller.errors import Unreachable
-from haproxy.controller.loop.reload import Reloader
 from haproxy.controller.runtime.diff import plan_backend
 from haproxy.controller.runtime.observed import ObservedServer
 from haproxy.controller.runtime.socket import Master, Runtime, Session, command, succeeded
-from haproxy.controller.settings import EdgeSettings
 from tests.contract.haproxy.rig import Program
+from tests.support.edge import Edge, edge
 from tests.support.eventually import eventually, time_scale
-from tests.support.servers import HAProxyServer, free_ports, haproxy
 
 ROUTE = Route("users", ("/api/users",), auth="public")
 
 
 @dataclass
 class Proxy:
-    server: HAProxyServer
-    settings: EdgeSettings
+    """An edge that knows of the first of two instances."""
+
+    edge: Edge
     runtime: Runtime
     programs: list[Program]
 
@@ -49,45 +46,28 @@ class Proxy:
         assert found is not None
         return found
 
-    def get(self, path: str = "/api/users") -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self.settings.edge_http_port, timeout=5)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().read().decode()
-        finally:
-            connection.close()
+    def get(self) -> str:
+        return self.edge.get("/api/users").body.decode()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Proxy]:
+    programs = [Program("users", name) for name in ("a", "b")]
+    first = Server("a", "127.0.0.1", programs[0].port)
+    with edge(EdgeState((Backend(ROUTE, (first,)),))) as running:
+        runtime = Runtime(running.settings.runtime_socket, timeout_s=1.0)
+        eventually(runtime.info, 5)
+        yield Proxy(running, runtime, programs)
+    for program in programs:
+        program.close()
 
 
 @pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    # Not pytest's folder: the path of a Unix socket ends at 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="rt-") as path:
-        yield from _proxy(Path(path))
-
-
-def _proxy(folder: Path) -> Iterator[Proxy]:
-    ports = free_ports(4)
-    settings = EdgeSettings(
-        edge_bind_address="127.0.0.1",
-        edge_http_port=ports[0],
-        edge_https_port=ports[1],
-        stats_port=ports[2],
-        controller_port=ports[3],
-        edge_dir=folder / "e",
-        edge_run_dir=folder,
-        edge_rate_source=0,
-    )
-    programs = [Program("users", name) for name in ("a", "b")]
-    runtime = Runtime(settings.runtime_socket, timeout_s=1.0)
-    first = Server("a", "127.0.0.1", programs[0].port)
-    Reloader(settings, runtime, Master(settings.master_socket)).write(
-        EdgeState((Backend(ROUTE, (first,)),)), 0
-    )
-    with haproxy(settings.config_path, wait_port=ports[0]) as server:
-        eventually(runtime.info, 5)
-        yield Proxy(server, settings, runtime, programs)
-    for program in programs:
-        program.close()
+def proxy(shared: Proxy) -> Proxy:
+    """With the first instance alone."""
+    with shared.runtime.session() as session:
+        eventually(lambda: not shared.plan(session, both(shared)[:1]), 5)
+    return shared
 
 
 def both(proxy: Proxy) -> list[Server]:
@@ -167,14 +147,14 @@ def test_unknown_backend_is_none(proxy: Proxy) -> None:
 
 def test_hanging_haproxy_is_given_up_in_time(proxy: Proxy) -> None:
     worker = proxy.runtime.info().pid
-    proxy.server.process.signal(signal.SIGSTOP)
+    proxy.edge.server.process.signal(signal.SIGSTOP)
     try:
         began = time.monotonic()
         with pytest.raises(Unreachable):
             proxy.runtime.info()
         assert time.monotonic() - began < 3 * time_scale()
     finally:
-        proxy.server.process.signal(signal.SIGCONT)
+        proxy.edge.server.process.signal(signal.SIGCONT)
     assert eventually(proxy.runtime.info, 5).pid == worker
 
 
@@ -186,7 +166,7 @@ def test_missing_socket_is_unreachable(tmp_path: Path) -> None:
 
 
 def test_master_tells_its_worker(proxy: Proxy) -> None:
-    master = Master(proxy.server.master_socket).info()
+    master = Master(proxy.edge.server.master_socket).info()
     assert master.workers == (proxy.runtime.info().pid,)
     assert master.failed == 0
 
