@@ -64,8 +64,7 @@ def down() -> None:
 @app.command()
 def status() -> None:
     """What runs where: Consul's and HAProxy's view side by side, health and breakers."""
-    stack = Stack()
-    stack.need_running()
+    stack = _running()
     report.print_status(console, stack)
 
 
@@ -86,8 +85,7 @@ def logs(service: Service = "", lines: int = 40, follow: bool = False) -> None:
 @app.command()
 def kill(service: Service, number: Number = 1) -> None:
     """kill -9 one instance (N is its number); it is started again."""
-    stack = Stack()
-    stack.need_running()
+    stack = _running()
     name = f"{service}-{number}"
     have = [one.id for one in stack.instances(service)]
     if name not in have:
@@ -98,8 +96,7 @@ def kill(service: Service, number: Number = 1) -> None:
 @app.command()
 def stop(service: Service, number: Number = None) -> None:
     """Drain and stop all instances of a service, or N of them."""
-    stack = Stack()
-    stack.need_running()
+    stack = _running()
     with _progress() as step:
         step(f"draining {service}")
         stopped = stack.stop_service(service, number)
@@ -111,8 +108,7 @@ def stop(service: Service, number: Number = None) -> None:
 @app.command()
 def start(service: Service, number: Number = None) -> None:
     """Start the stopped instances of a service, or N of them."""
-    stack = Stack()
-    stack.need_running()
+    stack = _running()
     with _progress() as step:
         step(f"starting {service}")
         started = stack.start_service(service, number)
@@ -123,8 +119,7 @@ def start(service: Service, number: Number = None) -> None:
 @app.command()
 def scale(service: Service, number: Annotated[int, typer.Option("--number", "-n")]) -> None:
     """Make a service have N instances, until the next `up`."""
-    stack = Stack()
-    stack.need_running()
+    stack = _running()
     with _progress() as step:
         step(f"scaling {service} to {number}")
         added, removed = stack.scale(service, number)
@@ -138,8 +133,7 @@ def seed() -> None:
     """Demonstration data through the edge, an administrator among it."""
     from stack.seed import Seed
 
-    stack = Stack()
-    stack.need_running()
+    stack = _running()
     with _progress() as step:
         edge = stack.settings.edge_url.removeprefix("http://")
         counts = Seed(edge, stack.vault, stack.environment("auth"), step).run()
@@ -150,8 +144,7 @@ def seed() -> None:
 @app.command()
 def plan() -> None:
     """What the edge controller would do now, and why."""
-    stack = Stack()
-    stack.need_running()
+    stack = _running()
     argv = [sys.executable, "-m", "haproxy.controller", "plan"]
     raise typer.Exit(subprocess.run(argv, env=stack.edge_environment(), timeout=60).returncode)
 
@@ -183,6 +176,12 @@ def keep_tokens() -> None:
     settings = StackSettings()
     acl = consul_agent.ConsulAcl(settings.consul_address, Vault(settings.secrets_dir))
     consul_agent.keep_tokens(acl, [], settings.consul_production)
+
+
+def _running() -> Stack:
+    stack = Stack()
+    stack.need_running()
+    return stack
 
 
 def _give_token(stack: Stack, name: str) -> Path:

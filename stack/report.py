@@ -12,6 +12,7 @@ from rich.status import Status
 from rich.table import Table
 
 from haproxy.controller.errors import Unreachable
+from haproxy.controller.runtime.observed import ObservedServer
 from haproxy.controller.settings import EdgeSettings
 from stack import views
 from stack.run.api import InstanceInfo, Stack
@@ -106,7 +107,7 @@ def print_status(console: Console, stack: Stack) -> None:
 
 
 def _instances(
-    instances: list[InstanceInfo], consul: dict[str, str], edge: dict[str, views.EdgeServer]
+    instances: list[InstanceInfo], consul: dict[str, str], edge: dict[str, ObservedServer]
 ) -> Table:
     """A line for each instance of ours, then one for each server of the edge that is not."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -123,7 +124,7 @@ def _instances(
         if name not in ids:
             table.add_row(
                 name,
-                server.address,
+                f"{server.address}:{server.port}",
                 "-",
                 "not ours",
                 "-",
@@ -134,7 +135,7 @@ def _instances(
     return table
 
 
-def _row(one: InstanceInfo, consul: dict[str, str], server: views.EdgeServer | None) -> list[str]:
+def _row(one: InstanceInfo, consul: dict[str, str], server: ObservedServer | None) -> list[str]:
     seen = "-" if server is None else f"[{'green' if views.is_up(server) else 'red'}]{server.status}[/]"
     sessions = "-" if server is None else str(server.sessions)
     pid, since = (str(one.pid), _duration(one.uptime_s)) if one.pid else ("-", "-")

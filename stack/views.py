@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from haproxy.controller.runtime.socket import Runtime, command
+from haproxy.controller.runtime.observed import ObservedServer
+from haproxy.controller.runtime.socket import Runtime
 from stack import http
 
 BACKEND_PREFIX = "svc_"
@@ -36,33 +34,18 @@ def consul_view(address: str, token: str) -> dict[str, str]:
     return worst
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeServer:
-    """One member of a backend as HAProxy sees it: `status` as in its statistics (`UP`, `DOWN`, `MAINT`, `DRAIN`, `no check`)."""
-
-    service: str
-    name: str
-    address: str
-    status: str
-    sessions: int
-
-
-def edge_view(socket_path: Path) -> dict[str, EdgeServer]:
+def edge_view(socket_path: Path) -> dict[str, ObservedServer]:
     """Server name → HAProxy's view, for the servers of all services' backends. Raises Unreachable."""
+    found: dict[str, ObservedServer] = {}
     with Runtime(socket_path).session() as session:
-        text = session.send(command("show", "stat")).removeprefix("# ")
-    found: dict[str, EdgeServer] = {}
-    for row in csv.DictReader(io.StringIO(text)):
-        name, backend = row["svname"], row["pxname"]
-        if backend.startswith(BACKEND_PREFIX) and name not in {"FRONTEND", "BACKEND"}:
-            found[name] = EdgeServer(
-                backend.removeprefix(BACKEND_PREFIX), name, row["addr"], row["status"], int(row["scur"] or 0)
-            )
+        for backend in session.backends():
+            if backend.startswith(BACKEND_PREFIX):
+                found |= session.servers(backend) or {}
     return found
 
 
-def is_up(server: EdgeServer | None) -> bool:
-    return server is not None and server.status.startswith(("UP", "no check"))
+def is_up(server: ObservedServer | None) -> bool:
+    return server is not None and server.serves
 
 
 def answered_by(edge: str, path: str, headers: Mapping[str, str]) -> str | None:

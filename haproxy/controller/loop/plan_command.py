@@ -154,8 +154,7 @@ def _describe(seen: ObservedServer | None, blind: bool) -> Text:
     if seen is None:
         return Text("-", "dim")
     text = f"{seen.address}:{seen.port} weight {seen.weight}{' backup' if seen.backup else ''}"
-    state = seen.mode if seen.mode != "ready" else "up" if seen.up else "down"
-    return Text(f"{text} {state}, {seen.sessions} requests", "" if state == "up" else "yellow")
+    return Text(f"{text} {seen.status.lower()}, {seen.sessions} requests", "" if seen.serves else "yellow")
 
 
 def _actions(picture: Picture) -> Table:

@@ -90,7 +90,7 @@ def _to_remake(desired: Mapping[str, Server], observed: Mapping[str, ObservedSer
     started = [name for name in wrong if observed[name].mode != "ready"]
     for name in started or wrong:
         others = (seen for other, seen in observed.items() if other != name and other in desired)
-        if any(seen.up and seen.mode == "ready" for seen in others):
+        if any(seen.serves for seen in others):
             return name
     return None
 

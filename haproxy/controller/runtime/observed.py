@@ -31,6 +31,17 @@ class ObservedServer:
     checked: bool
     sessions: int
 
+    @property
+    def serves(self) -> bool:
+        return self.up and self.mode == "ready"
+
+    @property
+    def status(self) -> str:
+        """UP, DOWN, DRAIN or MAINT."""
+        if self.mode != "ready":
+            return self.mode.upper()
+        return "UP" if self.up else "DOWN"
+
 
 def observed_servers(state: str, stat: str) -> dict[str, dict[str, ObservedServer]]:
     """Join both answers: backend → server name → server. A server that only one of them knows is left out."""

@@ -67,14 +67,6 @@ def edge(tmp_path: Path) -> Edge:
     return Edge(tmp_path)
 
 
-def test_passing_and_warning_serve_critical_and_maintenance_do_not(edge: Edge) -> None:
-    edge.bring(
-        at(), at(number=2, status="warning"), at(number=3, status="critical"), at(number=4, maintenance=True)
-    )
-    assert edge.serving() == ["users-1", "users-2"]
-    assert edge.desire.ordered_out("users") == {"users-4"}
-
-
 def test_warning_is_skipped_where_the_route_says_so(edge: Edge) -> None:
     edge.bring(at(warning="skip"), at(number=2, status="warning", warning="skip"))
     assert edge.serving() == ["users-1"]
@@ -130,22 +122,6 @@ def test_same_id_on_two_nodes_gives_two_names(edge: Edge) -> None:
         check_instance_name(name)
 
 
-def test_ids_that_haproxy_cannot_take_get_names_that_differ(edge: Edge) -> None:
-    ids = ("host:app:1", "host/app/1", "host app 1", "_x", "y" * 128)
-    edge.bring(*(at(id=id_) for id_ in ids))
-    assert not edge.rejected()
-    assert len(set(edge.serving())) == 5
-    for name in edge.serving():
-        check_instance_name(name)
-
-
-def test_bad_service_name_exposes_nothing(edge: Edge) -> None:
-    edge.bring(at("Users;x"))
-    assert not edge.desire.routes()
-    assert not edge.serving("Users;x")
-    assert edge.rejected("Users;x") == [("Users;x-1", "name", True)]
-
-
 def test_service_that_has_gone_keeps_a_backend_without_servers(edge: Edge) -> None:
     assert edge.bring(at())
     assert edge.desire.serving == 1
@@ -174,17 +150,6 @@ def test_verdict_names_states_and_reasons(edge: Edge) -> None:
     assert (edge.verdict()["state"], edge.verdict()["accepted"]) == ("rejected", False)
     edge.bring(Instance("users", "a", "n", "127.0.0.1", 1))
     assert edge.verdict()["state"] == "not-exposed"
-
-
-def test_unchecked_instance_does_not_live_where_another_service_was_first(edge: Edge) -> None:
-    own = at("evil", 2, index=3, check_identity="off")
-    edge.bring(at(), at("evil", index=2, check_identity="off"), own)
-    assert edge.serving() == ["users-1"]
-    assert edge.serving("evil") == ["evil-2"]
-    (rejected,) = edge.verdict("evil")["rejected_instances"]
-    assert rejected["id"] == "evil-1"
-    assert rejected["reason"] == "127.0.0.1:20001 is held by users, which had it first: not served"
-    assert edge.verdict("evil")["state"] == "partly"
 
 
 def test_first_at_an_address_and_port_keeps_it_whichever_comes_later(edge: Edge) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from haproxy.controller.config.model import Server
 from haproxy.controller.wanted.mass_exit import Guard
 
@@ -33,16 +35,20 @@ def test_more_than_half_gone_in_one_step_is_held_for_the_grace() -> None:
     assert not guard.active
 
 
-def test_half_is_let_go_at_once() -> None:
+@pytest.mark.parametrize(
+    ("after", "before", "out"),
+    [
+        (without(*range(5)), FLEET, frozenset()),
+        ({}, {name: FLEET[name] for name in ("s1", "s2", "s3")}, frozenset()),
+        ({}, FLEET, frozenset(FLEET)),
+    ],
+    ids=["half", "few, however large their share", "ordered out, in maintenance"],
+)
+def test_what_is_no_mass_exit_is_let_go_at_once(
+    after: dict[str, Server], before: dict[str, Server], out: frozenset[str]
+) -> None:
     guard = Guard(10, 4)
-    step(guard, without(*range(5)), now=100)
-    assert not guard.active
-
-
-def test_few_instances_are_let_go_however_large_their_share() -> None:
-    guard = Guard(10, 4)
-    few = {name: FLEET[name] for name in ("s1", "s2", "s3")}
-    step(guard, {}, now=100, before=few)
+    step(guard, after, now=100, before=before, out=out)
     assert not guard.active
 
 
@@ -64,12 +70,6 @@ def test_parts_that_lie_apart_are_two_steps() -> None:
     guard = Guard(10, 4)
     step(guard, without(0, 1, 2), now=100)
     step(guard, without(*range(6)), now=101, before=without(0, 1, 2))
-    assert not guard.active
-
-
-def test_maintenance_is_an_order() -> None:
-    guard = Guard(10, 4)
-    step(guard, {}, now=100, out=frozenset(FLEET))
     assert not guard.active
 
 

@@ -101,13 +101,6 @@ def owner_book(tmp_path: Path, *claims: Claim, memory_s: float = 3600) -> OwnerB
     return book
 
 
-def test_holder_survives_a_restart_of_the_controller(tmp_path: Path) -> None:
-    owner_book(tmp_path, USERS).save()
-    assert settle(owner_book(tmp_path), Claim("evil", ("/api/users",), 1), USERS) == {
-        "users": ("/api/users",)
-    }
-
-
 def test_holder_that_has_gone_keeps_its_prefix_for_a_time(tmp_path: Path) -> None:
     book = owner_book(tmp_path, USERS, memory_s=100)
     assert "evil" not in settle(book, ROGUE, now=1)

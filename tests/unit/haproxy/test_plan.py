@@ -133,14 +133,6 @@ def test_capacity_is_added_before_it_is_taken_away() -> None:
     assert kinds == ["add", "drain"]
 
 
-def test_backup_change_makes_the_server_anew_while_another_serves() -> None:
-    wanted = [replace(A, backup=True), B]
-    assert lines(plan(wanted, [seen(A), seen(B)])) == DRAIN_A
-    removed = lines(plan(wanted, [seen(A, mode="drain"), seen(B)]))
-    assert removed[-1] == "del server svc_users/a"
-    assert lines(plan(wanted, [seen(B)]))[0].endswith("backup")
-
-
 def test_backup_change_of_the_only_server_waits() -> None:
     assert plan([replace(A, backup=True)], [seen(A)]) == []
     assert draining(Backend(ROUTE, (replace(A, backup=True),)), {"a": seen(A)}) == {"a"}

@@ -181,12 +181,6 @@ def write_configuration(state: EdgeState, made: EdgeSettings) -> None:
     made.config_path.write_text(render(state, made))
 
 
-def test_empty_state_is_a_configuration_too(tmp_path: Path) -> None:
-    made = settings(tmp_path)
-    write_configuration(EdgeState(), made)
-    assert valid(made.config_path) == ""
-
-
 def test_maps_of_the_new_and_the_present_configuration_are_kept(tmp_path: Path) -> None:
     made = settings(tmp_path)
     first, second, third = (EdgeState((Backend(Route(n, (f"/api/{n}",))),)) for n in ("one", "two", "three"))
