@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import convergence, forwarding, gateway, kit, scale
+from bench import convergence, forwarding, gateway, scale
 from bench.results import Result, save, show
 
 PARTS: dict[str, Callable[[int, float], Result]] = {
     "a": forwarding.against_minimum,
     "b": forwarding.against_rivals,
-    "c": kit.against_flask,
+    "c": forwarding.against_flask,
     "d": convergence.one_after_the_other,
     "e": scale.thousand_services,
     "f": gateway.against_tutorial,

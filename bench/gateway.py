@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import tutorial
+from bench import apps
 from bench.edge import Edge, controlled_edge
 from bench.forwarding import compared
 from bench.programs import FEEDING_CORE, MEASURED_CORE, pinned, program, wait_until
@@ -71,7 +71,7 @@ def services(folder: Path, env: Mapping[str, str]) -> Iterator[dict[str, list[in
     with contextlib.ExitStack() as stack:
         for name, own in ports.items():
             for port in servers.free_ports(INSTANCES):
-                command = pinned(FEEDING_CORE, [sys.executable, "-m", "bench.tutorial", name])
+                command = pinned(FEEDING_CORE, [sys.executable, "-m", "bench.apps", name])
                 given = {**env, **SERVICE_ENV, "PORT": str(port)}
                 stack.enter_context(program(command, folder / f"{name}-{port}.log", port=port, env=given))
                 own.append(port)
@@ -99,7 +99,7 @@ def tutorial_gateway(
         "USER_SERVICE_URL": f"http://localhost:{behind['users'][0]}/user/",
         "PRODUCT_SERVICE_URL": f"http://localhost:{behind['products'][0]}/product/",
     }
-    command = [sys.executable, "-m", "gunicorn", "bench.tutorial:app_gateway", "--no-control-socket"]
+    command = [sys.executable, "-m", "gunicorn", "bench.apps:app_gateway", "--no-control-socket"]
     command += ["-k", "sync", "-w", str(workers), "-b", f"127.0.0.1:{port}"]
     log = folder / f"tutorial-{workers}.log"
     with (
@@ -164,15 +164,15 @@ def _subjects() -> Iterator[list[Subject]]:
 
 def _compared(theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
     public = Running(edge.port, (ours.pids[0], edge.pid))
-    for kind, work in ((tutorial.AT_ONCE, "0 ms"), (tutorial.WAITING, "20 ms")):
+    for kind, work in ((apps.AT_ONCE, "0 ms"), (apps.WAITING, "20 ms")):
         path = f"/api/{_id(kind)}/{_id(kind)}"
-        rest_s = 3.0 if kind == tutorial.WAITING else 0.3
+        rest_s = 3.0 if kind == apps.WAITING else 0.3
         yield theirs.subject(f"tutorial, {work}", path, rest_s=rest_s)
         yield more.subject(f"tutorial, {MORE_WORKERS} workers, {work}", path, rest_s=rest_s / 2)
         yield ours.subject(f"composed, {work}", path)
         yield public.subject(f"fast lane, {work}", f"/api/products/{_id(kind)}")
         yield public.subject(f"forwarded, {work}", f"/api/smart/{_id(kind)}")
-    kept = f"/api/{_id(tutorial.KEEPABLE)}/{_id(tutorial.KEEPABLE)}"
+    kept = f"/api/{_id(apps.KEEPABLE)}/{_id(apps.KEEPABLE)}"
     yield ours.subject("from the gateway's cache", kept)
     yield public.subject("from the edge's cache", kept)
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 # Two cores: what is measured has one for itself, everything that feeds it shares the other.
 MEASURED_CORE = 0
 FEEDING_CORE = 1
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def pinned(core: int, arguments: Sequence[str]) -> list[str]:
@@ -77,24 +78,22 @@ def program(
             process.wait(5)
 
 
-def tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[psutil.Process]:
     """The process and all of its descendants that are alive."""
-    found = [pid]
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += tree(int(child))
-    return found
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
 
 
 def cpu_s(pid: int) -> float:
     """Processor seconds, user and system, that the process and its living descendants have used."""
-    total = 0
+    total = 0.0
     for member in tree(pid):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{member}/stat").read_text().rpartition(") ")[2].split()
-            total += int(fields[11]) + int(fields[12])  # utime, stime; Ref: proc(5), fields 14 and 15
-    return total / _TICKS_PER_S
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used = member.cpu_times()
+            total += used.user + used.system
+    return total
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
@@ -107,17 +106,11 @@ def memory_mb(pid: int) -> tuple[float, float]:
 
 def connections_to(pid: int, port: int) -> int:
     """How many established TCP connections the process and its descendants hold to that local port."""
-    inodes = set()
-    for member in tree(pid):
-        for descriptor in Path(f"/proc/{member}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                target = str(descriptor.readlink())
-                if target.startswith("socket:["):
-                    inodes.add(target[8:-1])
     count = 0
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            fields = line.split()
-            remote_port = int(fields[2].rpartition(":")[2], 16)
-            count += remote_port == port and fields[3] == "01" and fields[9] in inodes
+    for member in tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            open_ones = (
+                each for each in member.net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED
+            )
+            count += sum(bool(each.raddr) and each.raddr.port == port for each in open_ones)
     return count

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bench import tutorial
+from bench import apps
 from bench.gateway import BOUNDS, same_data, with_tails
 from bench.results import Result
 from bench.wrk import Sample
@@ -45,20 +45,20 @@ def test_bounds_are_those_that_readme_promises() -> None:
 @pytest.mark.parametrize(
     ("service", "tutorials", "ours", "key"),
     [
-        (tutorial.users, "/user", "/api/users", "user_id"),
-        (tutorial.products, "/product", "/api/products", "product_id"),
+        (apps.users, "/user", "/api/users", "user_id"),
+        (apps.products, "/product", "/api/products", "product_id"),
     ],
 )
 def test_services_answer_both_gateways_alike(service, tutorials: str, ours: str, key: str) -> None:  # type: ignore[no-untyped-def]
     client = service().test_client()
     for kind, control in (
-        (tutorial.AT_ONCE, "no-store"),
-        (tutorial.WAITING, "no-store"),
-        (tutorial.KEEPABLE, "public, max-age=300"),
+        (apps.AT_ONCE, "no-store"),
+        (apps.WAITING, "no-store"),
+        (apps.KEEPABLE, "public, max-age=300"),
     ):
         began = time.monotonic()
         answers = [client.get(f"{prefix}/{item(kind)}") for prefix in (tutorials, ours)]
-        assert (time.monotonic() - began >= 2 * tutorial.WORK_S) or kind != tutorial.WAITING
+        assert (time.monotonic() - began >= 2 * apps.WORK_S) or kind != apps.WAITING
         assert answers[0].json == answers[1].json
         assert answers[0].json["data"][key] == item(kind)
         assert [answer.headers["Cache-Control"] for answer in answers] == [control, control]

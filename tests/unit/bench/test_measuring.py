@@ -1,4 +1,4 @@
-"""The instruments of the benchmarks: what they read from wrk and /proc, and how they judge it."""
+"""The instruments of the benchmarks: what they read from wrk and of processes, and how they judge it."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_processor_time_and_memory_of_children_are_seen() -> None:
             now, peak = memory_mb(process.pid)
             assert 0 < now <= peak
         finally:
-            for pid in reversed(tree(process.pid)):
-                os.kill(pid, 9)
+            for member in reversed(tree(process.pid)):
+                member.kill()
 
 
 def test_only_connections_of_the_process_to_that_port_count() -> None:
