@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from sqlalchemy import MetaData
@@ -56,3 +58,15 @@ def database(
         yield made
     finally:
         made.dispose()
+
+
+def migrated(service: ModuleType, metadata: MetaData) -> Any:
+    """The fixture `db`: a service's tables on a real SQLite file and a real PostgreSQL, as its migrations make them."""
+    migrations = Path(service.__file__ or "").parent / "migrations"
+
+    @pytest.fixture(params=KINDS)
+    def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+        with database(request, tmp_path, metadata, migrations) as made:
+            yield made
+
+    return db

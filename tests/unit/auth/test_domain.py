@@ -72,25 +72,6 @@ def test_no_keys_is_no_schedule() -> None:
     assert schedule([], 0.0, 960) is None
 
 
-def test_a_published_key_does_not_sign_before_its_time() -> None:
-    keys = schedule([OLD, NEW], 4999.9, 960)
-    assert keys is not None
-    assert keys.active == OLD
-    assert keys.next == NEW
-    assert keys.published == (OLD, NEW)
-
-
-def test_a_retired_key_stays_published_until_its_last_token_has_expired() -> None:
-    just_before = schedule([OLD, NEW], 5000.0 + 959.9, 960)
-    after = schedule([OLD, NEW], 5000.0 + 960, 960)
-    assert just_before is not None
-    assert after is not None
-    assert just_before.active == NEW
-    assert just_before.published == (NEW, OLD)
-    assert after.published == (NEW,)
-    assert after.expired == (OLD,)
-
-
 def test_order_comes_from_the_generation_not_from_the_rows() -> None:
     keys = schedule([NEXT, OLD, NEW], 6000.0, 10_000)
     assert keys is not None

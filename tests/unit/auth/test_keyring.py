@@ -50,15 +50,6 @@ def test_a_new_key_is_published_before_it_signs_and_the_old_one_after(
     assert kids(one) == [new]
 
 
-def test_a_rotation_under_way_is_not_doubled(db: Database, clock: ManualClock) -> None:
-    one, two = ring(db, clock), ring(db, clock)
-    first = one.rotate()
-    again = two.rotate()
-    assert first.created
-    assert not again.created
-    assert again.kid == first.kid
-
-
 def test_simultaneous_rotations_make_one_key(db: Database, clock: ManualClock) -> None:
     rings = [ring(db, clock) for _ in range(4)]
     rings[0].signing_key()

@@ -3,13 +3,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 
 from services.kit.db.session import Database
 from services.users import store
 from services.users.domain import User
-from services.users.store import Base, NewUser
+from services.users.store import NewUser
 
 NOW_US = 1_800_000_000_000_000
 
@@ -22,11 +20,6 @@ def create(db: Database, number: int, email: str | None = None, at_us: int = NOW
     with db.session() as session:
         new = NewUser(new_id(number), email or f"user{number}@example.com", "Ada", "Lovelace")
         return store.create(session, new, at_us)[0]
-
-
-def test_migrations_make_exactly_the_tables_of_the_models(db: Database) -> None:
-    with db.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
 def test_opening_an_account_twice_is_opening_it_once(db: Database) -> None:
