@@ -23,6 +23,9 @@ from services.kit.auth.revocations import Revocations
 from services.kit.auth.verifier import TokenVerifier
 from services.kit.web.problems import render
 
+# By how much the clocks of those that verify tokens may differ from ours.
+CLOCK_SKEW_S = 60.0
+
 
 def create_app(settings: AuthSettings | None = None) -> ServiceApp:
     """The application. Raises KekError for a key-encryption key that cannot be used, ValueError for bad networks."""
@@ -71,7 +74,7 @@ def build(kit: Kit, settings: AuthSettings) -> Auth:
         kit.db,
         read_kek(settings.auth_kek_file),
         publish_s=settings.auth_key_publish_s,
-        overlap_s=max(settings.auth_access_ttl_s, settings.auth_exchange_ttl_s) + settings.auth_clock_skew_s,
+        overlap_s=max(settings.auth_access_ttl_s, settings.auth_exchange_ttl_s) + CLOCK_SKEW_S,
         refresh_s=settings.auth_key_refresh_s,
     )
     minter = Minter(ring, settings.auth_issuer, settings.auth_audience)

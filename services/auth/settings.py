@@ -27,15 +27,12 @@ class AuthSettings(ServiceSettings):
 
     auth_key_publish_s: float = Field(default=60.0, ge=0)
     auth_key_refresh_s: float = Field(default=2.0, ge=0.05, le=30)
-    auth_clock_skew_s: float = Field(default=60.0, ge=0)
 
     auth_argon2_memory_kib: int = Field(default=DEFAULT_MEMORY_COST, ge=8, le=1024 * 1024)
     auth_argon2_time: int = Field(default=DEFAULT_TIME_COST, ge=1, le=20)
     auth_argon2_lanes: int = Field(default=DEFAULT_PARALLELISM, ge=1, le=16)
     auth_argon2_slots: int = Field(default=2, ge=1, le=64)
     auth_argon2_wait_s: float = Field(default=0.5, ge=0, le=10)
-
-    auth_register_claim_s: float = Field(default=15.0, gt=0, le=300)
 
     @property
     def longest_token_s(self) -> int:

@@ -7,7 +7,7 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 # Of accounts, posts, products …: a UUID's 32 hexadecimal digits.
 ID_PATTERN = "[0-9a-f]{32}"
@@ -42,6 +42,10 @@ def _checked(text: str, allowed: str) -> str:
     if not storable(text) or any(unicodedata.category(c) == "Cc" and c not in allowed for c in text):
         raise ValueError("holds control characters, or is no valid Unicode")
     return text
+
+
+# What a search is asked for; blank searches nothing.
+Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(prose)]
 
 
 def check_name(value: str) -> str:

@@ -38,8 +38,6 @@ PATHS = ["/api/posts", "/api/articles"]
 # Readers may keep it, but ask each time whether it still holds: an edit is seen at once.
 READ = "public, no-cache"
 TAGS_READ = "public, max-age=10"
-# How old the answer may be that a gateway gives while no instance is left.
-LAST_GOOD_S = 3600.0
 # An author that users does not know may only be a moment younger than the first post; after some minutes that is not so.
 MAX_REFUSALS = 10
 
@@ -135,7 +133,7 @@ def tell_count(author_id: str) -> None:
 
 
 @route("get", answers=read(PostsAnswer))
-@snapshot(stale_s=LAST_GOOD_S, scope="public")
+@snapshot(scope="public")
 def list_posts(query: PostQuery) -> Response:
     """Newest first. `tag`, `author` and `q` (all its words, in title or content) are joined by *and*."""
     before = query.after(int)
@@ -177,7 +175,7 @@ def list_tags(query: TagQuery) -> Response:
 
 
 @route("get", "/<id:post_id>", answers=read(PostAnswer))
-@snapshot(stale_s=LAST_GOOD_S, scope="public")
+@snapshot(scope="public")
 def get_post(path: PostPath) -> Response:
     return conditional(body_of(load(path.post_id)), READ)
 

@@ -8,10 +8,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from services.kit.text import iso, one_line, prose
+from services.kit.text import Words, iso, one_line, prose
 from services.kit.web.paging import Page
+from services.kit.web.resources import ChangeBody
 
 MAX_TITLE = 200
 MAX_CONTENT = 20_000
@@ -67,18 +68,12 @@ class NewPost(BaseModel):
     tags: Tags = []
 
 
-class PostChange(BaseModel):
-    """Body of PATCH /api/posts/<id>: at least one of the three; what is left out stays."""
+class PostChange(ChangeBody):
+    """Body of PATCH /api/posts/<id>."""
 
     title: Title | None = None
     content: Content | None = None
     tags: Tags | None = None
-
-    @model_validator(mode="after")
-    def _something(self) -> PostChange:
-        if self.title is None and self.content is None and self.tags is None:
-            raise ValueError("give at least one of title, content and tags")
-        return self
 
 
 class NewComment(BaseModel):
@@ -92,9 +87,7 @@ class PostQuery(Page):
 
     tag: Annotated[str, StringConstraints(max_length=4 * MAX_TAG), AfterValidator(clean_tag)] | None = None
     author: Identifier | None = None
-    q: (
-        Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(prose)] | None
-    ) = None
+    q: Words | None = None
 
 
 class TagQuery(BaseModel):

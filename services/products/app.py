@@ -18,8 +18,6 @@ from services.products.domain import MAX_AGE_S, NewProduct, ProductChange, Produ
 
 # No Vary and no cookie with it: HAProxy's cache keeps the answer only then. Ref: its manual, "cache limitation".
 READ = f"public, max-age={MAX_AGE_S}, s-maxage={MAX_AGE_S}"
-# How old the answer may be that a gateway gives while no instance is left.
-LAST_GOOD_S = 3600.0
 
 app = create_service(
     "products",
@@ -42,7 +40,7 @@ def sku_taken(sku: str | None) -> Problem:
 
 
 @app.get("/api/products", responses=read(ProductsAnswer))
-@snapshot(stale_s=LAST_GOOD_S, scope="public")
+@snapshot(scope="public")
 def list_products(query: ProductQuery) -> Response:
     """By category, price range in a currency, and words (all of them, in name, description or SKU)."""
     with kit().db.session(read_only=True) as session:
@@ -64,7 +62,7 @@ def create_product(body: NewProduct) -> tuple[dict[str, Any], int, dict[str, str
 
 
 @app.get("/api/products/<id:product_id>", responses=read(ProductAnswer))
-@snapshot(stale_s=LAST_GOOD_S, scope="public")
+@snapshot(scope="public")
 def get_product(path: ProductPath) -> Response:
     with kit().db.session(read_only=True) as session:
         product = found(store.find_product(session, path.product_id), "product")

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
-from services.kit.text import iso, one_line, prose
+from services.kit.text import Words, iso, one_line, prose
 from services.kit.web.paging import Key, Page
+from services.kit.web.resources import ChangeBody
 
 # A hundred million units of a currency with four decimals still fits; the database column holds 64 bits.
 MAX_PRICE = 10**12
@@ -57,7 +58,6 @@ Currency = Annotated[
 # Strict: a price of 9.99 or "999" is a mistake about the unit, not a number to be rounded.
 Price = Annotated[int, Field(ge=0, le=MAX_PRICE, strict=True)]
 PriceBound = Annotated[int, Field(ge=0, le=MAX_PRICE)]
-Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(prose)]
 
 
 class NewProduct(BaseModel):
@@ -71,8 +71,8 @@ class NewProduct(BaseModel):
     currency: Currency
 
 
-class ProductChange(BaseModel):
-    """Body of PATCH /api/products/<id>: at least one field; what is left out stays."""
+class ProductChange(ChangeBody):
+    """Body of PATCH /api/products/<id>."""
 
     sku: Sku | None = None
     name: Name | None = None
@@ -82,15 +82,10 @@ class ProductChange(BaseModel):
     currency: Currency | None = None
 
     @model_validator(mode="after")
-    def _meaningful(self) -> ProductChange:
-        if not self.values():
-            raise ValueError("give at least one field to change")
+    def _priced(self) -> ProductChange:
         if self.currency is not None and self.price is None:
             raise ValueError("a new currency needs its price")
         return self
-
-    def values(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True)
 
 
 class ProductQuery(Page):

@@ -23,16 +23,23 @@ from services.kit import (
 from services.kit.db.outbox import Outbox, Owed
 from services.kit.text import ID_PATTERN, Name, now_us
 from services.kit.web.paging import Page, page_of
-from services.kit.web.resources import NOTHING, body_of, conditional, found, found_unchanged, read
+from services.kit.web.resources import (
+    NOTHING,
+    ChangeBody,
+    body_of,
+    conditional,
+    found,
+    found_unchanged,
+    read,
+)
 from services.users import store
 from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
 from services.users.domain import MAX_EMAIL_CHARS, User, check_username, may_change, may_read
 
 # The account is its owner's alone, and asked for anew each time.
 READ = "private, no-cache"
-# How old the answer may be that a gateway gives while no instance is left.
-LAST_GOOD_S = 3600.0
 INT64_MAX = 2**63 - 1
+COLUMNS = {"firstName": "first_name", "lastName": "last_name", "username": "username"}
 
 app = create_service(
     "users",
@@ -61,7 +68,7 @@ class UserPath(BaseModel):
     user_id: str
 
 
-class Change(BaseModel):
+class Change(ChangeBody):
     """What may change. The e-mail address is what its owner logs in with, and stays."""
 
     model_config = ConfigDict(extra="forbid")
@@ -105,7 +112,7 @@ def may_change_or_refuse(user_id: str) -> None:
 
 @app.get("/api/users/me", responses=read(UserAnswer))
 @require_scope("user", "admin")
-@snapshot(stale_s=LAST_GOOD_S, scope="subject")
+@snapshot(scope="subject")
 def get_me() -> Response:
     """The caller's own account."""
     return conditional(body_of(load(own_id())), READ)
@@ -113,7 +120,7 @@ def get_me() -> Response:
 
 @app.get("/api/users/<id:user_id>", responses=read(UserAnswer))
 @require_scope("user", "admin", "service")
-@snapshot(stale_s=LAST_GOOD_S, scope="subject")
+@snapshot(scope="subject")
 def get_user(path: UserPath) -> Response:
     """One user: yourself, or, for administrators and services, any."""
     caller = current()
@@ -147,10 +154,7 @@ def change_user(path: UserPath, body: Change) -> Response:
 
 
 def change(user_id: str, body: Change) -> Response:
-    columns = {"first_name": body.firstName, "last_name": body.lastName, "username": body.username}
-    values = {column: value for column, value in columns.items() if value is not None}
-    if not values:
-        raise Problem(422, "Invalid request", "Nothing to change was given.")
+    values = {COLUMNS[name]: value for name, value in body.values().items()}
     try:
         with kit().db.session() as session:
             found_unchanged(store.hold(session, user_id), "user")

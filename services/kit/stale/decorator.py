@@ -18,7 +18,6 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 from flask import Flask, Response, current_app, g, request
-from werkzeug.http import parse_etags, unquote_etag
 
 from services.kit.stale import stored_form
 from services.kit.stale.writer import Keep, Remove, SnapshotQueue
@@ -31,6 +30,8 @@ Scope = Literal["public", "subject"]
 
 MAX_BODY_BYTES = 256 * 1024
 MAX_STALE_S = 7 * 86_400.0
+# How old the answer may be that a gateway gives while no instance is left, where a view does not say.
+STALE_S = 3600.0
 # The same answer is not written again before this, nor before a quarter of its time.
 AGAIN_S = 5.0
 # So long a reader that has the answer already may get 304 without our seeing the answer whole.
@@ -39,7 +40,6 @@ REMEMBERED = 4096
 GONE = frozenset({403, 404, 410})
 # What a last good answer needs; the rest is about one exchange, or one instance.
 KEPT_HEADERS = frozenset({"content-type", "content-language", "etag", "last-modified", "link"})
-_ABOUT_STATE = ("ETag", "Cache-Control", "Content-Location", "Vary", "Last-Modified")
 _MARK = "__kit_snapshot__"
 _UNSEEN = "kit_snapshot_if_none_match"
 
@@ -52,7 +52,7 @@ class Policy:
     scope: Scope
 
 
-def snapshot(*, stale_s: float, scope: Scope) -> Callable[[F], F]:
+def snapshot(*, scope: Scope, stale_s: float = STALE_S) -> Callable[[F], F]:
     """Decorator of a GET view, below the route's and `require_scope`: keep its answers (status 200, to 256 KiB), to be given for `stale_s` seconds.
 
     `public` is given to every caller: only for views that ask for no token. `subject` is given to the subject of the verified token
@@ -138,9 +138,10 @@ class Snapshots:
                 self._keep(policy, name, response)
         known = g.pop(_UNSEEN, None)
         if known is not None and response.status_code == 200:
-            tag = response.headers.get("ETag")
-            if tag is not None and parse_etags(known).contains_weak(unquote_etag(tag)[0]):
-                return _not_modified(response)
+            request.environ["HTTP_IF_NONE_MATCH"] = known
+            response.make_conditional(request.environ)
+            # The server writes its own.
+            response.headers.pop("Date", None)
         return response
 
     def _name(self, policy: Policy) -> stored_form.SnapshotName | None:
@@ -207,15 +208,6 @@ class Snapshots:
 def _plain(path: str) -> str:
     """`request.path` is text; on the wire, and in PATH_INFO, it was UTF-8."""
     return path.encode("utf-8", "surrogatepass").decode("latin-1")
-
-
-def _not_modified(response: Response) -> Response:
-    """What the reader would have got for the tag that it sent."""
-    short = Response(status=304)
-    for name in _ABOUT_STATE:
-        if name in response.headers:
-            short.headers[name] = response.headers[name]
-    return short
 
 
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})

@@ -25,41 +25,24 @@ _PER_HEADER = 32
 GREENLETS = 256
 
 
-class CountingInput(io.RawIOBase):
-    """`wsgi.input` that raises RequestEntityTooLarge (413) once more than `limit` bytes have come through."""
+class CountingInput:
+    """`wsgi.input` that raises RequestEntityTooLarge (413) once more than `limit` bytes have come through.
+
+    werkzeug's LimitedStream ends a body at its limit as if it were whole.
+    """
 
     def __init__(self, stream: Any, limit: int) -> None:
         self._stream = stream
         self._left = limit
 
-    def _count(self, data: bytes) -> bytes:
+    def read(self, size: int = -1) -> bytes:
+        # One byte more than is left tells "exactly the limit" from "more than it".
+        most = self._left + 1
+        data: bytes = self._stream.read(most if size < 0 else min(size, most))
         self._left -= len(data)
         if self._left < 0:
             raise RequestEntityTooLarge("The body is larger than this service takes.")
         return data
-
-    def _most(self, size: int | None) -> int:
-        # One byte more than is left tells "exactly the limit" from "more than it".
-        return self._left + 1 if size is None or size < 0 else min(size, self._left + 1)
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size >= 0:
-            return self._count(self._stream.read(self._most(size)))
-        chunks: list[bytes] = []
-        while chunk := self._stream.read(min(self._most(None), 65536)):
-            chunks.append(self._count(chunk))
-        return b"".join(chunks)
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def readline(self, size: int | None = -1) -> bytes:
-        return self._count(self._stream.readline(self._most(size)))
 
 
 def declared_length(environ: dict[str, Any]) -> int | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from flask import Response, current_app, request
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from werkzeug.http import generate_etag
 
 from services.kit.web.paging import Shown
@@ -65,6 +65,19 @@ def changed_meanwhile() -> Problem:
 
 def _encoded(body: dict[str, Any]) -> bytes:
     return current_app.json.dumps(body).encode()
+
+
+class ChangeBody(BaseModel):
+    """Body of a PATCH: at least one field; what is left out, or null, stays."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.values():
+            raise ValueError("give at least one field to change")
+        return self
+
+    def values(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
 
 
 # The shapes of answers, for the OpenAPI document. They describe what goes out, and are not run.
