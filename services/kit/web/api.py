@@ -81,6 +81,15 @@ def _body(model: type[BaseModel]) -> BaseModel:
     return model.model_validate_json(request.get_data(cache=True))
 
 
+def _sendable(answer: Any) -> Any:
+    """What Flask can send: it knows no models."""
+    if isinstance(answer, BaseModel):
+        return current_app.json.response(answer)
+    if isinstance(answer, tuple) and answer and isinstance(answer[0], BaseModel):
+        return (current_app.json.response(answer[0]), *answer[1:])
+    return answer
+
+
 class Id(BaseConverter):
     """`<id:post_id>` in a route: anything else in its place is 404."""
 
@@ -126,12 +135,7 @@ class Validated:
                     taken["body"] = _body(body)
             except ValidationError as error:
                 raise validation_problem(error) from None
-            answer = func(**taken, **kwargs)
-            if isinstance(answer, BaseModel):
-                return current_app.json.response(answer)
-            if isinstance(answer, tuple) and answer and isinstance(answer[0], BaseModel):
-                return (current_app.json.response(answer[0]), *answer[1:])
-            return answer
+            return _sendable(func(**taken, **kwargs))
 
         return view
 
