@@ -172,7 +172,7 @@ def resolve(
 ) -> None:
     """Print address:port of each instance that may be called."""
     try:
-        _, instances = _api(consul, token).health_service(service)
+        instances = _api(consul, token).read_service(service).instances or ()
     except ConsulError as error:
         _fail(1, str(error))
     shown = list(instances) if everything else usable(instances)

@@ -98,7 +98,7 @@ class View:
         def checks(state: str) -> Watch[Checks]:
             return watch(
                 state,
-                lambda index, wait: self._api.health_state(index, wait, state),
+                lambda index, wait: self._api.health_state(state, index, wait),
                 lambda answer, turn: self._on_checks(state, answer, turn),
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -183,10 +182,3 @@ def as_list(data: object) -> list[Any]:
     if not isinstance(data, list):
         raise ConsulMalformed(f"expected a list, got {type(data).__name__}")
     return data
-
-
-def kv_value(item: object) -> bytes:
-    try:
-        return base64.b64decode(as_dict(item).get("Value") or "")
-    except (TypeError, ValueError) as error:
-        raise ConsulMalformed("a value that is not base64") from error

@@ -101,7 +101,7 @@ def test_only_the_adapter_knows_the_consul_client() -> None:
             for name in imports(path.read_text(), module, is_package=path.name == "__init__.py")
         )
     ]
-    assert set(users) <= {"discovery/consul/api.py"}
+    assert set(users) <= {"discovery/consul/client.py"}
 
 
 def test_consul_folder_shadows_no_package() -> None:

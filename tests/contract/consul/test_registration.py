@@ -204,8 +204,8 @@ def test_key_values_come_back_as_they_were_written(api: ConsulApi) -> None:
     api.kv_put("edge/one", b'{"a": 1}')
     assert api.kv_get("edge/one") == b'{"a": 1}'
     assert api.kv_list("edge/") == {"edge/one": b'{"a": 1}'}
-    index, value = api.kv_watch("edge/one")
-    assert index > 0
+    index, modified, value = api.kv_entry("edge/one")
+    assert index >= modified > 0
     assert value == b'{"a": 1}'
     api.kv_delete("edge/one")
     assert api.kv_list("edge/") == {}

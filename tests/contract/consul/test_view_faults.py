@@ -499,7 +499,7 @@ def test_keys_are_not_read_from_a_consul_that_is_not_certain(direct: ConsulApi, 
         with pytest.raises(ConsulError):
             api.kv_get("certain")
         with pytest.raises(ConsulError):
-            api.kv_watch("certain", 1, 0.1)
+            api.kv_entry("certain", 1, 0.1)
 
 
 def told_ports(server: ConsulServer) -> set[int]:

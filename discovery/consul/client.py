@@ -1,0 +1,97 @@
+"""python-consul2's calls over connections of our own, and the requests that it lacks: the only file that knows the library.
+
+Ref: https://developer.hashicorp.com/consul/api-docs
+"""
+
+from __future__ import annotations
+
+import json
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import quote
+
+import requests
+from consul.base import CB, Consul
+from consul.std import HTTPClient
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+
+from discovery.errors import ConsulRefused, ConsulUnreachable
+
+# No id and no name is empty, so that these select nothing and leave the index in the header.
+NO_INSTANCE = 'Service.ID == ""'
+NO_NODE = 'Node == ""'
+
+
+class Session(requests.Session):
+    """Ends in our errors: those of python-consul2 do not carry the status. That there is no such key is left to it, as an answer."""
+
+    def request(self, method: str | bytes, url: str | bytes, *args: Any, **more: Any) -> requests.Response:
+        try:
+            answer = super().request(method, url, *args, **more)
+        except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as error:
+            raise ConsulUnreachable(f"{type(error).__name__}: {error}") from error
+        no_key = answer.status_code == 404 and method == "GET" and "/v1/kv/" in str(url)
+        if answer.status_code != 200 and not no_key:
+            raise ConsulRefused(answer.status_code, answer.content.decode(errors="replace"))
+        return answer
+
+
+class Client:
+    """python-consul2's calls to one agent, with one timeout (connect, read) for all. Raises ConsulUnreachable, ConsulRefused.
+
+    Its own class `Consul` would let variables of the environment override the address and the token.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        headers: dict[str, str],
+        timeout_s: tuple[float, float],
+        connections: int,
+        block: bool,
+    ) -> None:
+        self.http = HTTPClient(f"[{host}]" if ":" in host else host, port, timeout=timeout_s)
+        self.http.session = session = Session()
+        session.headers.update(headers)
+        session.trust_env = False  # a proxy or .netrc of the environment must not carry agent calls away
+        session.mount("http://", HTTPAdapter(1, connections, max_retries=0, pool_block=block))
+        # What its parts look for at their client.
+        self.token, self.dc, self.consistency = None, None, "default"
+        self.agent = Consul.Agent(self)
+        self.catalog = Consul.Catalog(self)
+        self.health = Consul.Health(self)
+        self.kv = Consul.KV(self)
+        self.status = Consul.Status(self)
+
+    def close(self) -> None:
+        self.http.session.close()
+
+    def register(self, body: dict[str, Any]) -> None:
+        """Its `agent.service.register` knows no weights and no `replace-existing-checks`."""
+        params = {"replace-existing-checks": "true"}
+        self.http.put(CB.bool(), "/v1/agent/service/register", params, json.dumps(body))
+
+    def service(self, instance_id: str) -> Any:
+        """One service of the agent. Its `agent.services` reads all of them."""
+        return self.http.get(CB.json(), f"/v1/agent/service/{instance_id}")
+
+    def own_check(self, instance_id: str) -> Any:
+        """The instance's check with the id that Consul gave it, if it is still its own. Its `agent.checks` takes no filter."""
+        found = f'ServiceID == "{instance_id}" and CheckID == "service:{instance_id}"'
+        return self.http.get(CB.json(), "/v1/agent/checks", {"filter": found})
+
+    def nodes_index(self, **when: Any) -> tuple[str, Any]:
+        """The index of the list of nodes, with none of them. Its `catalog.nodes` takes no filter."""
+        params = {**when, "filter": NO_NODE}
+        found: tuple[str, Any] = self.http.get(CB.json(index=True), "/v1/catalog/nodes", params)
+        return found
+
+
+def service_path(name: str, *, with_instances: bool) -> str:
+    """For a `Reader`: `health.service` takes no filter, and a thousand of its calls cost 0.7 s of processor."""
+    return f"/v1/health/service/{quote(name, safe='')}" + (
+        "" if with_instances else f"?filter={quote(NO_INSTANCE)}"
+    )
