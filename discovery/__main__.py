@@ -24,7 +24,7 @@ from discovery.bell import Bell
 from discovery.consul.api import ConsulApi
 from discovery.consul.catalog import View
 from discovery.consul.registration import POLL_S, Keeper
-from discovery.contract import KEYS, check_name, parse_route
+from discovery.contract import ROUTE_KEYS, check_name, parse_route
 from discovery.errors import ConsulError, ContractError
 from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
 
@@ -38,7 +38,6 @@ Token = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 CONSUL = "127.0.0.1:8500"
-ROUTE_KEYS = KEYS - {"edge-weight", "edge-backup"}  # these two have options of their own
 
 
 def _api(address: str, token: str) -> ConsulApi:
@@ -110,7 +109,7 @@ def _metadata(name: str, paths: list[str], given: list[str]) -> tuple[Route | No
         if not separator:
             raise ContractError("meta", text, "must be key=value")
         pairs[key] = value
-    edge = {key: pairs.pop(key) for key in list(pairs) if key in ROUTE_KEYS}
+    edge = {key.name: pairs.pop(key.name) for key in ROUTE_KEYS if key.name in pairs}
     if paths:
         edge["edge-path"] = ",".join(paths)
     if edge and "edge-path" not in edge:

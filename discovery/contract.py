@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from discovery.errors import ContractError
 from discovery.model import (
+    MAX_WEIGHT,
     Auth,
     Balance,
     Domain,
@@ -39,37 +40,13 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}")
 _INTEGER = re.compile(r"[0-9]{1,6}")
 MAX_PATHS = 16
 MAX_PATH_LENGTH = 200
+MAX_VALUE_LENGTH = 512
 RESERVED_PREFIXES = ("/health", "/edge")
 # A stream may be silent for a day, and no longer.
 MAX_IDLE_S = 86_400
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 LOOPBACK: Networks = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
-
-KEYS = frozenset(
-    f"edge-{key}"
-    for key in (
-        [
-            "path",
-            "balance",
-            "auth",
-            "lane",
-            "domain",
-            "weight",
-            "backup",
-            "check",
-            "check-identity",
-            "warning",
-            "protocol",
-            "strip",
-            "timeout",
-            "idle",
-            "cache",
-            "stream",
-            "upgrade",
-        ]
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,19 +178,85 @@ def parse_networks(text: str) -> Networks:
         raise ContractError("networks", text, str(error)) from None
 
 
-def _choice(meta: Mapping[str, str], key: str, allowed: tuple[str, ...], default: str) -> str:
-    value = meta.get(key, default)
-    if value not in allowed:
-        raise ContractError(key, value, "must be one of " + ", ".join(allowed))
-    return value
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One metadata key: the field it stands for, how its text is read (raises ContractError), and how a value is written.
+
+    What a key that is not there means, is the default of the field.
+    """
+
+    name: str
+    field: str
+    read: Callable[[str, str], Any]
+    write: Callable[[Any], str] = str
 
 
-def _integer(meta: Mapping[str, str], key: str, low: int, high: int, default: int) -> int:
-    text = meta.get(key, str(default))
-    # fullmatch on ASCII digits: int() also takes "１" and "1_0".
-    if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
-        raise ContractError(key, text, f"must be an integer from {low} to {high}")
-    return int(text)
+def _choice(name: str, field: str, *allowed: str) -> Key:
+    def read(key: str, text: str) -> str:
+        if text not in allowed:
+            raise ContractError(key, text, "must be one of " + ", ".join(allowed))
+        return text
+
+    return Key(name, field, read)
+
+
+def _flag(name: str, field: str, yes: str = "true", no: str = "false") -> Key:
+    one_of = _choice(name, field, yes, no).read
+    return Key(name, field, lambda key, text: one_of(key, text) == yes, lambda value: yes if value else no)
+
+
+def _integer(name: str, field: str, low: int, high: int) -> Key:
+    def read(key: str, text: str) -> int:
+        # fullmatch on ASCII digits: int() also takes "１" and "1_0".
+        if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+            raise ContractError(key, text, f"must be an integer from {low} to {high}")
+        return int(text)
+
+    return Key(name, field, read)
+
+
+def _read_paths(key: str, text: str) -> tuple[str, ...]:
+    prefixes = [part.strip(" ") for part in text.split(",")]
+    if len(prefixes) > MAX_PATHS:
+        raise ContractError(key, text, f"more than {MAX_PATHS} prefixes")
+    return tuple(dict.fromkeys(map(check_prefix, prefixes)))
+
+
+WEIGHT = _integer("edge-weight", "weight", 1, MAX_WEIGHT)
+# Of one instance: fields of Placement and of Registration.
+INSTANCE_KEYS = (WEIGHT, _flag("edge-backup", "backup"))
+# Of a service: fields of Route.
+ROUTE_KEYS = (
+    Key("edge-path", "paths", _read_paths, ",".join),
+    _choice("edge-balance", "balance", *get_args(Balance)),
+    _choice("edge-auth", "auth", *get_args(Auth)),
+    _choice("edge-lane", "lane", *get_args(Lane)),
+    _choice("edge-domain", "domain", *get_args(Domain)),
+    Key("edge-check", "check", lambda key, text: check_path(text, key)),
+    _flag("edge-check-identity", "check_identity", "on", "off"),
+    _choice("edge-warning", "warning", "serve", "skip"),
+    _choice("edge-protocol", "protocol", *get_args(Protocol)),
+    _flag("edge-strip", "strip"),
+    _integer("edge-timeout", "timeout_s", 1, 3600),
+    _integer("edge-idle", "idle_s", 1, MAX_IDLE_S),
+    _flag("edge-cache", "cache"),
+    _flag("edge-stream", "stream"),
+    _choice("edge-upgrade", "upgrade", *get_args(Upgrade)),
+)
+KEYS = frozenset(key.name for key in (*ROUTE_KEYS, *INSTANCE_KEYS))
+
+
+def _read(keys: tuple[Key, ...], meta: Mapping[str, str]) -> dict[str, Any]:
+    return {key.field: key.read(key.name, meta[key.name]) for key in keys if key.name in meta}
+
+
+def _write(keys: tuple[Key, ...], values: Route | Registration) -> dict[str, str]:
+    return {key.name: key.write(getattr(values, key.field)) for key in keys}
+
+
+def route_meta(route: Route) -> dict[str, str]:
+    """The metadata that asks for this route; `parse_route` reads it back."""
+    return _write(ROUTE_KEYS, route)
 
 
 def parse_route(service: str, meta: Mapping[str, str]) -> Route | None:
@@ -222,30 +265,7 @@ def parse_route(service: str, meta: Mapping[str, str]) -> Route | None:
     Raises ContractError for the first bad value. Unknown keys are ignored: they belong to others.
     """
     check_name(service)
-    raw = meta.get("edge-path")
-    if raw is None:
-        return None
-    prefixes = [part.strip(" ") for part in raw.split(",")]
-    if len(prefixes) > MAX_PATHS:
-        raise ContractError("edge-path", raw, f"more than {MAX_PATHS} prefixes")
-    return Route(
-        service=service,
-        paths=tuple(dict.fromkeys(check_prefix(prefix) for prefix in prefixes)),
-        balance=_choice(meta, "edge-balance", get_args(Balance), "roundrobin"),  # type: ignore[arg-type]
-        auth=_choice(meta, "edge-auth", get_args(Auth), "jwt"),  # type: ignore[arg-type]
-        lane=_choice(meta, "edge-lane", get_args(Lane), "direct"),  # type: ignore[arg-type]
-        domain=_choice(meta, "edge-domain", get_args(Domain), "business"),  # type: ignore[arg-type]
-        check=check_path(meta.get("edge-check", "/health/ready"), "edge-check"),
-        check_identity=_choice(meta, "edge-check-identity", ("on", "off"), "on") == "on",
-        warning=_choice(meta, "edge-warning", ("serve", "skip"), "serve"),  # type: ignore[arg-type]
-        protocol=_choice(meta, "edge-protocol", get_args(Protocol), "http"),  # type: ignore[arg-type]
-        strip=_choice(meta, "edge-strip", ("true", "false"), "false") == "true",
-        timeout_s=_integer(meta, "edge-timeout", 1, 3600, 30),
-        idle_s=_integer(meta, "edge-idle", 1, MAX_IDLE_S, 60),
-        cache=_choice(meta, "edge-cache", ("true", "false"), "false") == "true",
-        stream=_choice(meta, "edge-stream", ("true", "false"), "false") == "true",
-        upgrade=_choice(meta, "edge-upgrade", get_args(Upgrade), "none"),  # type: ignore[arg-type]
-    )
+    return Route(service, **_read(ROUTE_KEYS, meta)) if "edge-path" in meta else None
 
 
 def parse_placement(instance: Instance, policy: Policy) -> Placement:
@@ -254,8 +274,7 @@ def parse_placement(instance: Instance, policy: Policy) -> Placement:
     return Placement(
         address=check_address(instance.address, policy.networks),
         port=check_port(instance.port, policy.control_ports),
-        weight=_integer(instance.meta, "edge-weight", 1, 256, instance.weight),
-        backup=_choice(instance.meta, "edge-backup", ("true", "false"), "false") == "true",
+        **{"weight": instance.weight} | _read(INSTANCE_KEYS, instance.meta),
     )
 
 
@@ -266,26 +285,21 @@ def registration_meta(registration: Registration) -> dict[str, str]:
     """
     check_name(registration.name)
     check_own_id(registration.id)
-    everywhere = parse_networks("0.0.0.0/0,::/0")
-    check_address(registration.address, everywhere)
+    check_address(registration.address, parse_networks("0.0.0.0/0,::/0"))
     check_port(registration.port)
-    if not 1 <= registration.weight <= 256:
-        raise ContractError("edge-weight", registration.weight, "must be an integer from 1 to 256")
-    for key, value in registration.meta.items():
+    for key in registration.meta:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", key):
             raise ContractError("meta", key, "Consul takes keys of 1-128 of A-Z, a-z, 0-9, _ and - only")
         if key in KEYS:
             raise ContractError("meta", key, "comes from `route`, `weight` or `backup`, not from `meta`")
-        if len(value) > 512:
-            raise ContractError(key, value, "longer than the 512 characters that Consul takes")
-    meta = dict(registration.meta)
+    meta = dict(registration.meta) | _write(INSTANCE_KEYS, registration)
+    _read(INSTANCE_KEYS, meta)
     if registration.route is not None:
-        meta |= registration.route.to_meta()
-        if len(meta["edge-path"]) > 512:
-            raise ContractError(
-                "edge-path", meta["edge-path"], "longer than the 512 characters that Consul takes"
-            )
+        meta |= route_meta(registration.route)
         parse_route(registration.name, meta)
-    meta["edge-weight"] = str(registration.weight)
-    meta["edge-backup"] = "true" if registration.backup else "false"
+    for key, value in meta.items():
+        if len(value) > MAX_VALUE_LENGTH:
+            raise ContractError(
+                key, value, f"longer than the {MAX_VALUE_LENGTH} characters that Consul takes"
+            )
     return meta

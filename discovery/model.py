@@ -15,6 +15,8 @@ Domain = Literal["identity", "business", "ai"]
 Protocol = Literal["http", "h2c"]
 Upgrade = Literal["none", "websocket"]
 
+DEFAULT_WEIGHT = 100
+MAX_WEIGHT = 256
 EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
@@ -39,7 +41,7 @@ class Instance:
     maintenance: bool = False
     meta: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
     create_index: int = 0
-    weight: int = 100
+    weight: int = DEFAULT_WEIGHT
     kind: str = ""
     identity_path: str = ""
 
@@ -74,26 +76,6 @@ class Route:
     stream: bool = False
     upgrade: Upgrade = "none"
 
-    def to_meta(self) -> dict[str, str]:
-        """The metadata keys of the contract that describe this route; `parse_route` reads them back."""
-        return {
-            "edge-path": ",".join(self.paths),
-            "edge-balance": self.balance,
-            "edge-auth": self.auth,
-            "edge-lane": self.lane,
-            "edge-domain": self.domain,
-            "edge-check": self.check,
-            "edge-check-identity": "on" if self.check_identity else "off",
-            "edge-warning": self.warning,
-            "edge-protocol": self.protocol,
-            "edge-strip": "true" if self.strip else "false",
-            "edge-timeout": str(self.timeout_s),
-            "edge-idle": str(self.idle_s),
-            "edge-cache": "true" if self.cache else "false",
-            "edge-stream": "true" if self.stream else "false",
-            "edge-upgrade": self.upgrade,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -101,7 +83,7 @@ class Placement:
 
     address: str
     port: int
-    weight: int = 100
+    weight: int = DEFAULT_WEIGHT
     backup: bool = False
 
 
@@ -128,7 +110,7 @@ class Registration:
     port: int
     id: str
     route: Route | None = None
-    weight: int = 100
+    weight: int = DEFAULT_WEIGHT
     backup: bool = False
     meta: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
     tags: tuple[str, ...] = ()

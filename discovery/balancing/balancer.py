@@ -15,24 +15,25 @@ from typing import cast, get_args
 
 from discovery.balancing.ejection import Identity, identity
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.model import Balance, Instance
+from discovery.contract import WEIGHT
+from discovery.errors import ContractError
+from discovery.model import DEFAULT_WEIGHT, Balance, Instance
 
-DEFAULT_WEIGHT = 100
-MAX_WEIGHT = 256
 _BALANCES = frozenset(get_args(Balance))
 
 
 def weight_of(instance: Instance) -> int:
     """The instance's `edge-weight`, or what Consul says; a bad value counts as the default (the edge reports it)."""
-    text = instance.meta.get("edge-weight")
+    text = instance.meta.get(WEIGHT.name)
     return instance.weight if text is None else _weight(text)
 
 
 @functools.lru_cache(maxsize=512)
 def _weight(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= MAX_WEIGHT:
-        return int(text)
-    return DEFAULT_WEIGHT
+    try:
+        return int(WEIGHT.read(WEIGHT.name, text))
+    except ContractError:
+        return DEFAULT_WEIGHT
 
 
 def balance_of(instance: Instance) -> Balance:

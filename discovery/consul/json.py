@@ -10,13 +10,11 @@ from typing import Any
 
 from discovery.contract import registration_meta
 from discovery.errors import ConsulMalformed
-from discovery.model import HttpCheck, Instance, Registration, Status
+from discovery.model import DEFAULT_WEIGHT, MAX_WEIGHT, HttpCheck, Instance, Registration, Status
 
 NODE_MAINTENANCE = "_node_maintenance"
 SERVICE_MAINTENANCE = "_service_maintenance:"
 MAX_SHARED_METAS = 20_000
-DEFAULT_WEIGHT = 100
-MAX_WEIGHT = 256
 _STATUSES: dict[str, Status] = {"passing": "passing", "warning": "warning", "critical": "critical"}
 _RANK: dict[Status, int] = {"passing": 0, "warning": 1, "critical": 2}
 

@@ -63,7 +63,7 @@ def create_service(
     if worker is not None and "worker_class" not in settings.model_fields_set:
         settings = settings.model_copy(update={"worker_class": worker})
     contract.check_own_name(name)
-    asked = Route(name, tuple(paths), cache=edge_cache, **route).to_meta()
+    asked = contract.route_meta(Route(name, tuple(paths), cache=edge_cache, **route))
     module = sys._getframe(1).f_globals
     if models_metadata is not None and migrations is None:
         migrations = _beside(module.get("__file__"))

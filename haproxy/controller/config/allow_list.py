@@ -59,7 +59,7 @@ def _check_route(route: Route) -> None:
     for prefix in route.paths:
         contract.check_prefix(prefix)
     one = replace(route, paths=("/one",))
-    if contract.parse_route(route.service, one.to_meta()) != one:
+    if contract.parse_route(route.service, contract.route_meta(one)) != one:
         raise ContractError("route", route.service, "holds a value that is not of the contract")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from discovery.admission.rules import GATEWAY
-from discovery.contract import check_name, check_prefix, parse_route
+from discovery.contract import check_name, check_prefix, parse_route, route_meta
 from discovery.errors import ContractError
 from discovery.model import Route
 from haproxy.controller.config.files import write_atomically
@@ -199,7 +199,7 @@ class OwnerBook:
             return
         document = {
             "services": {
-                name: {"meta": memory.route.to_meta(), "gone_since": memory.gone_since}
+                name: {"meta": route_meta(memory.route), "gone_since": memory.gone_since}
                 for name, memory in sorted(self.memories.items())
             },
             "pins": self.pins,

@@ -24,6 +24,7 @@ from discovery.contract import (
     parse_placement,
     parse_route,
     registration_meta,
+    route_meta,
 )
 from discovery.errors import ContractError
 from discovery.model import Instance, Registration, Route
@@ -229,7 +230,7 @@ ROUTES = st.builds(
 
 @given(ROUTES)
 def test_route_survives_its_metadata(route: Route) -> None:
-    assert parse_route("users", route.to_meta()) == route
+    assert parse_route("users", route_meta(route)) == route
 
 
 @pytest.mark.parametrize(
