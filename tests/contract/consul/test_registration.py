@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,18 +12,6 @@ from discovery.errors import ConsulRefused, ConsulUnreachable, ContractError
 from discovery.model import Status
 from tests.support.eventually import eventually
 from tests.support.servers import ConsulServer, consul, free_port
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ConsulServer]:
-    with consul() as started:
-        yield started
-
-
-@pytest.fixture
-def api(server: ConsulServer) -> ConsulApi:
-    return ConsulApi(server.address)
-
 
 USERS = Registration(
     "users",

@@ -1,4 +1,4 @@
-"""A call that is killed, in whatever phase: its connection closes, nobody is blamed, nothing is left counted."""
+"""A call that is killed, in whatever phase: its connection closes, no instance is ejected, nothing is left counted."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def report(name, calls, instance, sock_closed):
         "busy": busy(calls, instance),
         "failures": snapshot.failures,
         "state": snapshot.state,
-        "blamed": len(upstream.outliers._records),
+        "blamed": len(upstream.outliers.ejected()),
         "next": calls.request("GET", "users", "/").status,
     }), flush=True)
 
 SETTINGS = ClientSettings(
     retry=RetrySettings(attempts=2, backoff_base_s=1e6, backoff_max_s=1e6, floor=9),
     breaker=BreakerSettings(min_calls=1, rate=0.01, open_s=60),
-    outlier=OutlierSettings(failures=2),
+    outlier=OutlierSettings(failures=1),
     connect_timeout_s=5,
 )
 
