@@ -130,22 +130,17 @@ class ServiceClient:
         source_key: str | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
-        avoid: Collection[Identity] = (),
-        tried: set[Identity] | None = None,
+        places: set[Identity] | None = None,
         max_body_bytes: int | None = None,
     ) -> Response:
         """Call a service and return its answer, whatever its status; 502, 503 and 504 after the retries that are allowed.
 
         `path` starts with `/`. `deadline_s` covers all attempts and travels on as `X-Deadline-Ms`; when streaming, until the head
         of the answer. A `body` that is an iterator can be sent once only. `balance` overrides the service's own `edge-balance`;
-        `source_key` is what `source` and `uri` go by; its failures alone open no breaker while others succeed. Raises CallError;
-        ValueError for a request that could not be sent. An answer that is not streamed may have `max_body_bytes` (AnswerTooLarge).
-
-        For hedges: instances in `avoid` are taken when no other is left, and `tried` learns at once where each attempt goes. One
-        set may be given as both, to several calls: each then keeps away from where the others are.
-
-        `usual_s` is what such a call is given where there is time: when `deadline_s` is shorter, its being late says nothing about
-        the upstream. `relay` is for a streamed answer to another client's request.
+        `source_key` is what `source` and `uri` go by; its failures alone open no breaker while others succeed. `usual_s` is what
+        such a call is given where there is time. An answer that is not streamed may have `max_body_bytes`. `places` learns where
+        each attempt goes, and what is in it is called only when nothing else is left: several calls may share one.
+        Raises CallError; ValueError for a request that could not be sent.
         """
         began = self._clock.monotonic()
         lines = Lines(headers or {}, (("X-Request-ID", request_id), ("traceparent", traceparent)))
@@ -161,13 +156,11 @@ class ServiceClient:
             stream=stream,
             balance=balance,
             key=source_key,
-            avoid=avoid,
-            tried=tried,
+            places=set() if places is None else places,
             replayable=sent.replayable,
             prepare=None if "authorization" in lines.names else partial(self._authorize, sent),
         )
-        max_bytes = self._settings.max_body_bytes if max_body_bytes is None else max_body_bytes
-        return self.guard.run(call, partial(self._send, sent, relay, max_bytes))
+        return self.guard.run(call, partial(self._send, sent, relay, max_body_bytes))
 
     def _patience(self, usual_s: float | None, relay: Relay | None) -> Patience:
         settings = self._settings
@@ -180,7 +173,7 @@ class ServiceClient:
         if token:
             sent.fields += field_line("Authorization", f"Bearer {token}").encode("latin-1")
 
-    def _send(self, sent: Outgoing, relay: Relay | None, max_bytes: int, attempt: Attempt) -> Response:
+    def _send(self, sent: Outgoing, relay: Relay | None, max_bytes: int | None, attempt: Attempt) -> Response:
         """One attempt, with as much of the body as belongs to it: all, or of a streamed one what is short enough."""
         stream, until = attempt.call.stream, attempt.call.until
         idle_s = self._settings.stream_idle_s if stream else attempt.timeout_s
@@ -190,7 +183,7 @@ class ServiceClient:
             added=b"%b: %d\r\n" % (DEADLINE_HEADER.encode(), max(1, int(attempt.left_s * 1000))),
             timeout_s=attempt.timeout_s,
             read_timeout_s=idle_s if relay is None else relay.idle_s,
-            max_bytes=max_bytes,
+            max_bytes=self._settings.max_body_bytes if max_bytes is None else max_bytes,
             finish=attempt.finish if stream else None,
         )
         if not stream:

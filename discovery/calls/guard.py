@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -53,8 +53,8 @@ class Call:
     """What is asked, and how far it has come. `began` and `until` (the deadline) are monotonic times. Belongs to one thread.
 
     `twice`: it may run twice; `replayable`: it can be sent again from its beginning. `prepare` is called with the seconds left
-    once the breaker has let the call through. Instances in `avoid` are taken when no other is left; `tried` learns at once
-    where each attempt goes. `stream`: an attempt's carrier says when its answer has ended (`Attempt.finish`).
+    once the breaker has let the call through. `places` learns at once where each attempt goes; the instances in it are taken
+    when no other is left. `stream`: an attempt's carrier says when its answer has ended (`Attempt.finish`).
     """
 
     service: str
@@ -66,26 +66,13 @@ class Call:
     stream: bool = False
     balance: Balance | None = None
     key: str | None = None
-    avoid: Collection[Identity] = ()
-    tried: set[Identity] | None = None
+    places: set[Identity] = field(default_factory=set)
     replayable: Callable[[], bool] = lambda: True
     prepare: Callable[[float], None] | None = None
     attempts: int = 0
     sent: int = 0
     patient: bool = True
     returned: bool = False
-    _seen: set[Identity] = field(default_factory=set)
-
-    def goes_to(self, instance: Identity) -> None:
-        """An attempt begins on this instance."""
-        self.attempts += 1
-        self._seen.add(instance)
-        if self.tried is not None:
-            self.tried.add(instance)
-
-    def shunned(self) -> Collection[Identity]:
-        """The instances to call only when no other is left."""
-        return self._seen.union(self.avoid) if self.avoid else self._seen
 
 
 @dataclass(slots=True)
@@ -193,7 +180,8 @@ class Guard:
     def _attempts(self, call: Call, upstream: Upstream, send: Callable[[Attempt], A]) -> A:
         while True:
             instance = self._pick(call, upstream)
-            call.goes_to(identity(instance))
+            call.attempts += 1
+            call.places.add(identity(instance))
             outcome = self._attempt(call, upstream, instance, send)
             call.sent += not isinstance(outcome, NotSent)
             cause = outcome if isinstance(outcome, CallError) else outcome.status
@@ -232,7 +220,7 @@ class Guard:
         """
         if not isinstance(outcome, ConnectFailed):
             return False
-        return upstream.another_works(self._view.snapshot().instances(call.service), call.shunned())
+        return upstream.another_works(self._view.snapshot().instances(call.service), call.places)
 
     def _final(self, call: Call, outcome: A | CallError) -> A:
         outcome.attempts = call.attempts
@@ -258,7 +246,7 @@ class Guard:
     def _pick(self, call: Call, upstream: Upstream) -> Instance:
         if self._left_s(call) <= 0:
             raise DeadlineExceeded(call.service, sent=call.attempts > 0, attempts=call.attempts)
-        group = upstream.group(self._view.snapshot().instances(call.service), call.shunned())
+        group = upstream.group(self._view.snapshot().instances(call.service), call.places)
         if not group:
             raise NoInstance(call.service, "its last instance has gone", attempts=call.attempts)
         return upstream.balancer.pick(group, call.balance or balance_of(group[0]), call.key)

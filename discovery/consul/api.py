@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from discovery.clock import SYSTEM_CLOCK
 from discovery.consul.client import Client, service_path
 from discovery.consul.json import (
     CheckState,
@@ -18,15 +19,16 @@ from discovery.consul.json import (
     read_json,
     registration_body,
 )
-from discovery.consul.reader import Reader
 from discovery.contract import registration_meta
-from discovery.errors import ConsulError, ConsulMalformed, ConsulRefused
+from discovery.errors import CallError, ConsulError, ConsulMalformed, ConsulRefused, ConsulUnreachable
+from discovery.http.transport import HttpTransport, Outgoing
 from discovery.model import Instance, Registration, Status
 
 T = TypeVar("T")
 # A blocking query may take up to a sixteenth longer than asked for, so that clients do not return all at once.
 JITTER_SHARE = 1 / 16
 BLOCKING_MARGIN_S = 2.0
+MAX_BODY_BYTES = 64 * 1024 * 1024
 # A view's four, and two keys that the edge controller follows.
 WATCH_CONNECTIONS = 6
 
@@ -41,7 +43,7 @@ class ServiceRead:
 
 
 class ConsulApi:
-    """One agent. Thread-safe; `read_service` and `service_index` take turns on one kept connection.
+    """One agent. Thread-safe; `read_service` and `service_index` keep one connection.
 
     `address` is `host:port` or `http://host:port`. Every call ends within its timeout and raises only ConsulError
     (ContractError for a registration that is not allowed). It holds at most `pool` connections: six for blocking
@@ -63,13 +65,13 @@ class ConsulApi:
         self._connect_timeout_s = connect_timeout_s
         self._single = self._client(read_timeout_s, max(1, pool - WATCH_CONNECTIONS - 1), block=True)
         self._watchers: dict[float, Client] = {}
-        self._reader = Reader(
-            host,
-            port,
-            connect_timeout_s=connect_timeout_s,
-            read_timeout_s=read_timeout_s,
-            headers=self._headers,
+        self._read_timeout_s = read_timeout_s
+        self._transport = HttpTransport(
+            connect_timeout_s=connect_timeout_s, connections=1, clock=SYSTEM_CLOCK
         )
+        self._agent = Instance("consul", "agent", "", host, port)
+        lines = {"Accept": "application/json", **self._headers}
+        self._fields = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
 
     def _client(self, read_timeout_s: float, connections: int, *, block: bool) -> Client:
         return Client(
@@ -84,7 +86,7 @@ class ConsulApi:
         """Give all connections back; blocking queries under way end when their time is up."""
         for client in (self._single, *self._watchers.values()):
             client.close()
-        self._reader.close()
+        self._transport.drop(self._transport.places())
 
     # -- our own registration, at the agent
 
@@ -169,11 +171,24 @@ class ConsulApi:
         return self._read_service(name, with_instances=True)
 
     def _read_service(self, name: str, *, with_instances: bool) -> ServiceRead:
-        code, headers, body = self._reader.get(service_path(name, with_instances=with_instances))
-        if code != 200:
-            raise ConsulRefused(code, body.decode(errors="replace"))
-        data = read_json(body)
-        index = read_index(headers.get("X-Consul-Index"))
+        start = f"GET {service_path(name, with_instances=with_instances)} HTTP/1.1\r\n".encode()
+        question = Outgoing("consul", "GET", start, self._fields, None, twice=True)
+        until = SYSTEM_CLOCK.monotonic() + self._read_timeout_s
+        try:
+            answer = self._transport.send(
+                question,
+                self._agent,
+                timeout_s=self._read_timeout_s,
+                read_timeout_s=self._read_timeout_s,
+                max_bytes=MAX_BODY_BYTES,
+            )
+            answer.read_whole(until)
+        except CallError as error:
+            raise ConsulUnreachable(str(error)) from error
+        if answer.status != 200:
+            raise ConsulRefused(answer.status, answer.data.decode(errors="replace"))
+        data = read_json(answer.data)
+        index = read_index(answer.headers.get("X-Consul-Index"))
         return ServiceRead(name, index, parse_instances(name, data) if with_instances else None)
 
     # -- key/value

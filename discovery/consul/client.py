@@ -91,7 +91,7 @@ class Client:
 
 
 def service_path(name: str, *, with_instances: bool) -> str:
-    """For a `Reader`: `health.service` takes no filter, and a thousand of its calls cost 0.7 s of processor."""
+    """For reads in a row: `health.service` takes no filter, and a thousand of its calls cost 0.7 s of processor."""
     return f"/v1/health/service/{quote(name, safe='')}" + (
         "" if with_instances else f"?filter={quote(NO_INSTANCE)}"
     )

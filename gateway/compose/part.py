@@ -133,8 +133,7 @@ class Fetcher:
                 usual_s=asked.timeout_s * (1.0 - RESERVE_SHARE),
                 source_key=asked.client,
                 max_body_bytes=part.max_bytes,
-                avoid=places,
-                tried=places,
+                places=places,
             )
 
         try:

@@ -31,13 +31,13 @@ def test_avoided_instance_is_not_called_while_another_is_left(pair: tuple[Upstre
     one, other = pair
     calls = client(one, other)
     for _ in range(6):
-        calls.request("GET", "users", "/", avoid=[identity(one.instance())])
+        calls.request("GET", "users", "/", places={identity(one.instance())})
     assert (len(one.requests), len(other.requests)) == (0, 6)
 
 
 def test_avoided_instance_is_called_when_it_is_the_last(pair: tuple[Upstream, Upstream]) -> None:
     one, _ = pair
-    assert client(one).request("GET", "users", "/", avoid=[identity(one.instance())]).status == 200
+    assert client(one).request("GET", "users", "/", places={identity(one.instance())}).status == 200
 
 
 def test_second_attempt_keeps_away_from_where_the_first_still_waits(pair: tuple[Upstream, Upstream]) -> None:
@@ -51,12 +51,12 @@ def test_second_attempt_keeps_away_from_where_the_first_still_waits(pair: tuple[
     one.behave = slow
     calls = ServiceClient(StaticView([one.instance(id="a"), other.instance(id="b")]))
     places: set[Identity] = set()
-    how = {"balance": "first", "tried": places, "avoid": places}
+    how = {"balance": "first", "places": places}
     first = threading.Thread(target=calls.request, args=("GET", "users", "/"), kwargs=how)
     first.start()
     try:
         eventually(lambda: len(places) == 1, within_s=5)
-        second = calls.request("GET", "users", "/", balance="first", tried=places, avoid=places)
+        second = calls.request("GET", "users", "/", balance="first", places=places)
         assert second.instance.id == "b"
         assert first.is_alive()
     finally:

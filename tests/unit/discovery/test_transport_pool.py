@@ -192,9 +192,9 @@ def test_connections_idle_for_a_minute_are_closed(server: RawServer) -> None:
         calls.request("GET", "users", "/", balance="first")
         assert len(server.peers) == 1
         clock.shift_s = 120
-        # Whoever is called next, what has been idle goes.
-        avoid = [("node-1", "a", server.address, server.port)]
-        assert calls.request("GET", "users", "/", avoid=avoid).instance.id == "b"
+        # Whichever is called next, what has been idle goes.
+        places = {("node-1", "a", server.address, server.port)}
+        assert calls.request("GET", "users", "/", places=places).instance.id == "b"
         eventually(lambda: server.peers[0].sock.fileno() < 0, within_s=5)
 
 
