@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
+from discovery.consul.api import ConsulApi
 from discovery.contract import registration_meta
 from discovery.errors import ConsulError
 from discovery.loop import Loop
-from discovery.model import Registration, Status
+from discovery.model import Registration
 
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.05
 State = Literal["starting", "registered", "forgotten", "unreachable", "deregistered"]
-
-
-class Agent(Protocol):
-    """What a keeper needs of ConsulApi."""
-
-    def register(self, registration: Registration, status: Status = ...) -> None: ...
-
-    def deregister(self, instance_id: str) -> None: ...
-
-    def holds(self, registration: Registration) -> bool: ...
 
 
 class Keeper:
@@ -41,7 +32,7 @@ class Keeper:
 
     def __init__(
         self,
-        api: Agent,
+        api: ConsulApi,
         registration: Registration | Callable[[], Registration | None],
         interval_s: float = 5.0,
         *,

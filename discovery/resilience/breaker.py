@@ -158,20 +158,6 @@ class Trials:
             self._said_nothing.update({caller} - {""})
 
 
-class Listener(pybreaker.CircuitBreakerListener):
-    """Passes on what pybreaker reports: `changed(before, state, last failure)`."""
-
-    def __init__(self, changed: Callable[[str, str, str], None]) -> None:
-        self._changed = changed
-        self._failure = ""
-
-    def failure(self, cb: Any, exc: BaseException) -> None:
-        self._failure = str(exc)
-
-    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
-        self._changed(old_state.name if old_state else "", new_state.name, self._failure)
-
-
 class Permit:
     """Leave to make one call. Exactly one of its methods is to be called when the outcome is known; further ones do nothing."""
 
@@ -201,7 +187,7 @@ class Permit:
         return breaker
 
 
-class Breaker:
+class Breaker(pybreaker.CircuitBreakerListener):
     """One service's breaker. Thread-safe, and under gevent; holds no lock while a call runs.
 
     `on_change(service, transition)` hears of every change of state; it runs within the breaker's lock and must be short.
@@ -228,11 +214,12 @@ class Breaker:
         self._cause: tuple[Who, str, str] | None = None  # of a change from outside: who, reason, ref
         self._until = 0.0
         self._refused = 0
+        self._last_failure = ""
         self._machine = pybreaker.CircuitBreaker(
             fail_max=1,
             success_threshold=self.settings.successes,
             state_storage=self._storage,
-            listeners=[Listener(self._changed)],
+            listeners=[self],
             name=service,
             throw_new_error_on_trip=False,
         )
@@ -351,12 +338,18 @@ class Breaker:
                 self._cause = None
             return True
 
-    def _changed(self, before: str, state: str, failure: str) -> None:
+    # -- called by pybreaker, within the lock
+
+    def failure(self, cb: Any, exc: BaseException) -> None:
+        self._last_failure = str(exc)
+
+    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+        before, state = old_state.name if old_state else "", new_state.name
         if state == OPEN:
             self._until = self._clock.monotonic() + self.settings.open_s
         elif state == HALF_OPEN:
             self._trials.renew()
-        who, reason, ref = self._cause or ("local", self._reason(before, state, failure), "")
+        who, reason, ref = self._cause or ("local", self._reason(before, state), "")
         now = self._clock.time()
         transition = Transition(self._number + 1, now, before, state, who, reason[:MAX_REASON], ref)
         self._transitions.append(transition)
@@ -364,16 +357,16 @@ class Breaker:
         if self._on_change is not None:
             self._on_change(self._service, transition)
 
-    def _reason(self, before: str, state: str, failure: str) -> str:
+    def _reason(self, before: str, state: str) -> str:
         if state == HALF_OPEN:
             return "its time is over, trying"
         if state == CLOSED:
             return "its trials succeeded"
         if before == HALF_OPEN:
-            return f"a trial failed: {failure}"
+            return f"a trial failed: {self._last_failure}"
         # The window still stands: pybreaker calls its listeners before its storage.
         calls, failures = self._storage.window.totals()
-        return f"{failures} of {calls} calls failed, the last: {failure}"
+        return f"{failures} of {calls} calls failed, the last: {self._last_failure}"
 
 
 def _end(failure: UpstreamFailure | None) -> None:

@@ -151,7 +151,9 @@ def phases() -> dict[str, dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, cwd=ROOT
     )
-    told = {line["phase"]: line for line in map(json.loads, done.stdout.splitlines())}
+    # The others are the log's.
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    told = {line["phase"]: line for line in lines}
     assert "end" in told, done.stderr
     return told
 

@@ -113,6 +113,7 @@ def test_trailers_and_interim_heads_are_not_among_the_headers() -> None:
         b"HTTP/1.1 101 Go\r\n\r\n",
         b"\r\n" + OK + b"Content-Length: 0\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
     ],
 )
@@ -200,8 +201,12 @@ def flood(parser: AnswerParser, drop: bytes, upto: int) -> None:
     ("begin", "drop"),
     [
         (OK, b"X: y\r\n"),
+        (OK, b"x" * 4096),
         (OK + b"X: ", b"x"),
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 103 Early\r\nX: y\r\n\r\n"),
+        (b"", b"\r\n"),
+        (b"", b"\xff\0" * 2048),
         (b"HTTP/1.1 200 ", b"x"),
     ],
 )
@@ -211,7 +216,9 @@ def test_head_is_bounded(begin: bytes, drop: bytes) -> None:
         flood(parser, drop, MAX_HEAD_BYTES + 1)
 
 
-@pytest.mark.parametrize(("begin", "drop"), [(b"1;", b"x" * 1000), (b"0\r\n", b"X: y\r\n" * 100)])
+@pytest.mark.parametrize(
+    ("begin", "drop"), [(b"", b"0" * 4096), (b"1;", b"x" * 1000), (b"0\r\n", b"X: y\r\n" * 100)]
+)
 def test_what_is_not_body_is_bounded_between_its_pieces(begin: bytes, drop: bytes) -> None:
     parser = parse(CHUNKED + begin)
     with pytest.raises(BadAnswer):

@@ -46,41 +46,18 @@ def endless(begin: bytes, drop: bytes) -> Callable[[Peer], None]:
     return attack
 
 
-def saying(data: bytes) -> Callable[[Peer], None]:
-    return lambda peer: peer.say(data)
-
-
+# What an answer may be is the parser's to decide (test_http_answer); here is one of each kind, on a connection.
 ATTACKS = {
-    "endless status line": endless(b"HTTP/1.1 200 ", b"x" * 4096),
-    "endless header": endless(OK + b"X: ", b"x" * 4096),
     "endless headers": endless(OK, b"X: y\r\n" * 500),
-    "endless name": endless(OK, b"x" * 4096),
-    "endless interim answers": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
-    "endless interim headers": endless(b"", b"HTTP/1.1 103 E\r\nX: y\r\n\r\n" * 100),
-    "header flood": saying(OK + b"X: y\r\n" * 1000 + b"Content-Length: 0\r\n\r\n"),
     "endless chunk extension": endless(CHUNKED + b"1;", b"x" * 4096),
-    "endless chunk size": endless(CHUNKED, b"0" * 4096),
     "endless trailers": endless(CHUNKED + b"1\r\na\r\n0\r\n", b"X: y\r\n" * 500),
-    "endless noise": endless(b"", b"\xff\0" * 2048),
-    "endless line ends": endless(b"", b"\r\n" * 2048),
-    "two lengths": saying(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok"),
-    "length and chunks": saying(
+    "length and chunks": lambda peer: peer.say(
         OK + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
     ),
-    "unknown coding": saying(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
-    "bad chunk size": saying(CHUNKED + b"2\r\nok\r\nzz\r\n"),
-    "overflowing chunk size": saying(CHUNKED + b"ffffffffffffffff1\r\nok"),
-    "chunk longer than said": saying(CHUNKED + b"2\r\noklo\r\n0\r\n\r\n"),
-    "another protocol": saying(b"SSH-2.0-OpenSSH_9.2\r\n"),
-    "our own request": saying(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
-    "upgrade": saying(b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"),
-    "half a head": lambda peer: (peer.say(OK + b"Content-Le"), peer.sock.shutdown(socket.SHUT_RDWR)),
+    "bad chunk size": lambda peer: peer.say(CHUNKED + b"2\r\nok\r\nzz\r\n"),
+    "upgrade": lambda peer: peer.say(b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"),
     "half a body": lambda peer: (
         peer.say(OK + b"Content-Length: 9\r\n\r\nok"),
-        peer.sock.shutdown(socket.SHUT_RDWR),
-    ),
-    "half the chunks": lambda peer: (
-        peer.say(CHUNKED + b"2\r\nok\r\n"),
         peer.sock.shutdown(socket.SHUT_RDWR),
     ),
 }
