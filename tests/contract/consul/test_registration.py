@@ -200,5 +200,6 @@ def test_key_values_come_back_as_they_were_written(api: ConsulApi) -> None:
 
 def test_token_opens_what_the_anonymous_may_not_see() -> None:
     with consul(acl=True) as server:
+        # A Consul that has just begun to serve may not have registered itself yet.
+        eventually(lambda: "consul" in ConsulApi(server.address, server.token).catalog_services()[1], 5)
         assert ConsulApi(server.address).catalog_services()[1] == frozenset()
-        assert "consul" in ConsulApi(server.address, server.token).catalog_services()[1]
