@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from discovery.clock import SYSTEM_CLOCK
-from discovery.consul.client import Client, service_path
+from discovery.consul.client import Client, service_path, split_address
 from discovery.consul.json import (
     CheckState,
     as_dict,
@@ -20,7 +19,7 @@ from discovery.consul.json import (
     registration_body,
 )
 from discovery.contract import registration_meta
-from discovery.errors import CallError, ConsulError, ConsulMalformed, ConsulRefused, ConsulUnreachable
+from discovery.errors import CallError, ConsulMalformed, ConsulRefused, ConsulUnreachable
 from discovery.http.transport import HttpTransport, Outgoing
 from discovery.model import Instance, Registration, Status
 
@@ -60,7 +59,7 @@ class ConsulApi:
         read_timeout_s: float = 5.0,
         pool: int = 10,
     ) -> None:
-        self._address = host, port = _split_address(address)
+        self._address = address
         self._headers = {"X-Consul-Token": token} if token else {}
         self._connect_timeout_s = connect_timeout_s
         self._single = self._client(read_timeout_s, max(1, pool - WATCH_CONNECTIONS - 1), block=True)
@@ -69,13 +68,13 @@ class ConsulApi:
         self._transport = HttpTransport(
             connect_timeout_s=connect_timeout_s, connections=1, clock=SYSTEM_CLOCK
         )
-        self._agent = Instance("consul", "agent", "", host, port)
+        self._agent = Instance("consul", "agent", "", *split_address(address))
         lines = {"Accept": "application/json", **self._headers}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
 
     def _client(self, read_timeout_s: float, connections: int, *, block: bool) -> Client:
         return Client(
-            *self._address,
+            self._address,
             headers=self._headers,
             timeout_s=(self._connect_timeout_s, read_timeout_s),
             connections=connections,
@@ -233,17 +232,6 @@ class ConsulApi:
             made = self._client(timeout_s, WATCH_CONNECTIONS, block=False)
             client = self._watchers.setdefault(timeout_s, made)
         return client, {"index": index, "wait": f"{int(wait_s * 1000)}ms"}
-
-
-def _split_address(address: str) -> tuple[str, int]:
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    try:
-        port = parts.port or 8500
-    except ValueError as error:
-        raise ConsulError(f"no address of Consul: {address!r}: {error}") from None
-    if parts.scheme != "http" or not parts.hostname:
-        raise ConsulError(f"no address of Consul: {address!r}; give host:port")
-    return parts.hostname, port
 
 
 def _read(ask: Callable[[], T]) -> T:

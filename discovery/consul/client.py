@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 from consul.base import CB, Consul
@@ -16,7 +16,7 @@ from consul.std import HTTPClient
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
-from discovery.errors import ConsulRefused, ConsulUnreachable
+from discovery.errors import ConsulError, ConsulRefused, ConsulUnreachable
 
 # No id and no name is empty, so that these select nothing and leave the index in the header.
 NO_INSTANCE = 'Service.ID == ""'
@@ -45,14 +45,14 @@ class Client:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        address: str,
         *,
         headers: dict[str, str],
         timeout_s: tuple[float, float],
         connections: int,
         block: bool,
     ) -> None:
+        host, port = split_address(address)
         self.http = HTTPClient(f"[{host}]" if ":" in host else host, port, timeout=timeout_s)
         self.http.session = session = Session()
         session.headers.update(headers)
@@ -60,6 +60,8 @@ class Client:
         session.mount("http://", HTTPAdapter(1, connections, max_retries=0, pool_block=block))
         # What its parts look for at their client.
         self.token, self.dc, self.consistency = None, None, "default"
+        self.tokens = Consul.ACL.Tokens(self)
+        self.policy = Consul.ACL.Policy(self)
         self.agent = Consul.Agent(self)
         self.catalog = Consul.Catalog(self)
         self.health = Consul.Health(self)
@@ -95,3 +97,15 @@ def service_path(name: str, *, with_instances: bool) -> str:
     return f"/v1/health/service/{quote(name, safe='')}" + (
         "" if with_instances else f"?filter={quote(NO_INSTANCE)}"
     )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `http://host:port`. Raises ConsulError."""
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    try:
+        port = parts.port or 8500
+    except ValueError as error:
+        raise ConsulError(f"no address of Consul: {address!r}: {error}") from None
+    if parts.scheme != "http" or not parts.hostname:
+        raise ConsulError(f"no address of Consul: {address!r}; give host:port")
+    return parts.hostname, port

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
 import structlog
 
-from stack import http
+from discovery.consul.client import Client
+from discovery.errors import ConsulError, ConsulRefused
 from stack.errors import TookTooLong
 from stack.servers.vault import Vault, write_private
 from stack.settings import REPO, StackSettings
@@ -84,10 +84,8 @@ class ConsulAcl:
         last = "no answer"
         while time.monotonic() < until:
             try:
-                answer = self._call("GET", "/v1/acl/token/self")
-                if answer.status_code == 200:
-                    return
-                last = f"{answer.status_code} {answer.content[:200]!r}"
+                self._ask(lambda consul: consul.tokens.self())
+                return
             except OSError as error:
                 last = str(error)
             time.sleep(0.05)
@@ -104,7 +102,7 @@ class ConsulAcl:
 
         Idempotent; token values come from the vault, so instances keep theirs when Consul comes back empty.
         """
-        policies = {entry["Name"]: entry for entry in self._must("GET", "/v1/acl/policies")}
+        policies = {entry["Name"]: entry for entry in self._ask(lambda consul: consul.policy.list())}
         for name in SHARED_POLICIES:
             self._policy(policies, name, (CONFIG / "policies" / f"{name}.hcl").read_text())
         named = sorted(
@@ -122,54 +120,58 @@ class ConsulAcl:
         log.info("consul tokens applied", services=named, production=production)
 
     def _policy(self, known: dict[str, Any], name: str, rules: str) -> None:
-        body = {"Name": name, "Rules": rules}
         if name not in known:
-            self._must("PUT", "/v1/acl/policy", body)
+            self._ask(lambda consul: consul.policy.create(name, rules=rules))
             return
-        path = f"/v1/acl/policy/{known[name]['ID']}"
-        if self._must("GET", path)["Rules"] != rules:
-            self._must("PUT", path, {**body, "ID": known[name]["ID"]})
+        number = known[name]["ID"]
+        if self._ask(lambda consul: consul.policy.get(number))["Rules"] != rules:
+            self._ask(lambda consul: consul.policy.update(number, name, rules=rules))
 
     def _token(self, name: str, policy: str) -> None:
         if not self._knows(name):
             secret = self.vault.consul_token(name)
             body = {"SecretID": secret, "Description": f"breakwater {name}", "Policies": [{"Name": policy}]}
-            self._must("PUT", "/v1/acl/token", body)
+            self._ask(lambda consul: consul.tokens.create(body))
 
     def _retire(self, known: dict[str, Any]) -> None:
         for name in RETIRED:
             if name in known:
-                # Its token goes first: without a policy it would still be one.
-                for token in self._must("GET", f"/v1/acl/tokens?policy={known[name]['ID']}"):
-                    self._must("DELETE", f"/v1/acl/token/{token['AccessorID']}")
-                self._must("DELETE", f"/v1/acl/policy/{known[name]['ID']}")
+                self._delete_policy(known[name]["ID"])
             self.vault.forget_consul_token(name)
 
+    def _delete_policy(self, number: str) -> None:
+        # Its tokens go first: without a policy they would still be some.
+        for token in self._ask(lambda consul: consul.tokens.list(policy=number)):
+            accessor = token["AccessorID"]
+            self._ask(lambda consul, accessor=accessor: consul.tokens.delete(accessor))  # type: ignore[misc]
+        self._ask(lambda consul: consul.policy.delete(number))
+
     def _anonymous(self, wanted: list[str]) -> None:
-        token = self._must("GET", f"/v1/acl/token/{ANONYMOUS}")
+        token = self._ask(lambda consul: consul.tokens.get(ANONYMOUS))
         have = [link["Name"] for link in token.get("Policies") or []]
         if have != wanted:
             token["Policies"] = [{"Name": name} for name in wanted]
-            self._must("PUT", f"/v1/acl/token/{ANONYMOUS}", token)
+            self._ask(lambda consul: consul.tokens.update(token, ANONYMOUS))
 
     def _knows(self, name: str) -> bool:
-        token = self.vault.consul_token(name)
-        answer = http.call(self.address, "GET", "/v1/acl/token/self", headers={"X-Consul-Token": token})
-        if answer.status_code == 200:
-            return True
-        if answer.status_code == 403:
+        try:
+            self._ask(lambda consul: consul.tokens.self(), as_=name)
+        except PermissionError:
             return False
-        raise ConnectionError(f"Consul answers {answer.status_code}: {answer.content[:200]!r}")
+        return True
 
-    def _call(self, method: str, path: str, body: object = None) -> requests.Response:
-        token = self.vault.consul_token("master")
-        return http.call(self.address, method, path, body=body, headers={"X-Consul-Token": token})
-
-    def _must(self, method: str, path: str, body: object = None) -> Any:
-        answer = self._call(method, path, body)
-        if answer.status_code != 200:
-            raise ConnectionError(f"Consul: {method} {path}: {answer.status_code} {answer.content[:300]!r}")
-        return answer.json() if answer.content else None
+    def _ask(self, ask: Callable[[Client], Any], as_: str = "master") -> Any:
+        """One of python-consul2's calls. Raises PermissionError where Consul does not know the token, else OSError."""
+        headers = {"X-Consul-Token": self.vault.consul_token(as_)}
+        client = Client(self.address, headers=headers, timeout_s=(5.0, 5.0), connections=1, block=True)
+        try:
+            return ask(client)
+        except ConsulRefused as error:
+            raise (PermissionError if error.status == 403 else ConnectionError)(str(error)) from error
+        except (ConsulError, ValueError) as error:
+            raise ConnectionError(str(error)) from error
+        finally:
+            client.close()
 
 
 def keep_tokens(
