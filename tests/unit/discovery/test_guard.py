@@ -17,7 +17,6 @@ from discovery import (
     StaticView,
 )
 from discovery.calls.guard import Attempt, Call, Guard
-from discovery.errors import DeadlineExceeded
 from discovery.resilience.patience import Patience
 from tests.support.clock import ManualClock
 
@@ -79,14 +78,6 @@ def test_failed_statuses_open_the_breaker_and_nothing_is_sent_then(guard: Guard,
         assert guard.run(call(clock), lambda attempt: Reply(500)).status == 500
     with pytest.raises(BreakerOpen):
         guard.run(call(clock), lambda attempt: pytest.fail("it was sent"))
-
-
-def test_deadline_that_has_passed_sends_nothing(guard: Guard, clock: ManualClock) -> None:
-    late = call(clock)
-    clock.sleep(6.0)
-    with pytest.raises(DeadlineExceeded) as caught:
-        guard.run(late, lambda attempt: pytest.fail("it was sent"))
-    assert not caught.value.sent
 
 
 def test_attempt_that_may_be_followed_by_another_gets_half_of_the_time(
