@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from discovery.clock import SYSTEM_CLOCK, Clock
 from services.kit.redis_client import Away, Circuit
 
-__all__ = ["TIMEOUT_S", "Away", "RedisLink"]
+__all__ = ["TIMEOUT_S", "Away", "RedisLink", "listen"]
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 TIMEOUT_S = 0.5
 FAILURES = 3
 # A subscription says nothing while nothing happens: it is pinged, and taken for dead when it answers no more.
-PING_S = 1.0
+BEAT_S = 0.5
 SILENT_S = 3.0
 _RETRY_S = 0.5
 
@@ -74,7 +74,11 @@ class RedisLink:
             try:
                 with self._redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
                     subscription.subscribe(*channels)
-                    for message in _messages(subscription, stopped):
+                    for message, _ in listen(subscription, SYSTEM_CLOCK, beat_s=BEAT_S, silent_s=SILENT_S):
+                        if stopped.is_set():
+                            return
+                        if message is None:
+                            continue
                         if message["type"] == "message":
                             heard(message["channel"].decode("utf-8", "replace"), message["data"])
                         elif message["type"] == "subscribe" and message["data"] == len(channels):
@@ -90,17 +94,25 @@ class RedisLink:
             stopped.wait(_RETRY_S * (0.5 + random.random()))
 
 
-def _messages(subscription: Any, stopped: threading.Event) -> Any:
-    """What comes until `stopped`. Raises TimeoutError when the subscription is silent, RedisError."""
-    last = asked = time.monotonic()
-    while not stopped.is_set():
-        message = subscription.get_message(timeout=0.5)
-        now = time.monotonic()
-        if message is not None:
-            last = now
-            yield message
-        if now - last > SILENT_S:
-            raise TimeoutError("the subscription is silent")
-        if now - asked > PING_S:
-            asked = now
+def listen(
+    subscription: Any, clock: Clock, *, beat_s: float, silent_s: float
+) -> Iterator[tuple[dict[str, Any] | None, float]]:
+    """Each message of a subscription as it comes, and None at every beat at least; with it, until when (monotonic) all that was
+    published has come, 0 for not known.
+
+    Raises TimeoutError when the answer to a beat takes longer than `silent_s`, RedisError.
+    """
+    heard, sent, answered = 0.0, clock.monotonic(), True
+    while True:
+        due = sent + (beat_s if answered else silent_s)
+        message = subscription.get_message(timeout=max(0.001, due - clock.monotonic()))
+        # What is done with the message takes time, in which the answer to a beat may come: that is not counted.
+        now = clock.monotonic()
+        if message is not None and message["type"] == "pong":
+            heard, answered, message = sent, True, None
+        yield message, heard
+        if answered and now - sent >= beat_s:
+            sent, answered = now, False
             subscription.ping()
+        elif now - sent >= silent_s:
+            raise TimeoutError("no answer to a heartbeat")

@@ -17,6 +17,7 @@ from discovery.clock import Clock
 from gateway.cache.memory import Memory
 from gateway.cache.store import Leases
 from gateway.cache.trust import would_know
+from gateway.redis_link import listen
 from services.kit.redis_client import Away, Circuit
 from services.kit.stale.stored_form import (
     CHANGED_PATTERN,
@@ -108,24 +109,13 @@ class Link:
         assert self._redis is not None
         with self._redis.pubsub() as channel:  # type: ignore[no-untyped-call]
             channel.psubscribe(CHANGED_PATTERN)
-            now = self._clock.monotonic()
-            answered = True
-            sent = tended = now
-            while not self._over.is_set():
-                due = sent + (BEAT_S if answered else PATIENCE_S)
-                message = channel.get_message(timeout=max(0.001, due - self._clock.monotonic()))
-                now = self._clock.monotonic()
+            tended = self._clock.monotonic()
+            for message, heard in listen(channel, self._clock, beat_s=BEAT_S, silent_s=PATIENCE_S):
+                if self._over.is_set():
+                    return
+                self.heard, now = heard, self._clock.monotonic()
                 if message is not None:
-                    if message["type"] == "pong":
-                        answered = True
-                        self.heard = sent
-                    else:
-                        self._heed(message, now)
-                if answered and now - sent >= BEAT_S:
-                    sent, answered = now, False
-                    channel.ping()
-                elif now - sent >= PATIENCE_S:
-                    raise RedisError("no answer to a heartbeat")
+                    self._heed(message, now)
                 if now - tended >= BEAT_S:
                     tended = now
                     self._tend()
