@@ -5,7 +5,7 @@
 `key` names answers, `link` hears of changes and keeps in touch with Redis, `last_good` finds what services have kept.
 """
 
-from gateway.cache.cache import AnswerCache, Part
+from gateway.cache.cache import AnswerCache
 from gateway.cache.rules import PartPolicy
 
-__all__ = ["AnswerCache", "Part", "PartPolicy"]
+__all__ = ["AnswerCache", "PartPolicy"]

@@ -13,7 +13,6 @@ from redis import Redis
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError, NotSent
 from gateway.cache.engine import Engine
-from gateway.cache.entry import State
 from gateway.cache.key import GUESS, Names, Spec, audience, base_of, base_of_part
 from gateway.cache.last_good import LastGood
 from gateway.cache.link import Link
@@ -36,17 +35,6 @@ BYPASS = ("X-Cache", "BYPASS")
 # A composition has a timeout of its own for each part.
 PART_PATIENCE_S = 30.0
 NOTHING: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """An answer with a whole body (bytes), and where it came from. `age_s` since an instance gave it, `stale_s` since it is
-    no longer fresh (0 while it is)."""
-
-    answer: Answer
-    state: State
-    age_s: float = 0.0
-    stale_s: float = 0.0
 
 
 class AnswerCache:
@@ -124,10 +112,10 @@ class AnswerCache:
         *,
         identity: Identity | None = None,
         asked: Incoming | None = None,
-    ) -> Part:
+    ) -> Answer:
         """One part of a composed answer, by `GET target` of `service`; only answers with status 200 are stored.
 
-        With scope `subject` it is `identity` that it is kept for; without one it is not kept. Bodies come as bytes. What `load`
+        With scope `subject` it is `identity` that it is kept for; without one it is not kept. Its body is bytes. What `load`
         raises passes through, unless a stored answer may stand in; so does an answer that is an upstream's 5xx. `asked` is the
         request that `load` sends: its time is its own, and is put off where it is sent for others.
         """
@@ -135,7 +123,10 @@ class AnswerCache:
         base, spec = base_of_part(service, target, policy.scope), Spec((), own=policy.scope == "subject")
         deadline = now + PART_PATIENCE_S
         want = _Part("GET", base, NOTHING, spec, now, deadline, math.inf, asked, load, policy, identity)
-        return _part(self._engine.obtain(want))
+        answer = self._engine.obtain(want)
+        if not isinstance(answer.body, bytes):
+            answer.body = b"".join(answer.body)
+        return answer
 
     def last_good(self, incoming: Incoming) -> Answer | None:
         """The last good answer for a read that could not be served: what the service kept by `@snapshot`.
@@ -254,19 +245,6 @@ class _Part(Want):
 
     def load(self, extra: Mapping[str, str]) -> Answer:
         return self.ask()
-
-
-def _part(answer: Answer) -> Part:
-    given = answer.header("x-cache")
-    state: State = given if given in ("HIT", "MISS", "STALE") else "BYPASS"  # type: ignore[assignment]
-    if not isinstance(answer.body, bytes):
-        answer.body = b"".join(answer.body)
-    return Part(answer, state, _seconds(answer, "age"), _seconds(answer, "x-stale-age"))
-
-
-def _seconds(answer: Answer, name: str) -> float:
-    text = answer.header(name)
-    return float(text) if text is not None and text.isascii() and text.isdigit() else 0.0
 
 
 def _no_count(_: str) -> None:

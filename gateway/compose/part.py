@@ -98,7 +98,7 @@ class Fetcher:
         if policy is None or self._cache is None:
             return _check(name, part, self._call(part, asked))
         identity = asked.identify() if policy.scope == "subject" else None
-        kept = self._cache.part(
+        answer = self._cache.part(
             part.service,
             asked.target,
             policy,
@@ -106,14 +106,14 @@ class Fetcher:
             identity=identity,
             asked=asked,
         )
-        result = _check(name, part, kept.answer)
-        state = "stale" if result.usable and kept.stale_s > 0 else result.state
-        stored = kept.state in ("HIT", "STALE")
+        result = _check(name, part, answer)
+        cached = answer.header("x-cache")
+        stored = cached in ("HIT", "STALE")
         return replace(
             result,
-            state=state,
-            cached=kept.state,
-            age_s=int(kept.age_s),
+            state="stale" if result.usable and _seconds(answer, "x-stale-age") else result.state,
+            cached=cached,
+            age_s=_seconds(answer, "age"),
             source="cache" if stored else result.source,
             attempts=0 if stored else result.attempts,
         )
@@ -177,7 +177,7 @@ class Fetcher:
         good = _check(result.name, part, answer)
         if not good.usable or good.data is None:
             return result
-        return _stand_in(result, "stale", good.data, answer.source, _age(answer))
+        return _stand_in(result, "stale", good.data, answer.source, good.age_s)
 
 
 def _own_request(part: Part, incoming: Incoming, target: str, deadline: float) -> Incoming:
@@ -210,7 +210,7 @@ def _check(name: str, part: Part, answer: Answer) -> Result:
     """An answer as a result: a 200 of JSON in the declared shape is one, anything else says what it is."""
     known: dict[str, Any] = {
         "source": answer.source,
-        "age_s": _age(answer),
+        "age_s": _seconds(answer, "x-stale-age", "age"),
         "attempts": answer.attempts,
         "upstream_status": answer.status,
         "headers": answer.headers,
@@ -243,8 +243,9 @@ def _stand_in(result: Result, state: State, data: bytes, source: str, age_s: int
     )
 
 
-def _age(answer: Answer) -> int:
-    for name in ("x-stale-age", "age"):
+def _seconds(answer: Answer, *names: str) -> int:
+    """The number in the first of these headers that has one."""
+    for name in names:
         text = answer.header(name)
         if text is not None and text.isascii() and text.isdigit() and len(text) < 10:
             return int(text)

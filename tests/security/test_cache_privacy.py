@@ -205,11 +205,8 @@ class Stage:
                 answer.body, answer.headers = b"all", [("Cache-Control", ask.control)]
             return answer
 
-        return (
-            self.instances[ask.instance]
-            .cache.part("pears", asked.target, policy, made, identity=identity)
-            .answer
-        )
+        cache = self.instances[ask.instance].cache
+        return cache.part("pears", asked.target, policy, made, identity=identity)
 
     def keep(self, ask: Ask, prefix: str) -> None:
         """As the kit does for a view of scope subject."""

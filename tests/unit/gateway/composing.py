@@ -15,7 +15,7 @@ from discovery import (
     Instance,
     StaticView,
 )
-from gateway.cache import Part, PartPolicy
+from gateway.cache import PartPolicy
 from gateway.compose import Compositions
 from gateway.compose.config import load
 from gateway.model import Answer, Incoming
@@ -153,7 +153,7 @@ parts.posts = { service = "posts", path = "/posts?author=<subject>" }
 class Store:
     """A cache that holds what a test puts in."""
 
-    kept: Part | None = None
+    kept: Answer | None = None
     good: Answer | None = None
     asked: list[tuple[str, str, PartPolicy, Identity | None]] = field(default_factory=list)
 
@@ -166,9 +166,9 @@ class Store:
         *,
         identity: Identity | None = None,
         asked: Incoming | None = None,
-    ) -> Part:
+    ) -> Answer:
         self.asked.append((service, target, policy, identity))
-        return self.kept or Part(load(), "MISS")
+        return self.kept or load().with_headers(("X-Cache", "MISS"))
 
     def mark(self) -> int:
         return 0
