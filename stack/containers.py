@@ -173,10 +173,7 @@ def main() -> int:
     )
     try:
         app()
-    except StackError as error:
-        print(f"error: {error.what}\n{error.remedy}".rstrip(), file=sys.stderr)
-        return 1
-    except (psycopg.OperationalError, OSError) as error:
+    except (StackError, psycopg.OperationalError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -16,6 +16,7 @@ from discovery.consul.api import ConsulApi
 from discovery.consul.catalog import View
 from discovery.model import Change, Snapshot
 from haproxy.controller.config.model import EdgeState, Server
+from haproxy.controller.config.template import prepare_files
 from haproxy.controller.consul.owners import AGREED, PINS, Document, Proposer
 from haproxy.controller.consul.verdicts import VerdictWriter
 from haproxy.controller.errors import ConfigRefused, EdgeError
@@ -23,7 +24,6 @@ from haproxy.controller.loop.reload import Reloader, check_config
 from haproxy.controller.loop.steady import PAUSE_S, Health, survives
 from haproxy.controller.loop.sync import Sync
 from haproxy.controller.metrics import Metrics
-from haproxy.controller.request_log import RequestLog
 from haproxy.controller.runtime.reaper import Reaper
 from haproxy.controller.runtime.socket import Master, Runtime
 from haproxy.controller.settings import EdgeSettings
@@ -78,7 +78,7 @@ def initialise(settings: EdgeSettings) -> bool:
     for folder in (settings.edge_dir, settings.edge_run_dir):
         folder.mkdir(parents=True, exist_ok=True)
     reloader = Reloader(settings, Runtime(settings.runtime_socket), Master(settings.master_socket))
-    reloader.prepare()
+    prepare_files(EdgeState(), settings)
     if settings.config_path.exists() and reloader.written_for_these_settings():
         try:
             check_config(settings.config_path, settings.haproxy_binary)
@@ -132,8 +132,6 @@ class Controller:
         self._revocations = RevocationPoll(settings, self._auth_servers, runtime, self.metrics, self.health)
         self.sync.on_reload = self._keys.prune
         self._reaper = Reaper(runtime, self.health)
-        file = settings.edge_log_file
-        self._request_log = RequestLog(settings.log_socket, file) if file else None
         self.sync.busy = lambda: self._reaper.busy
         # Each with a thread of its own beside the loop.
         self._beside = (self._pins, self._agreed, self._proposer, self._keys, self._revocations)
@@ -154,8 +152,6 @@ class Controller:
             settings.controller_bind_address, settings.controller_port, self._view.age_s, self.health
         )
         try:
-            if self._request_log is not None:
-                self._request_log.start()
             self._reaper.start()
             self._view.on_change(self._changed)
             self._view.start()
@@ -166,8 +162,6 @@ class Controller:
             for part in self._beside:
                 part.stop()
             self._reaper.stop()
-            if self._request_log is not None:
-                self._request_log.stop()
             self.sync.stop()
             self._verdicts.stop()
             self._api.close()

@@ -67,16 +67,12 @@ class State:
         for slot in missing:
             port = self.remembered.get(slot.id, 0)
             if not port or port in taken or not ports.is_free(port):
-                port = self._new_port(base, {*taken, *self.remembered.values()})
+                try:
+                    (port,) = ports.assign(1, base, {*taken, *self.remembered.values()})
+                except OSError as error:
+                    raise StackError(str(error), "choose another base: INSTANCE_PORT_BASE=<port>") from error
             taken.add(port)
             self.remembered[slot.id] = port
             made.append(Slot(slot.service, slot.number, port))
         self.slots = sorted([*self.slots, *made], key=lambda slot: (slot.service, slot.number))
         return made
-
-    @staticmethod
-    def _new_port(base: int, taken: set[int]) -> int:
-        try:
-            return ports.assign(1, base, taken)[0]
-        except OSError as error:
-            raise StackError(str(error), "choose another base: INSTANCE_PORT_BASE=<port>") from error

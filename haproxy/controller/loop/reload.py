@@ -60,7 +60,8 @@ class Reloader:
         self._runtime = runtime
         self._master = master
         self._lock = threading.Lock()
-        self._turn = 0
+        # Counts reloads: what was made ready in one turn must not replace the file of the next.
+        self.turn = 0
         self._marker = settings.edge_dir.absolute() / "loaded.json"
         self._settings_mark = settings.edge_dir.absolute() / "settings.sha256"
 
@@ -74,21 +75,12 @@ class Reloader:
             pass
         return None
 
-    def prepare(self) -> None:
-        """Make the files beside the configuration: certificate, error pages."""
-        prepare_files(EdgeState(), self._settings)
-
     def written_for_these_settings(self) -> bool:
         """Whether the file at hand was: its ports may be another stack's by now."""
         try:
             return self._settings_mark.read_text() == _settings_print(self._settings)
         except OSError:
             return False
-
-    @property
-    def turn(self) -> int:
-        """Counts reloads: what was made ready in one turn must not replace the file of the next."""
-        return self._turn
 
     def write(self, state: EdgeState, turn: int) -> bool:
         """Bring the file up to date without a reload; False when it already was, or a reload came since `turn`.
@@ -97,18 +89,18 @@ class Reloader:
         """
         text = _rendered(state, self._settings)
         with self._lock:
-            if turn != self._turn or text.encode() == self._present():
+            if turn != self.turn or text.encode() == self._present():
                 return False
             self._prepare(state)
         try:
             with self._checked(text, hurry=False) as new, self._lock:
-                if turn == self._turn:
+                if turn == self.turn:
                     self._put(new)
         except ConfigRefused:
             # A reload clears away the maps of the configuration that it replaces.
-            if turn == self._turn:
+            if turn == self.turn:
                 raise
-        return turn == self._turn
+        return turn == self.turn
 
     def reload(self, state: EdgeState) -> ProcessInfo:
         """Put a new worker in place, and return it as soon as it answers. Raises ConfigRefused, ReloadFailed, Unreachable, OSError.
@@ -116,7 +108,7 @@ class Reloader:
         The file always holds every server that may serve now; those on their way out are not in it, and finish in the old worker.
         """
         with self._lock:
-            self._turn += 1
+            self.turn += 1
             before = self._runtime.info()
             self._prepare(state)
             former = self._replace(_rendered(state, self._settings))

@@ -28,17 +28,13 @@ class Guard:
         self._grace_s = grace_s
         self._minimum = minimum
         self._vanished: dict[tuple[str, str], tuple[float, Server]] = {}
-        self._until: float | None = None
+        # When the grace ends (monotonic seconds); None while nothing is held.
+        self.until: float | None = None
         self.held: dict[str, dict[str, Server]] = {}
 
     @property
     def active(self) -> bool:
-        return self._until is not None
-
-    @property
-    def until(self) -> float | None:
-        """When the grace ends (monotonic seconds); None while nothing is held."""
-        return self._until
+        return self.until is not None
 
     def step(
         self,
@@ -65,25 +61,25 @@ class Guard:
         touched = self._forget_returned(after, ordered_out)
         gone = len(self._vanished)
         trips = gone >= self._minimum and gone > (serving + gone) / 2
-        if trips and self._until is None:
-            self._until = now + self._grace_s
+        if trips and self.until is None:
+            self.until = now + self._grace_s
             log.warning(
                 "guard holds: most instances vanished at once",
                 vanished=gone,
                 left=serving,
                 grace_s=self._grace_s,
             )
-        if self._until is not None and now < self._until:
+        if self.until is not None and now < self.until:
             touched |= self._hold()
         return touched
 
     def release(self, now: float) -> set[str]:
         """Let go of what is still gone when the grace is over; answers the services concerned."""
-        if self._until is None or now < self._until:
+        if self.until is None or now < self.until:
             return set()
         touched = set(self.held)
         log.warning("guard lets go: still gone after the grace", services=len(touched))
-        self.held, self._until = {}, None
+        self.held, self.until = {}, None
         self._vanished = {}
         return touched
 
