@@ -17,7 +17,7 @@ class Holder(Protocol):
     def __call__(self, place: Place, *, left: bool) -> str | None: ...
 
 
-def nobody(place: Place, *, left: bool) -> str | None:
+def no_holder(place: Place, *, left: bool) -> str | None:
     """A holder of nothing."""
     return None
 

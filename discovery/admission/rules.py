@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from discovery.admission.holders import Holder, Places, nobody
+from discovery.admission.holders import Holder, Places, no_holder
 from discovery.admission.resolver import Resolver, is_host
 from discovery.contract import (
     Policy,
@@ -76,7 +76,9 @@ class Admission:
 _Asked = tuple[Instance, Route | None, Placement | None]
 
 
-def admit(service: str, instances: Sequence[Instance], policy: Policy, holder: Holder = nobody) -> Admission:
+def admit(
+    service: str, instances: Sequence[Instance], policy: Policy, holder: Holder = no_holder
+) -> Admission:
     """What a service asks for, by the majority of its instances; a tie goes to the newest (highest create index).
 
     An instance with a bad value is rejected alone. One that asks validly for another route than the majority is served by the

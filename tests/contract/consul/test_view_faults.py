@@ -196,7 +196,7 @@ def test_broken_answer_for_one_service_delays_no_other(
     api.deregister("other-8")
 
 
-def test_first_answer_after_an_outage_ends_everybody_elses_backoff(
+def test_first_answer_after_an_outage_ends_the_pauses_of_all_others(
     proxy: FaultyProxy, api: ConsulApi
 ) -> None:
     """Else the time for which missing instances are kept runs down while one watch still sits out its pause."""
