@@ -28,6 +28,13 @@ def backend(service: str, *ports: int, **route: Any) -> Backend:
     return Backend(Route(service, **fields), servers)
 
 
+CROSSED = (
+    backend("left", paths=("/api/left", "/api/right/in")),
+    backend("right", paths=("/api/right", "/api/left/in")),
+)
+"""Each inside the other: no order of ACLs would be right, and the configuration dispatches by a map."""
+
+
 @dataclass
 class Edge:
     """A running edge."""

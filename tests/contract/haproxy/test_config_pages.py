@@ -80,12 +80,10 @@ def is_openai_error(reply: Reply, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_every_status_is_a_problem(running: Edge, status: int) -> None:
+def test_every_status_is_a_problem_and_an_openai_error_where_openai_clients_ask(
+    running: Edge, status: int
+) -> None:
     is_problem(running.get(f"/status/{status}"), status, "edge", f"/status/{status}")
-
-
-@pytest.mark.parametrize("status", STATUSES)
-def test_every_status_is_an_openai_error_where_openai_clients_ask(running: Edge, status: int) -> None:
     is_openai_error(running.get(f"/v1/status/{status}"), status)
     is_openai_error(running.get(f"/chat/{status}"), status)
 

@@ -12,7 +12,7 @@ import pytest
 from haproxy.controller.config import template as rendering
 from haproxy.controller.config.model import Backend, EdgeState, Server
 from haproxy.controller.settings import EdgeSettings
-from tests.support.edge import Edge, backend, edge, valid
+from tests.support.edge import CROSSED, Edge, backend, edge, valid
 from tests.support.eventually import eventually, time_scale
 from tests.support.matrix import one_always
 from tests.support.recorder import Upstream
@@ -44,9 +44,7 @@ def backends(up: dict[str, Upstream], crossed: bool) -> tuple[Backend, ...]:
         # An operator may pin a prefix inside another's, and a gateway holds one around everybody's.
         backend("admin", up["admin"].port, paths=("/api/users/admin",)),
     ]
-    if crossed:  # each inside the other: no order of ACLs would be right
-        made.append(backend("left", paths=("/api/left", "/api/right/in")))
-        made.append(backend("right", paths=("/api/right", "/api/left/in")))
+    made += CROSSED if crossed else ()
     return tuple(sorted(made, key=lambda b: b.name))
 
 

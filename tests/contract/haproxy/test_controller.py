@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
 import time
@@ -9,8 +10,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from rich.console import Console
 
 from discovery.contract import instance_name
+from haproxy.controller.loop.plan_command import look, show
 from haproxy.controller.runtime.socket import Runtime, command
 from tests.contract.haproxy.rig import Edge, Program, edge
 from tests.support.eventually import eventually
@@ -239,9 +242,15 @@ def test_verdict_of_a_service_that_has_gone_is_removed(running: Edge) -> None:
     eventually(lambda: "edge/status/edge/brief" not in running.verdict_keys(), 5)
 
 
+def planned(running: Edge) -> str:
+    out = io.StringIO()
+    show(look(running.settings), Console(file=out, width=200))
+    return out.getvalue()
+
+
 def test_plan_shows_what_would_be_done_beside_the_running_controller(running: Edge) -> None:
     running.fleet("shown")
-    eventually(lambda: "In step" in running.cli("plan").log.read_text(), 20)
+    eventually(lambda: "In step" in planned(running), 20)
     with Runtime(running.settings.runtime_socket).session() as session:
         session.send(command("set", "server", "svc_shown/shown-1", "weight", "9"))
     process = running.cli("plan")
