@@ -45,14 +45,14 @@ class Sample:
     failed: int
 
 
-def _quantile_ms(text: str, quantile: str) -> float:
+def quantile_ms(text: str, quantile: str) -> float:
     match = re.search(rf"^\s+{quantile}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
     if match is None:
         raise ValueError(f"wrk printed no {quantile}% latency:\n{text}")
     return float(match[1]) * _UNIT_MS[match[2]]
 
 
-def _failed(text: str) -> int:
+def failed_requests(text: str) -> int:
     counts = re.findall(r"Non-2xx or 3xx responses: (\d+)", text)
     for numbers in re.findall(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text):
         counts += numbers
@@ -82,10 +82,10 @@ def drive(wrk: Sequence[str], subject: Subject, seconds: float, connections: int
         raise ValueError(f"wrk printed no rate:\n{run.stdout}{run.stderr}")
     return Sample(
         requests_per_s=float(rate[1]),
-        p50_ms=_quantile_ms(run.stdout, "50"),
-        p99_ms=_quantile_ms(run.stdout, "99"),
+        p50_ms=quantile_ms(run.stdout, "50"),
+        p99_ms=quantile_ms(run.stdout, "99"),
         cpu_us=used_s / max(int(count[1]), 1) * 1e6,
-        failed=_failed(run.stdout),
+        failed=failed_requests(run.stdout),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench.programs import connections_to, cpu_s, memory_mb, tree
 from bench.results import Figure, quantile
-from bench.wrk import Sample, _failed, _quantile_ms, median
+from bench.wrk import Sample, failed_requests, quantile_ms, median
 
 OUTPUT = """Running 2s test @ http://127.0.0.1:1/
   1 threads and 64 connections
@@ -28,14 +28,14 @@ Requests/sec: 140219.19
 
 
 def test_latencies_of_every_unit_come_out_in_ms() -> None:
-    assert _quantile_ms(OUTPUT, "50") == pytest.approx(0.434)
-    assert _quantile_ms(OUTPUT, "90") == pytest.approx(2.51)
-    assert _quantile_ms(OUTPUT, "99") == pytest.approx(1020)
+    assert quantile_ms(OUTPUT, "50") == pytest.approx(0.434)
+    assert quantile_ms(OUTPUT, "90") == pytest.approx(2.51)
+    assert quantile_ms(OUTPUT, "99") == pytest.approx(1020)
 
 
 def test_refusals_and_socket_errors_both_count_as_failed() -> None:
-    assert _failed(OUTPUT) == 100
-    assert _failed(OUTPUT.split("  Socket")[0]) == 0
+    assert failed_requests(OUTPUT) == 100
+    assert failed_requests(OUTPUT.split("  Socket")[0]) == 0
 
 
 def test_median_takes_each_figure_by_itself_and_sums_failures() -> None:
