@@ -11,7 +11,7 @@ import pytest
 
 from bench.programs import connections_to, cpu_s, memory_mb, tree
 from bench.results import Figure, quantile
-from bench.wrk import Sample, failed_requests, quantile_ms, median
+from bench.wrk import Sample, failed_requests, median, quantile_ms
 
 OUTPUT = """Running 2s test @ http://127.0.0.1:1/
   1 threads and 64 connections
