@@ -14,6 +14,11 @@ from services.kit.auth.verifier import Identity
 Headers = list[tuple[str, str]]
 
 
+def first(headers: Headers, name: str) -> str | None:
+    """The first value of a header; `name` in lower case."""
+    return next((value for key, value in headers if key.lower() == name), None)
+
+
 @dataclass(slots=True)
 class Incoming:
     """One request as the gateway took it.
@@ -83,7 +88,7 @@ class Answer:
 
     def header(self, name: str) -> str | None:
         """The first value of a header; `name` in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        return first(self.headers, name)
 
     def with_headers(self, *added: tuple[str, str]) -> Self:
         """The same answer with these headers in place of any of their names."""

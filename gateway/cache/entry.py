@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from gateway.cache.rules import Lifetime, client_has, first
+from gateway.cache.rules import Lifetime, client_has
 from gateway.cache.trust import is_of_the_future
-from gateway.model import Answer, Headers
+from gateway.model import Answer, Headers, first
 from services.kit.stale.stored_form import headers_of, seal, unseal
 
 State = Literal["HIT", "MISS", "STALE", "BYPASS"]

@@ -16,7 +16,7 @@ from typing import Literal
 
 from werkzeug.http import parse_date, parse_etags, parse_list_header, unquote_etag, unquote_header_value
 
-from gateway.model import Headers
+from gateway.model import Headers, first
 
 # Ref: RFC 9111, section 4.2.2: without `public` these need an explicit lifetime; ours always do.
 STORABLE = frozenset({200, 301, 308, 404})
@@ -116,11 +116,6 @@ def seconds(given: Directives, name: str, most_s: float = MAX_S) -> float | None
     if text is None:
         return None
     return min(float(text), most_s) if _NUMBER.fullmatch(text) else 0.0
-
-
-def first(headers: Headers, name: str) -> str | None:
-    """The first value of a header; `name` in lower case."""
-    return next((value for key, value in headers if key.lower() == name), None)
 
 
 def values(headers: Headers, name: str) -> list[str]:

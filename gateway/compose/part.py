@@ -229,18 +229,8 @@ def _check(name: str, part: Part, answer: Answer) -> Result:
 
 
 def _stand_in(result: Result, state: State, data: bytes, source: str, age_s: int = 0) -> Result:
-    return Result(
-        result.name,
-        result.service,
-        state,
-        data,
-        source,
-        age_s,
-        result.attempts,
-        result.reason,
-        result.upstream_status,
-        cached="STALE" if state == "stale" else None,
-    )
+    cached = "STALE" if state == "stale" else None
+    return replace(result, state=state, data=data, source=source, age_s=age_s, headers=[], cached=cached)
 
 
 def _seconds(answer: Answer, *names: str) -> int:

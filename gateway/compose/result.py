@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from discovery.errors import BreakerOpen, CallError, DeadlineExceeded, NoInstance, NotSent, ResponseTimeout
 from gateway.errors import GatewayError
-from gateway.model import Headers
+from gateway.model import Headers, first
 
 # absent: no such service is there. unavailable: nothing was sent, or no instance could be reached. refused: a 4xx.
 # failed: a 5xx, or an answer that broke off. invalid: an answer that cannot be used. cancelled: not waited for.
@@ -57,7 +57,7 @@ class Result:
 
     def header(self, name: str) -> str | None:
         """The first value of a header of the service's answer; `name` in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        return first(self.headers, name)
 
     def describe(self) -> dict[str, Any]:
         """What the client learns about the part."""

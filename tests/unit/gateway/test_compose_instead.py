@@ -217,17 +217,6 @@ def slow_first(after_s: float) -> Behave:
     return behave
 
 
-def test_a_slow_part_is_hedged_on_another_instance(tmp_path: Path) -> None:
-    upstreams = Upstreams({"lefts": slow_first(30), "rights": answers(b"1")}, p95_s=0.02)
-    began = time.monotonic()
-    told = said(ask(hedging(upstreams, tmp_path)))
-    assert time.monotonic() - began < 0.5 * time_scale()
-    assert told["_parts"]["left"]["attempts"] == 2
-    gevent.sleep(0)
-    assert upstreams.cut == ["lefts"]
-    assert upstreams.budget == 999
-
-
 @pytest.mark.parametrize(
     ("p95_s", "budget", "there"),
     [(None, 1000, 2), (0.02, 0, 2), (0.02, 1000, 1)],

@@ -183,14 +183,10 @@ def quick(action: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-@pytest.mark.parametrize("fault", ["killed", "hung"])
-def test_without_redis_both_break_alone_and_no_call_waits(start: Callable[..., Process], fault: str) -> None:
+def test_with_redis_hung_both_break_alone_and_no_call_waits(start: Callable[..., Process]) -> None:
     with redis() as own:
         one, two = start(on=own), start(on=own)
-        if fault == "killed":
-            own.kill()
-        else:
-            own.process.signal(signal.SIGSTOP)
+        own.process.signal(signal.SIGSTOP)
         time.sleep(0.2)
         assert quick(one.fail) < 0.2 * time_scale()
         assert one.state == "open"
@@ -198,10 +194,7 @@ def test_without_redis_both_break_alone_and_no_call_waits(start: Callable[..., P
         assert two.state == "closed", "the fault did not happen"
         assert quick(two.fail) < 0.2 * time_scale()
         assert two.state == "open"
-        if fault == "killed":
-            own.start()
-        else:
-            own.process.signal(signal.SIGCONT)
+        own.process.signal(signal.SIGCONT)
         eventually(lambda: one.sharing.hearing and two.sharing.hearing, 10)
         eventually(lambda: one.works() and one.state == "closed", 3 * OPEN_S + 2)
         eventually(lambda: two.works() and two.state == "closed", 3 * OPEN_S + 2)
@@ -227,14 +220,8 @@ def test_without_any_redis_it_breaks_alone_and_starts_nothing(start: Callable[..
     alone.fail()
     assert alone.state == "open"
     assert set(threading.enumerate()) <= before
-    assert (
-        alone.sharing.members(["business"])
-        == (
-            {"business": {alone.name: alone.sharing.picture()}},
-            False,
-        )
-        or alone.sharing.members(["business"])[1] is False
-    )
+    members, reached = alone.sharing.members(["business"])
+    assert (list(members["business"]), reached) == ([alone.name], False)
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])

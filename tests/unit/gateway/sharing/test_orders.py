@@ -47,15 +47,6 @@ def test_order_for_another_group_leaves_ones_own_alone(start: Callable[..., Proc
     assert (outcome.taken_by, target.state, asked.state) == ([members[0]], "open", "closed")
 
 
-def test_process_that_does_not_answer_is_named(start: Callable[..., Process]) -> None:
-    names = ("gateway-business-o1", "gateway-business-o2")
-    one, two = (start(name=name, members=names) for name in names)
-    two.sharing.stop()
-    eventually(lambda: not two.sharing.hearing, 3)
-    outcome = one.sharing.order("business", one.service, "open", 30, "by root")
-    assert (outcome.taken_by, outcome.missing) == ([names[0]], [names[1]])
-
-
 def test_without_redis_an_order_reaches_the_own_process_at_once(start: Callable[..., Process]) -> None:
     alone = start(on=None, wait=False, members=("gateway-business-else",))
     begun = time.monotonic()
