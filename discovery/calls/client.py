@@ -135,31 +135,23 @@ class ServiceClient:
     ) -> Response:
         """Call a service and return its answer, whatever its status; 502, 503 and 504 after the retries that are allowed.
 
-        `path` starts with `/`. `deadline_s` covers all attempts and travels on as `X-Deadline-Ms`; when streaming, until the head
-        of the answer. A `body` that is an iterator can be sent once only. `balance` overrides the service's own `edge-balance`;
-        `source_key` is what `source` and `uri` go by; its failures alone open no breaker while others succeed. `usual_s` is what
-        such a call is given where there is time. An answer that is not streamed may have `max_body_bytes`. `places` learns where
-        each attempt goes, and what is in it is called only when nothing else is left: several calls may share one.
-        Raises CallError; ValueError for a request that could not be sent.
+        `deadline_s` covers all attempts and travels on as `X-Deadline-Ms`; when streaming, until the head of the answer. `usual_s`
+        is what such a call is given where there is time. `balance` overrides the service's own `edge-balance`; `source_key` is
+        what `source` and `uri` go by, and its failures alone open no breaker while others succeed. `places` learns where each
+        attempt goes, and what is in it is called only when nothing else is left: several calls may share one. Raises CallError;
+        ValueError for a request that could not be sent.
         """
         began = self._clock.monotonic()
         lines = Lines(headers or {}, (("X-Request-ID", request_id), ("traceparent", traceparent)))
         host = relay.host if relay else None
         sent = outgoing(method, service, target(path, query), lines, body, json, host)
-        call = Call(
-            service,
-            sent.method,
-            began,
-            began + (self._settings.deadline_s if deadline_s is None else deadline_s),
-            self._patience(usual_s, relay),
-            sent.twice,
-            stream=stream,
-            balance=balance,
-            key=source_key,
-            places=set() if places is None else places,
-            replayable=sent.replayable,
-            prepare=None if "authorization" in lines.names else partial(self._authorize, sent),
-        )
+        until = began + (self._settings.deadline_s if deadline_s is None else deadline_s)
+        call = Call(service, sent.method, began, until, self._patience(usual_s, relay), sent.twice, stream)
+        call.balance, call.key, call.replayable = balance, source_key, sent.replayable
+        if places is not None:
+            call.places = places
+        if "authorization" not in lines.names:
+            call.prepare = partial(self._authorize, sent)
         return self.guard.run(call, partial(self._send, sent, relay, max_body_bytes))
 
     def _patience(self, usual_s: float | None, relay: Relay | None) -> Patience:
