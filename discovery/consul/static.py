@@ -24,6 +24,7 @@ class StaticView:
     """A snapshot that never ages: for tests, and for fixed lists of instances."""
 
     def __init__(self, snapshot: Snapshot | Iterable[Instance]) -> None:
+        self._snapshot = Snapshot()
         self.replace(snapshot)
 
     def replace(self, snapshot: Snapshot | Iterable[Instance]) -> None:
@@ -32,7 +33,7 @@ class StaticView:
             services: dict[str, tuple[Instance, ...]] = {}
             for instance in sorted(snapshot, key=lambda each: each.key):
                 services[instance.service] = (*services.get(instance.service, ()), instance)
-            snapshot = Snapshot(MappingProxyType(services), 1)
+            snapshot = Snapshot(MappingProxyType(services), self._snapshot.version + 1)
         self._snapshot = snapshot
 
     def snapshot(self) -> Snapshot:
