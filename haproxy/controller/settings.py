@@ -71,17 +71,14 @@ class EdgeSettings(BaseSettings):
 
     @property
     def config_path(self) -> Path:
-        """The configuration that HAProxy runs with."""
         return self.edge_dir.absolute() / "haproxy.cfg"
 
     @property
     def errors_dir(self) -> Path:
-        """Where the bodies of HAProxy's own answers are written."""
         return self.edge_dir.absolute() / "errors"
 
     @property
     def maps_dir(self) -> Path:
-        """Where route maps are written."""
         return self.edge_dir.absolute() / "maps"
 
     @property
@@ -96,12 +93,10 @@ class EdgeSettings(BaseSettings):
 
     @property
     def runtime_socket(self) -> Path:
-        """HAProxy's Runtime API."""
         return self.edge_run_dir.absolute() / "haproxy.sock"
 
     @property
     def master_socket(self) -> Path:
-        """The CLI of HAProxy's master process."""
         return self.edge_run_dir.absolute() / "haproxy-master.sock"
 
     @property

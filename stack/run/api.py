@@ -72,8 +72,6 @@ class Stack:
         self.supervisor = Supervisor(self.settings)
         self.catalogue = Catalogue(self.settings, self.vault, env or {}, service_env or {})
 
-    # -- the whole ---------------------------------------------------------------------------------------------
-
     def up(self, progress: Callable[[str], None] = lambda step: None, within_s: float = 120.0) -> bool:
         """Start everything and wait until every service answers through the edge. False when it ran already.
 
@@ -126,8 +124,6 @@ class Stack:
         for name in names:
             self.supervisor.stop_program(name)
         self.supervisor.wait(names, {"STOPPED", "EXITED", "FATAL"}, within_s)
-
-    # -- instances ---------------------------------------------------------------------------------------------
 
     def instances(self, service: str | None = None) -> list[InstanceInfo]:
         """All instances, or those of one service, sorted by service and number. Raises NotRunning, BadRequest."""
@@ -196,8 +192,6 @@ class Stack:
             shutil.rmtree(self.settings.var / "consul" / "data", ignore_errors=True)
         self.start("consul")
 
-    # -- services ----------------------------------------------------------------------------------------------
-
     def stop_service(self, service: str, count: int | None = None) -> list[str]:
         """Drain and stop all instances of a service, or `count` of them (the highest numbers first). Returns their ids."""
         names = [one.id for one in reversed(self.instances(service)) if one.pid]
@@ -239,8 +233,6 @@ class Stack:
         Raises TookTooLong, naming what is missing.
         """
         wait_serving(self, time.monotonic() + within_s, lambda step: None)
-
-    # -- parts -------------------------------------------------------------------------------------------------
 
     def assign(self, wanted: Sequence[tuple[str, int]]) -> list[Slot]:
         """Slots for (service, number) pairs that have none yet."""

@@ -124,8 +124,6 @@ class VerdictWriter:
         if refused:
             self._rejected[service] = frozenset(refused)
 
-    # -- the thread
-
     def _turn(self) -> float:
         self._wake.wait(COMPARE_EVERY_S)
         self._wake.clear()

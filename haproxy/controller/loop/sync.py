@@ -136,8 +136,6 @@ class Sync:
             return outcome
         return replace(outcome, pending=self.reloads.why())
 
-    # -- taking in
-
     def _take(self) -> None:
         news = self.inbox.take()
         for service in self.desire.released():
@@ -228,8 +226,6 @@ class Sync:
         routes = self.desire.routes()
         return Wanted(fingerprint(routes, self.keys, self._settings), routes, self.keys)
 
-    # -- HAProxy
-
     def _serving_now(self) -> dict[str, dict[str, Server]]:
         """What HAProxy serves for the services that this controller knows, as the guard counts it."""
         serving: dict[str, dict[str, Server]] = {}
@@ -312,8 +308,6 @@ class Sync:
         if since is not None:
             self._metrics.applied.observe(self._clock.monotonic() - since)
 
-    # -- reload
-
     def _maybe_reload(self) -> None:
         if self.reloads.ready(self._clock.monotonic(), self.busy()):
             # What is loaded now is the newest, but for what changes from here on.
@@ -340,8 +334,6 @@ class Sync:
         self._applier.params = params_for(state, self._settings)
         return state
 
-    # -- the full sync, in slices
-
     def _begin_full(self, now: float) -> None:
         self._settle("routes")  # a memory may have expired
         self._full = deque(sorted(self.desire.routes()))
@@ -355,8 +347,6 @@ class Sync:
         if not self._full and self._full_began is not None:
             self._metrics.full_sync.set(self._clock.monotonic() - self._full_began)
             self._full_began = None
-
-    # -- what is written down
 
     def _keep_records(self) -> None:
         self._book.save()

@@ -106,8 +106,6 @@ class Session:
             raise Unreachable(f"{line[:80]!r}: {error}") from error
         return _PROMPT.sub(b"", b"".join(parts))
 
-    # -- reading
-
     def info(self) -> ProcessInfo:
         """Which worker is talking."""
         text = self.send(command("show", "info"))

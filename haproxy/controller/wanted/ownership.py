@@ -249,8 +249,6 @@ class OwnerBook:
             return True
         return now - memory.gone_since < self._memory_s
 
-    # -- agreeing with the other edges
-
     def owners(self) -> dict[str, str]:
         """Prefix → service."""
         return {path: name for name, memory in self.memories.items() for path in memory.route.paths}
