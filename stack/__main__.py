@@ -70,7 +70,7 @@ def status() -> None:
 
 @app.command()
 def logs(service: Service = "", lines: int = 40, follow: bool = False) -> None:
-    """The end of the logs: of all, of one service, or of one program (consul, haproxy, controller, users-2, …)."""
+    """The end of the logs: of all, of one service, or of one program (consul, haproxy, users-2, …), or the edge's `requests`."""
     stack = Stack()
     files = _log_files(stack, service)
     if follow:
@@ -207,7 +207,7 @@ def _log_files(stack: Stack, name: str) -> list[Path]:
     else:
         found = [file for file in have if file.stem == name]
     if not found:
-        names = ", ".join([*stack.fleet, *INFRASTRUCTURE])
+        names = ", ".join([*stack.fleet, *INFRASTRUCTURE, "requests"])
         raise BadRequest(
             f"there are no logs of {name!r}" if name else "there are no logs yet", f"there can be: {names}"
         )

@@ -24,6 +24,7 @@ from haproxy.controller.loop.reload import Reloader, check_config
 from haproxy.controller.loop.steady import PAUSE_S, Health, survives
 from haproxy.controller.loop.sync import Sync
 from haproxy.controller.metrics import Metrics
+from haproxy.controller.request_log import RequestLog
 from haproxy.controller.runtime.reaper import Reaper
 from haproxy.controller.runtime.socket import Master, Runtime
 from haproxy.controller.settings import EdgeSettings
@@ -132,6 +133,8 @@ class Controller:
         self._revocations = RevocationPoll(settings, self._auth_servers, runtime, self.metrics, self.health)
         self.sync.on_reload = self._keys.prune
         self._reaper = Reaper(runtime, self.health)
+        file = settings.edge_log_file
+        self._request_log = RequestLog(settings.log_socket, file) if file else None
         self.sync.busy = lambda: self._reaper.busy
         # Each with a thread of its own beside the loop.
         self._beside = (self._pins, self._agreed, self._proposer, self._keys, self._revocations)
@@ -152,6 +155,8 @@ class Controller:
             settings.controller_bind_address, settings.controller_port, self._view.age_s, self.health
         )
         try:
+            if self._request_log is not None:
+                self._request_log.start()
             self._reaper.start()
             self._view.on_change(self._changed)
             self._view.start()
@@ -162,6 +167,8 @@ class Controller:
             for part in self._beside:
                 part.stop()
             self._reaper.stop()
+            if self._request_log is not None:
+                self._request_log.stop()
             self.sync.stop()
             self._verdicts.stop()
             self._api.close()
