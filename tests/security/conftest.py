@@ -21,10 +21,10 @@ class Target:
     edge: Edge
     upstream: Upstream
 
-    def send(self, data: bytes, timeout_s: float = 3.0) -> int:
+    def send(self, data: bytes, timeout_s: float = 3.0, quiet_s: float | None = None) -> int:
         self.upstream.requests.clear()
         self.upstream.heads.clear()
-        answer = self.edge.raw(data, timeout_s=timeout_s)
+        answer = self.edge.raw(data, timeout_s=timeout_s, quiet_s=quiet_s)
         return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else 0
 
     def request(self, target: str, *headers: str, method: str = "GET") -> int:

@@ -1,7 +1,7 @@
 """Two users, one cache: nobody gets what was made for somebody else, whatever they ask for and in whatever order.
 
-Two instances share a real Redis. The service names the asker (his token with its scopes, his cookie, his key) in every answer that
-is not for everybody. Whatever comes back must name whom it is given to, or nobody.
+Two instances share a real Redis. The service names the caller (by token with its scopes, cookie, key) in every answer that is not
+for everybody. Whatever comes back must name the caller that it is given to, or nobody.
 """
 
 from __future__ import annotations
@@ -249,34 +249,18 @@ def allowed(ask: Ask) -> set[str]:
     return names
 
 
-def many(examples: int) -> settings:
-    return settings(
-        deadline=None,
-        max_examples=examples,
-        suppress_health_check=[
-            HealthCheck.too_slow,
-            HealthCheck.data_too_large,
-            HealthCheck.function_scoped_fixture,
-        ],
-    )
-
-
-@many(60)
+@pytest.mark.long
+@settings(
+    deadline=None,
+    max_examples=200,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
+)
 @given(asks=scenes())
 def test_nobody_gets_an_answer_that_was_made_for_another(stage: Stage, asks: list[Ask]) -> None:
-    play(stage, asks)
-
-
-@pytest.mark.long
-@many(200)
-@given(asks=scenes())
-def test_nobody_gets_an_answer_that_was_made_for_another_in_many_scenes(
-    stage: Stage, asks: list[Ask]
-) -> None:
-    play(stage, asks)
-
-
-def play(stage: Stage, asks: list[Ask]) -> None:
     prefix = f"/api/{next(_numbers)}"
     for ask in asks:
         later(ask.pause_s)
@@ -295,6 +279,7 @@ def play(stage: Stage, asks: list[Ask]) -> None:
         stage.stored += answer.source in ("cache", "snapshot")
 
 
+@pytest.mark.long
 def test_the_cache_was_at_work_all_the_while(stage: Stage) -> None:
     """Else the test before would prove nothing. Runs after it, in the order of the file."""
     assert stage.stored > 10

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.security.conftest import Target, target
+from tests.support.matrix import one_always
 
 FORGED = [
     "X-Auth-Subject: root",
@@ -32,16 +33,8 @@ def test_forged_headers_never_reach_an_instance(shared: Target) -> None:
     assert request.header("x-forwarded-proto") == "http"
     assert request.header("x-forwarded-host") == "edge.test"
     assert request.header("x-edge-route") == "open"
-    for name in (
-        "x-auth-subject",
-        "x-auth-scope",
-        "x-auth-anything",
-        "x-edge-future",
-        "forwarded",
-        "x-deadline-ms",
-    ):
-        assert request.all(name) == []
-    for name in ("x-forwarded-port", "x-forwarded-prefix", "x-forwarded"):
+    kept = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-edge-route"}
+    for name in {line.partition(":")[0].lower() for line in FORGED} - kept:
         assert request.all(name) == []
     assert b"evil" not in request.head
     assert b"1.2.3.4" not in request.head
@@ -49,7 +42,7 @@ def test_forged_headers_never_reach_an_instance(shared: Target) -> None:
 
 @pytest.mark.parametrize(
     ("line", "header"),
-    [
+    one_always(
         ("http-request del-header x-auth- -m beg", "X-Auth-Subject: root"),
         ("http-request del-header x-edge- -m beg", "X-Edge-Future: 1"),
         ("http-request del-header x-forwarded -m beg", "X-Forwarded-Port: 1"),
@@ -57,7 +50,7 @@ def test_forged_headers_never_reach_an_instance(shared: Target) -> None:
         ("http-request del-header x-deadline-ms", "X-Deadline-Ms: 2"),
         ("http-request del-header upgrade", "Upgrade: other"),
         ("http-request del-header connection", "Connection: x-request-id"),
-    ],
+    ),
 )
 def test_forged_header_gets_through_without_its_line(shared: Target, line: str, header: str) -> None:
     name, _, value = header.partition(": ")
@@ -114,21 +107,21 @@ BROKEN = {
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
 def test_broken_head_is_refused(shared: Target, data: bytes) -> None:
-    assert shared.send(data) == 400
+    assert shared.send(data, quiet_s=0.3) == 400
     assert shared.upstream.heads == []
 
 
 @pytest.mark.parametrize(
     ("line", "attack"),
-    [
+    one_always(
         ("{ req.hdrs -m reg", "NUL in a value"),
         ("{ req.hdrs -m reg", "a control character in a value"),
         ("!is_http_10 !{ req.fhdr(host)", "no host"),
-    ],
+    ),
 )
 def test_broken_head_gets_through_without_its_line(line: str, attack: str) -> None:
     with target((line, "{ always_false } " + line)) as open_target:
-        open_target.send(BROKEN[attack])
+        open_target.send(BROKEN[attack], quiet_s=0.3)
         assert open_target.upstream.heads
 
 

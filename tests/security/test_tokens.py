@@ -13,6 +13,7 @@ import pytest
 
 from haproxy.controller.config.model import EdgeState
 from tests.support.edge import Edge, backend, edge
+from tests.support.matrix import one_always
 from tests.support.recorder import Upstream
 from tests.support.tokens import Issuer, b64, claims, hmac_signed, unsigned
 
@@ -274,7 +275,7 @@ LINES: dict[str, tuple[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("condition", "attack"), LINES.values(), ids=LINES.keys())
+@pytest.mark.parametrize(("condition", "attack"), one_always(*LINES.values()), ids=LINES.keys())
 def test_the_table_notices_a_condition_that_is_gone(tmp_path: Path, condition: str, attack: str) -> None:
     issuer = Issuer.make("key-1", tmp_path)
     stray = Issuer.make("stray", tmp_path)

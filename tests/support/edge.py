@@ -46,14 +46,20 @@ class Edge:
     def port(self) -> int:
         return self.settings.edge_http_port
 
-    def raw(self, data: bytes, *, timeout_s: float = 3.0, port: int | None = None) -> bytes:
-        """Send these bytes on a connection of their own, and return everything that comes until it ends or falls silent."""
+    def raw(
+        self, data: bytes, *, timeout_s: float = 3.0, quiet_s: float | None = None, port: int | None = None
+    ) -> bytes:
+        """Send these bytes on a connection of their own, and return everything that comes until it ends or falls silent.
+
+        It is silent after `timeout_s`, or, once something has come, after `quiet_s`.
+        """
         with socket.create_connection(("127.0.0.1", port or self.port), timeout=timeout_s) as connection:
             connection.sendall(data)
             answer = b""
             with contextlib.suppress(TimeoutError, ConnectionResetError):
                 while part := connection.recv(65536):
                     answer += part
+                    connection.settimeout(quiet_s or timeout_s)
             return answer
 
     def get(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Reply:

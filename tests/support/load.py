@@ -12,14 +12,12 @@ request is a failure of the edge. All points in time are `time.monotonic()` seco
 from __future__ import annotations
 
 import math
-import multiprocessing
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -110,15 +108,6 @@ class Report:
         if not any(a.ended_s > last for a in self.good()):
             return math.inf
         return last - fault_s
-
-    def per_second(self) -> dict[int, Counter[str]]:
-        """Whole second since the first request → how many ended good, cut and failed in it."""
-        table: dict[int, Counter[str]] = defaultdict(Counter)
-        start = min((a.due_s for a in self.answers), default=0.0)
-        for kind, answers in (("good", self.good()), ("cut", self.cuts()), ("failed", self.failures())):
-            for answer in answers:
-                table[int(answer.ended_s - start)][kind] += 1
-        return dict(sorted(table.items()))
 
     def served(self) -> Counter[str]:
         """Instance id → good answers."""
@@ -251,56 +240,6 @@ class Load:
         answers: Iterable[Answer] = (a for w in self._workers for a in tuple(w.answers))
         connects = sum(w.wire.connects for w in self._workers)
         return Report(tuple(sorted(answers, key=lambda a: a.ended_s)), self.plan.ok, connects)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-
-def _serve(plan: Plan, pipe: Connection) -> None:
-    with Load(plan) as load:
-        pipe.send("started")
-        pipe.recv()
-    pipe.send(load.report())
-
-
-class ProcessLoad:
-    """The same in a process of its own, for rates at which threads would disturb the test; its report comes after `stop`."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(plan, theirs), daemon=True)
-        self._report: Report | None = None
-
-    def start(self) -> Self:
-        """Returns once the load is running. Raises TimeoutError."""
-        self._process.start()
-        if not self._pipe.poll(20):
-            self._process.kill()
-            raise TimeoutError("the load's process did not start within 20 s")
-        self._pipe.recv()
-        return self
-
-    def stop(self) -> None:
-        if self._report is not None:
-            return
-        self._pipe.send("stop")
-        if not self._pipe.poll(self.plan.timeout_s + 20):
-            self._process.kill()
-            raise TimeoutError("the load's process did not report")
-        self._report = self._pipe.recv()
-        self._process.join(5)
-
-    def report(self) -> Report:
-        if self._report is None:
-            raise RuntimeError("stop the load first")
-        return self._report
 
     def __enter__(self) -> Self:
         return self.start()

@@ -162,9 +162,6 @@ class Outcomes:
         """Attempts a second."""
         return sum(1 for each in self.all if since_s <= each.began_s < until_s) / (until_s - since_s)
 
-    def statuses(self, since_s: float, until_s: float) -> Counter[int]:
-        return Counter(each.status for each in self.all if since_s <= each.ended_s < until_s)
-
     def latency_s(self, status: int, quantile: float, since_s: float, until_s: float) -> float:
         values = sorted(
             each.ended_s - each.began_s

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.load import Answer, Load, Plan, ProcessLoad, Report
+from tests.support.load import Answer, Load, Plan, Report
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Served-By: one\r\n\r\nok"
 
@@ -145,13 +145,6 @@ def test_answer_that_is_not_right_is_a_failure() -> None:
     report = load.report()
     assert {(a.path, a.error) for a in report.answers} == {("/a", None), ("/b", "wrong")}
     assert {a.path for a in report.failures()} == {"/b"}
-
-
-def test_load_in_a_process_reports_the_same() -> None:
-    with server(answer_all) as port, ProcessLoad(Plan(port, ("/",), connections=2, rate_per_s=100)) as load:
-        time.sleep(0.5)
-    report = load.report()
-    assert len(report.good()) == len(report.answers) > 20
 
 
 def answer(ended_s: float, status: int = 200, error: str | None = None, cut: bool = False) -> Answer:
