@@ -121,7 +121,8 @@ def _words(command: str, arguments: list[str]) -> list[str]:
     """What Python is to run for a command."""
     if command in TESTS:
         # Most tests wait for servers more than they compute.
-        whole = ["-n", "3", "--dist", "loadscope", "-m", TESTS[command]]
+        # tests/conftest.py puts what takes longest first, and xdist is to leave it there.
+        whole = ["-n", "3", "--dist", "loadscope", "--no-loadscope-reorder", "-m", TESTS[command]]
         return ["-m", "pytest", "-p", "no:cacheprovider", *(arguments or whole)]
     return ["-m", "bench", *arguments] if command == "bench" else ["-m", "stack", command, *arguments]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -27,7 +28,7 @@ collect_ignore = [] if CONTAINERS else ["containers"]
 
 
 class _Together(LoadScopeScheduling):
-    """A file stays on one worker, and so does all that uses the one stack (`needs_stack` stands in its text).
+    """A file stays on one worker, and so do all files that share what a session starts once: see `_scope`.
 
     xdist's own groups (`--dist loadgroup`) write themselves into a test's name, where pytest 9.2 no longer reads it.
     """
@@ -36,9 +37,27 @@ class _Together(LoadScopeScheduling):
         return _scope(nodeid.partition("::")[0])
 
 
+# The longest first: what is begun last should not be what the others wait for.
+LONGEST_FIRST = ("stack", "shared", "resilience", "contract", "integration", "security", "unit")
+
+
 @cache
 def _scope(path: str) -> str:
-    return "stack" if "needs_stack" in Path(path).read_text() else path
+    """What a file shares with others, by its marker (`needs_stack`, `shares("gateways")`); else the file itself."""
+    found = re.search(r"""mark\.(?:needs_(\w+)|shares\("(\w+)"\))""", Path(path).read_text())
+    return (found[1] or found[2]) if found else path
+
+
+def _place(item: pytest.Item) -> int:
+    scope = _scope(str(item.path))
+    if scope != str(item.path):
+        return LONGEST_FIRST.index("stack" if scope == "stack" else "shared")
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
 
 
 def pytest_configure() -> None:
@@ -120,7 +139,6 @@ def _containers() -> Iterator[Fleet]:
     number = os.getpid()
     limits = {"EDGE_RATE_SOURCE": "1000000", "EDGE_RATE_SUBJECT": "1000000"}
     cheap = {"AUTH_ARGON2_MEMORY_KIB": "1024", "AUTH_ARGON2_TIME": "1"}
-    cheap["POSTGRES_MAX_CONNECTIONS"] = "100"  # to be taken, all of them
     fleet = ContainerFleet(f"breakwater-test-{number}", f"172.30.{number % 250 + 1}.0/24", **limits, **cheap)
     os.environ[GUEST_HOST] = fleet.host
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,13 +183,6 @@ class Stack:
             self.pid(name)
             self.supervisor.start_program(name)
         self.supervisor.wait(names, {"RUNNING"}, within_s)
-
-    def restart_consul(self, *, empty: bool = False) -> None:
-        """Stop and start Consul; with `empty` it has forgotten everything. Returns when it runs, maybe before it serves."""
-        self.stop("consul")
-        if empty:
-            shutil.rmtree(self.settings.var / "consul" / "data", ignore_errors=True)
-        self.start("consul")
 
     def stop_service(self, service: str, count: int | None = None) -> list[str]:
         """Drain and stop all instances of a service, or `count` of them (the highest numbers first). Returns their ids."""

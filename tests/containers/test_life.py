@@ -1,4 +1,7 @@
-"""Containers come, go, lose their network and change in number, under steady load through the published port."""
+"""Containers come, go, lose their network and change in number, under steady load through the published port.
+
+The long cases: make test-compose ARGS="-m 'needs_stack and long' tests/containers"
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,11 @@ from tests.support.faults import (
     serving,
     steady_gets,
     steady_posts,
+    until_served_by,
 )
 from tests.support.fleet import Fleet, Member
 from tests.support.load import Load, Plan, Report
+from tests.support.matrix import one_always
 
 pytestmark = pytest.mark.needs_stack
 
@@ -104,15 +109,22 @@ FAULTS: Mapping[str, Callable[[ContainerFleet, Member], AbstractContextManager[N
 OWN_PATHS = {"users": "/api/users/{id}", "gateway-business": "/api/gateway/business"}
 
 
-@pytest.mark.parametrize("service", OWN_PATHS)
-@pytest.mark.parametrize("fault", FAULTS)
+# What dies and what hangs is asked of containers in tests/resilience, too; a network that is lost, here alone.
+@pytest.mark.parametrize(
+    ("fault", "service"),
+    one_always(
+        ("cut off", "users"),
+        ("cut off", "gateway-business"),
+        *((fault, service) for fault in ("killed", "paused") for service in OWN_PATHS),
+    ),
+)
 def test_lost_container_costs_no_get_and_serves_again(
     containers: ContainerFleet, account: Account, fault: str, service: str
 ) -> None:
     victim = containers.instances(service)[0]
     path = OWN_PATHS[service].format(id=account.id)
     with Load(Plan(containers.edge_port, (path,), headers=account.headers(), connections=32)) as load:
-        time.sleep(1)
+        until_served_by(load, victim)
         fault_s = time.monotonic()
         with FAULTS[fault](containers, victim):
             eventually(lambda: not edge_holds(containers, service, victim.id, up=True), 5)
@@ -120,7 +132,7 @@ def test_lost_container_costs_no_get_and_serves_again(
             time.sleep(1.5)
             back_s = time.monotonic()
         containers.wait_healthy(30)
-        time.sleep(1)
+        until_served_by(load, victim)
     report = load.report()
     assert report.since(0, fault_s).served()[victim.id] > 0, "the victim served nothing"
     assert_nothing_lost(containers, report, killed=victim if fault == "killed" else None, fault_s=fault_s)
@@ -139,14 +151,14 @@ def test_container_that_comes_back_at_another_address_serves_from_there(
     free = reversed(list(ipaddress.ip_network(containers.environment["FLEET_RANGE"]).hosts()))
     address = next(str(one) for one in free if str(one) not in taken)
     with steady_gets(containers, account) as load:
-        time.sleep(1)
+        until_served_by(load, victim)
         containers.leave(one, "fleet")
         time.sleep(0.5)
         back_s = time.monotonic()
         containers.join(one, "fleet", address)
         eventually(lambda: registered_at(containers, victim) == address, 15)
         containers.wait_healthy(30)
-        time.sleep(1)
+        until_served_by(load, victim)
     report = load.report()
     assert_nothing_lost(containers, report)
     assert report.last_answer_of(victim.id) > back_s, "it did not come back"
@@ -161,32 +173,22 @@ def registered_at(fleet: ContainerFleet, member: Member) -> str:
 # -- how many
 
 
-def test_scale_by_compose_changes_the_service_alone(containers: ContainerFleet, account: Account) -> None:
-    before, reloads = lives(containers), containers.reloads()
-    up = ("up", "--detach", "--no-build", "--no-recreate")
+def test_scale_by_compose_changes_the_service_alone_and_up_once_more_changes_it_back(
+    containers: ContainerFleet, account: Account
+) -> None:
+    before, secrets, reloads = lives(containers), inside.vault(containers), containers.reloads()
+    up = ("up", "--detach", "--no-build")
     with steady_gets(containers, account) as load:
         containers.compose(*up, "--scale", "users=5")
         eventually(lambda: len([s for s in containers.edge_servers("users") if s.up]) == 5, 30)
         five = lives(containers)
-        time.sleep(1)
+        eventually(lambda: len(load.report().served()) == 5, 10)
         containers.compose(*up)
         containers.wait_healthy(30)
-        time.sleep(0.5)
     report = load.report()
     assert_nothing_lost(containers, report)
-    assert len(report.served()) == 5, "the new instances got no request"
     assert {name: five[name] for name in before} == before
     assert len(five) == len(before) + 2
-    assert lives(containers) == before
-    assert containers.reloads() == reloads
-
-
-def test_up_once_more_changes_nothing(containers: ContainerFleet, account: Account) -> None:
-    before, secrets, reloads = lives(containers), inside.vault(containers), containers.reloads()
-    with steady_gets(containers, account) as load:
-        containers.compose("up", "--detach", "--no-build")
-        containers.wait_healthy(30)
-    assert_nothing_lost(containers, load.report())
     assert lives(containers) == before
     assert inside.vault(containers) == secrets
     assert containers.reloads() == reloads
@@ -196,7 +198,7 @@ def test_up_once_more_changes_nothing(containers: ContainerFleet, account: Accou
 
 
 def restart(fleet: ContainerFleet, *services: str) -> float:
-    """`docker restart` of these and of nothing else; when they ran again."""
+    """Stop and start these and nothing else; when they ran again."""
     before = lives(fleet)
     fleet.restart(*services)
     back_s = time.monotonic()
@@ -217,7 +219,14 @@ UNNOTICED = {
 }
 
 
-@pytest.mark.parametrize("service", UNNOTICED)
+# The others are killed in tests/resilience, on containers too.
+@pytest.mark.parametrize(
+    "service",
+    [
+        "consul-tokens",
+        *one_always("redis-state", *sorted(UNNOTICED.keys() - {"consul-tokens", "redis-state"})),
+    ],
+)
 def test_restart_costs_no_get_of_what_does_not_need_it(
     containers: ContainerFleet, account: Account, service: str
 ) -> None:

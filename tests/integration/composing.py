@@ -216,33 +216,15 @@ WORST = {
 }
 
 
-def workers(rig: Rig) -> list[int]:
-    """The processes of the gateway: its master and its worker."""
-    master = rig.gateways[0].process.pid
-    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return [master, *map(int, children)]
-
-
-def most_memory(rig: Rig) -> int:
-    """The most bytes that any of them has held in memory so far."""
-    peaks = []
-    for pid in workers(rig):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                peaks.append(int(line.split()[1]) * 1024)
-    return max(peaks)
-
-
 @contextlib.contextmanager
-def on_stage(*, with_redis: bool = False) -> Iterator[Stage]:
+def on_stage() -> Iterator[Stage]:
     """A gateway of the business domain, and the services of the first routes beside `fruits`."""
     calm = {"auth": fruit, "users": user, "products": product, "posts": posts, "fruits": fruit}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compose-")))
         (folder / "business.toml").write_text(QUICK_HEALTH + MORE)
-        rig = stack.enter_context(
-            gateway_rig("business", with_redis=with_redis, env={"GATEWAY_COMPOSE_DIR": str(folder)})
-        )
+        env = {"GATEWAY_COMPOSE_DIR": str(folder)}
+        rig = stack.enter_context(gateway_rig("business", with_redis=True, env=env))
         services = {
             name: stack.enter_context(rig.service(behave, name=name, lane="direct"))
             for name, behave in calm.items()

@@ -44,4 +44,9 @@ def pair(service: str, backend: Backend, around: World, folder: Path) -> Iterato
     """Two instances on one empty database."""
     with contextlib.ExitStack() as stack:
         env = {**around.env, **backend.env(service)}
-        yield [stack.enter_context(instance(service, folder, env)) for _ in range(2)]
+        two = [stack.enter_context(instance(service, folder, env)) for _ in range(2)]
+        try:
+            yield two
+        finally:
+            for each in two:
+                each.kill()

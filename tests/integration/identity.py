@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ CHEAP_HASH = {"AUTH_ARGON2_MEMORY_KIB": "64", "AUTH_ARGON2_TIME": "1", "AUTH_ARG
 
 @dataclass
 class Person:
-    """A registered user and what he holds after a login."""
+    """A registered user, and the tokens of the last login."""
 
     id: str
     email: str
@@ -47,12 +48,24 @@ class Identity:
     auth: list[RunningInstance] = field(default_factory=list)
     users: list[RunningInstance] = field(default_factory=list)
     databases: Mapping[str, str] = field(default_factory=dict)
+    root: Person | None = None
 
     def register(self, email: str | None = None, instance: RunningInstance | None = None, **body: Any) -> Any:
-        """The answer to a registration; every person comes from an address of his own."""
+        """The answer to a registration; each has an address of its own."""
         email = email or f"{uuid.uuid4().hex[:12]}@example.com"
         sent = {"email": email, "password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace", **body}
         return (instance or self.auth[0]).call("POST", "/api/auth/register", json=sent)
+
+    def register_at_once(self, email: str, times: int) -> list[int]:
+        """The statuses, in order, of so many registrations of one address at the same moment, at both instances."""
+        body = {"email": email, "password": PASSWORD, "firstName": "A", "lastName": "B"}
+
+        def register(number: int) -> int:
+            url = f"{self.auth[number % 2].url}/api/auth/register"
+            return requests.post(url, json=body, timeout=15).status_code
+
+        with ThreadPoolExecutor(times) as pool:
+            return sorted(pool.map(register, range(times)))
 
     def login(self, email: str, password: str = PASSWORD, source: str | None = None, on: int = 0) -> Any:
         return self.auth[on].call(
@@ -63,7 +76,7 @@ class Identity:
         )
 
     def person(self) -> Person:
-        """Somebody new, logged in."""
+        """A new user, logged in."""
         answer = self.register()
         assert answer.status_code == 201, answer.text
         user = answer.json()["user"]
@@ -77,11 +90,23 @@ class Identity:
         return person
 
     def admin(self) -> Person:
-        """An administrator, made by the command that `make seed` uses."""
-        person = self.person()
-        done = self.command("grant-admin", person.email)
-        assert done.returncode == 0, done.stderr
-        return self.again(person)
+        """The administrator, made once by the command that `make seed` uses, and logged in anew."""
+        if self.root is None:
+            self.root = self.person()
+            done = self.command("grant-admin", self.root.email)
+            assert done.returncode == 0, done.stderr
+        return self.again(Person(self.root.id, self.root.email))
+
+    @contextlib.contextmanager
+    def away(self, instances: list[RunningInstance]) -> Iterator[None]:
+        """Killed for as long as the context lasts."""
+        for each in instances:
+            each.kill()
+        try:
+            yield
+        finally:
+            for each in instances:
+                each.start()
 
     def command(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """`python -m services.auth …` beside the running instances."""
@@ -119,9 +144,7 @@ def secrets(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def identity(
-    folder: Path, instances: int = 2, databases: Mapping[str, str] | None = None, **env: str
-) -> Iterator[Identity]:
+def identity(folder: Path, databases: Mapping[str, str] | None = None, **env: str) -> Iterator[Identity]:
     """Everything, ready to answer. `databases` are URLs by service; without one it keeps an SQLite file in `folder`."""
     with contextlib.ExitStack() as stack:
         agent = stack.enter_context(consul())
@@ -136,7 +159,7 @@ def identity(
             **env,
         }
         world = Identity(agent, cache, state, folder, variables, databases=databases or {})
-        for _ in range(instances):
+        for _ in range(2):
             world.auth.append(stack.enter_context(world.further("auth")))
             world.users.append(stack.enter_context(world.further("users")))
         try:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stack.run.api import Stack
-from stack.settings import REPO, StackSettings
-from tests.support.eventually import time_scale
+from stack.settings import REPO
 from tests.support.servers import Process
 
 YOUR_OWN_SERVICE = REPO / "docs" / "your-own-service.md"
@@ -28,21 +25,6 @@ _MAKE = """#!/bin/sh
 command=$("{make}" --no-print-directory -n -f "{repo}/Makefile" "$@") || exit
 eval exec "$(printf '%s' "$command" | sed 's#^python3 -m stack.launch#"{python}" -m stack#')"
 """
-
-
-@contextlib.contextmanager
-def running_stack() -> Iterator[Stack]:
-    """A stack on ports of its own. One instance of each service is enough for pages about further ones."""
-    # Directly under the system's temporary folder: Unix socket paths end at 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o755)
-        counts = {"auth": 1, "users": 1, "posts": 1, "products": 1}
-        stack = Stack(StackSettings.isolated(Path(name) / "var"), counts=counts)
-        try:
-            stack.up(within_s=120 * time_scale())
-            yield stack
-        finally:
-            stack.down()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,18 +11,13 @@ import jwt
 import pytest
 from cryptography.fernet import Fernet
 
-from tests.integration.identity import Identity, identity, problem
+from tests.integration.identity import Identity, problem
 from tests.support.databases import Backend
 from tests.support.eventually import eventually
-from tests.support.instances import RunningInstance
+from tests.support.instances import RunningInstance, instance
+from tests.support.matrix import one_always
 
-
-@pytest.fixture(scope="module")
-def world(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
-    env = {"AUTH_KEY_PUBLISH_S": "2", "AUTH_KEY_REFRESH_S": "0.2"}
-    databases = backend.databases("auth", "users")
-    with identity(tmp_path_factory.mktemp("identity"), databases=databases, **env) as running:
-        yield running
+pytestmark = pytest.mark.shares("identity")
 
 
 def kid(token: str) -> str:
@@ -48,8 +42,6 @@ def test_instances_started_at_the_same_time_on_an_empty_database_agree(
     world: Identity, backend: Backend, tmp_path: Path
 ) -> None:
     env = {**world.env, **backend.env("auth"), "DATA_DIR": str(tmp_path), "CONSUL_HTTP_ADDR": "127.0.0.1:1"}
-    from tests.support.instances import instance
-
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(3) as pool:
         contexts = [instance("auth", tmp_path, env) for _ in range(3)]
         running = list(pool.map(stack.enter_context, contexts))
@@ -102,20 +94,9 @@ def test_the_key_set_may_be_cached_for_less_than_a_key_is_published_ahead(world:
     assert caching == "no-cache", "with keys published 2 s ahead"
 
 
-@contextlib.contextmanager
-def users_away(world: Identity) -> Iterator[None]:
-    for each in world.users:
-        each.kill()
-    try:
-        yield
-    finally:
-        for each in world.users:
-            each.start()
-
-
 def test_registration_without_users_leaves_nothing_and_works_afterwards(world: Identity) -> None:
     email = f"{uuid.uuid4().hex}@example.com"
-    with users_away(world):
+    with world.away(world.users):
         for _ in range(2):
             answer = world.register(email)
             problem(answer, 503)
@@ -138,7 +119,7 @@ def test_a_restarted_auth_signs_with_the_same_key(world: Identity) -> None:
     assert published(world.auth[1])[0] == published(world.auth[0])[0]
 
 
-@pytest.mark.parametrize("kek", ["", "missing", "malformed"])
+@pytest.mark.parametrize("kek", one_always("malformed", "missing", ""))
 def test_a_bad_key_encryption_key_is_one_clear_line(world: Identity, tmp_path: Path, kek: str) -> None:
     file = tmp_path / "kek"
     if kek == "malformed":

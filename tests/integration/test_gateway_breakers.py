@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.gateway_rig import Answer, Rig, Service, exchange, gateway_rig, metric
+from tests.support.gateway_rig import Answer, Rig, Service, exchange, metric
 from tests.support.scripted import Handler, ok
 
-BUSINESS, TWIN, IDENTITY = range(3)
+pytestmark = pytest.mark.shares("gateways")
+
+BUSINESS, TWIN, IDENTITY, AI = range(4)
 
 
 def bad(handler: Handler) -> None:
     handler.answer(503)
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with gateway_rig("business", "business", "identity", with_redis=True) as running:
-        yield running
 
 
 def ask(
@@ -71,21 +66,14 @@ def log_lines(rig: Rig, gateway: int, event: str) -> list[dict[str, Any]]:
 # -- who may
 
 
-@pytest.mark.parametrize("path", ["", "/business/users"])
-def test_only_admins_may_look_and_order(rig: Rig, path: str) -> None:
-    for method in ("POST", "DELETE") if path else ("GET",):
-        body = {"state": "open"} if method == "POST" else None
-        assert exchange(rig.gateways[0].port, method, f"/edge/breakers{path}", {}).status == 401
-        answer = ask(rig, method, path, body, scope="user service")
+def test_only_a_token_of_an_admin_may_look_and_order_whatever_the_edges_headers_say(rig: Rig) -> None:
+    claimed = {"X-Auth-Subject": "root", "X-Auth-Scope": "admin"}
+    user = claimed | {"Authorization": f"Bearer {rig.signer.token('user-1', 'user service')}"}
+    for method, path in (("GET", ""), ("POST", "/business/users"), ("DELETE", "/business/users")):
+        path = f"/edge/breakers{path}"
+        assert exchange(rig.gateways[0].port, method, path, claimed).status == 401
+        answer = exchange(rig.gateways[0].port, method, path, user, b'{"state": "open"}')
         assert (answer.status, answer.headers["content-type"]) == (403, "application/problem+json")
-
-
-def test_edge_headers_make_nobody_an_admin(rig: Rig) -> None:
-    told = {"X-Auth-Subject": "root", "X-Auth-Scope": "admin"}
-    assert exchange(rig.gateways[0].port, "GET", "/edge/breakers", told).status == 401
-    token = rig.signer.token("user-1", "user")
-    headers = told | {"Authorization": f"Bearer {token}"}
-    assert exchange(rig.gateways[0].port, "GET", "/edge/breakers", headers).status == 403
 
 
 # -- looking
@@ -101,7 +89,7 @@ def test_all_groups_and_processes_are_shown_with_state_counts_and_transitions(ri
         assert (said["asked"], said["shared"]) == (rig.gateways[IDENTITY].id, True)
         assert sorted(said["groups"]) == ["ai", "business", "identity"]
         assert sorted(said["groups"]["business"]["instances"]) == ids(rig, BUSINESS, TWIN)
-        assert said["groups"]["ai"] == {"instances": {}, "silent": []}
+        assert sorted(said["groups"]["ai"]["instances"]) == ids(rig, AI)
         mine, twin = (breaker_of(rig, pears, each) for each in (BUSINESS, TWIN))
         assert (mine["state"], mine["who"], mine["held"]) == ("open", "local", False)
         (trip,) = mine["transitions"]
@@ -145,7 +133,7 @@ def test_order_at_any_gateway_reaches_all_of_the_group(rig: Rig) -> None:
             assert calls(rig, pears, 3, gateway) == [200] * 3
 
 
-def test_order_is_in_the_logs_with_who_what_and_which_request(rig: Rig) -> None:
+def test_order_is_in_the_logs_with_its_subject_and_its_request(rig: Rig) -> None:
     with rig.service(ok) as pears:
         ask(rig, "POST", f"/business/{pears.name}", {"state": "open", "for_s": 60}, gateway=IDENTITY)
         ordered = [
@@ -200,6 +188,7 @@ WRONG: dict[str, tuple[Any, int]] = {
     "a long reason": ({"state": "open", "reason": "x" * 101}, 422),
     "a list": ([], 422),
     "no JSON": (b"{", 400),
+    "nothing": (None, 415),
 }
 
 
@@ -228,27 +217,26 @@ def test_order_for_what_there_is_not(rig: Rig, path: str, status: int) -> None:
     assert ask(rig, "POST", path, {"state": "open"}).status == status
 
 
-def test_order_without_a_body_is_refused(rig: Rig) -> None:
-    assert ask(rig, "POST", "/business/users").status == 415
-
-
 # -- what is away
 
 
 def test_killed_process_is_named(rig: Rig) -> None:
     with rig.service(ok) as pears:
-        twin = rig.gateways[TWIN]
+        twin, path = rig.gateways[TWIN], f"/business/{pears.name}"
         twin.process.kill()
         try:
-            answer = ask(rig, "POST", f"/business/{pears.name}", {"state": "open", "for_s": 60})
+            # For longer than the twin may need to be back on a busy machine.
+            answer = ask(rig, "POST", path, {"state": "open", "for_s": 600})
             said = json.loads(answer.body)
             assert (answer.status, said["taken_by"]) == (202, ids(rig, BUSINESS))
             assert said["missing"] == ids(rig, TWIN)
             eventually(lambda: shown(rig)["groups"]["business"]["silent"] == ids(rig, TWIN), 8)
         finally:
             twin.start()
-        eventually(lambda: calls(rig, pears, 1, TWIN) == [503], 5)
+        eventually(lambda: breaker_of(rig, pears, TWIN)["held"], 10)
+        assert calls(rig, pears, 1, TWIN) == [503]
         eventually(lambda: shown(rig)["groups"]["business"]["silent"] == [], 8)
+        ask(rig, "DELETE", path)
 
 
 def test_without_redis_each_shows_its_own_and_says_so(rig: Rig) -> None:

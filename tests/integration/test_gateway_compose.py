@@ -1,4 +1,7 @@
-"""Composed answers from a real gateway: the routes that are shipped, and parts that do the worst that they can."""
+"""Composed answers from a real gateway: the routes that are shipped, and parts that do the worst that they can.
+
+How a whole is put together, what of it is kept and what its errors say is in tests/unit/gateway/test_compose*.
+"""
 
 from __future__ import annotations
 
@@ -28,26 +31,13 @@ from tests.integration.composing import (
     body,
     cut,
     hang,
-    most_memory,
-    on_stage,
     says,
 )
 from tests.support.eventually import eventually, time_scale
 from tests.support.gateway_rig import ROOT, Answer, dead, metric
 from tests.support.scripted import Handler
 
-
-@pytest.fixture(scope="module")
-def whole_stage() -> Iterator[Stage]:
-    with on_stage(with_redis=True) as made:
-        yield made
-
-
-@pytest.fixture
-def stage(whole_stage: Stage) -> Iterator[Stage]:
-    whole_stage.reset()
-    yield whole_stage
-    whole_stage.reset()
+pytestmark = pytest.mark.shares("stage")
 
 
 # -- the first routes
@@ -68,16 +58,6 @@ def test_a_user_and_a_product_are_one_answer(stage: Stage) -> None:
     assert asked.headers["authorization"] == f"Bearer {stage.token}"
     assert asked.headers["x-request-id"] == answer.headers["x-request-id"]
     assert 0 < int(asked.headers["x-deadline-ms"]) <= 3000
-
-
-def test_who_has_the_answer_gets_304(stage: Stage) -> None:
-    tag = stage.get(PAIR).headers["etag"]
-    again = stage.get(PAIR, If_None_Match=tag)
-    assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
-    stage.set(
-        "users", lambda handler: handler.answer(200, b'{"data":{"id":2}}', Cache_Control="private, no-cache")
-    )
-    assert stage.get(PAIR, If_None_Match=tag).status == 200
 
 
 def test_head_is_get_without_a_body(stage: Stage) -> None:
@@ -102,20 +82,6 @@ def test_without_a_token_the_service_says_who_may(stage: Stage) -> None:
     assert answer.headers["www-authenticate"] == 'Bearer realm="users"'
     assert body(answer)["part"] == "user"
     assert all("authorization" not in seen.headers for seen in stage.seen("users"))
-
-
-@pytest.mark.parametrize(("status", "answered"), [(403, 403), (404, 404), (400, 502), (500, 502), (503, 503)])
-def test_a_part_that_is_needed_decides_the_status(stage: Stage, status: int, answered: int) -> None:
-    stage.set("users", lambda handler: handler.answer(status, b'{"secret": "of users"}'))
-    answer = stage.get(PAIR)
-    told = body(answer)
-    assert answer.status == told["status"] == answered
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert (told["part"], told["service"], told["layer"]) == ("user", "users", "gateway")
-    assert told["parts"]["user"]["upstream_status"] == status
-    assert "secret" not in told
-    assert "user" in told["detail"]
-    assert answer.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +202,7 @@ def test_the_worst_of_parts_costs_its_own_part_and_nothing_else(released: Stage,
     stage = released
     behave, status = WORST[worst]
     stage.get("/api/plates/1")
-    before = most_memory(stage.rig)
+    before = stage.rig.gateways[0].most_memory()
     stage.set("fruits", behave)
     began = time.monotonic()
     answer = stage.get("/api/plates/1")
@@ -250,7 +216,7 @@ def test_the_worst_of_parts_costs_its_own_part_and_nothing_else(released: Stage,
     assert said["_parts"]["fruit"]["reason"]
     assert answer.headers["cache-control"] == "no-store"
     assert took_s < 1.0 + 0.5 * time_scale()
-    assert most_memory(stage.rig) - before < 16 * MIB
+    assert stage.rig.gateways[0].most_memory() - before < 16 * MIB
 
 
 @pytest.mark.parametrize("worst", ["hangs", "drips", "is 50 MB", "is not JSON", "is cut short"])

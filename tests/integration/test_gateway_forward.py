@@ -6,21 +6,16 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.eventually import time_scale
-from tests.support.gateway_rig import Rig, dead, gateway_rig
+from tests.support.gateway_rig import Rig, dead
 from tests.support.scripted import Handler, ok
 
-BUSINESS, AI = 0, 1
+pytestmark = pytest.mark.shares("gateways")
 
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with gateway_rig("business", "ai", with_redis=True) as made:
-        yield made
+BUSINESS, AI = 0, 3
 
 
 def problem(answer: object) -> dict[str, object]:
@@ -208,12 +203,6 @@ def test_the_groups_own_health_is_answered(rig: Rig) -> None:
     assert rig.ask("GET", "/health/ready").headers["x-service"] == "gateway-business"
 
 
-def test_no_gateway_is_called_by_a_gateway(rig: Rig) -> None:
-    with rig.service(ok, name="gateway-trap", path="/api/trap") as trap:
-        assert rig.ask("GET", "/api/trap/x", service=trap).status == 404
-        assert not trap.requests
-
-
 def test_a_service_registered_at_the_gateways_address_leads_nowhere(rig: Rig) -> None:
     with rig.service(ok) as pears:
         rig.register(pears.name, f"{pears.name}-loop", rig.gateways[BUSINESS].port, pears.meta)
@@ -264,17 +253,6 @@ def test_an_instance_that_the_contract_refuses_is_never_called(rig: Rig) -> None
         finally:
             rig.deregister("bad")
         assert not pears.requests
-
-
-def test_source_balance_goes_by_the_client_at_the_edge(rig: Rig) -> None:
-    with rig.service(ok, ok, ok, balance="source") as pears:
-        for client in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"):
-            before = [len(each.requests) for each in pears.upstreams]
-            for _ in range(4):
-                assert rig.ask("GET", pears.path, service=pears, client=client).status == 200
-            grown = [len(each.requests) - count for each, count in zip(pears.upstreams, before, strict=True)]
-            assert sorted(grown) == [0, 0, 4]
-        assert sum(1 for each in pears.upstreams if each.requests) > 1
 
 
 # -- time

@@ -15,24 +15,12 @@ from tests.integration.composing import (
     body,
     drip_head,
     hang,
-    on_stage,
     ready,
 )
 from tests.support.eventually import eventually, time_scale
 from tests.support.scripted import Handler
 
-
-@pytest.fixture(scope="module")
-def whole_stage() -> Iterator[Stage]:
-    with on_stage() as made:
-        yield made
-
-
-@pytest.fixture
-def stage(whole_stage: Stage) -> Iterator[Stage]:
-    whole_stage.reset()
-    yield whole_stage
-    whole_stage.reset()
+pytestmark = pytest.mark.shares("stage")
 
 
 @pytest.fixture
@@ -42,7 +30,7 @@ def sound(stage: Stage) -> Iterator[Stage]:
     stage.reset()
 
 
-def test_health_tells_of_every_service_and_of_no_address(sound: Stage) -> None:
+def test_health_names_every_service_and_no_address(sound: Stage) -> None:
     answer = sound.get("/api/health", token=False)
     said = body(answer)
     assert (answer.status, said["status"]) == (200, "healthy")

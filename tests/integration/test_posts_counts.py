@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from tests.integration.content import World, pair, world
+from tests.integration.content import World, pair
 from tests.support.databases import Backend, on_both
 from tests.support.eventually import eventually, time_scale
 from tests.support.instances import RunningInstance, instance
+from tests.support.scripted import Handler, upstream
 
 
 @dataclass
 class Users:
-    """A real HTTP server in the place of users that writes down what it is told. `mode`: ok, fail, hang."""
+    """A real HTTP server in the place of users that writes down the counts that it gets. `mode`: ok, fail, hang."""
 
     mode: str = "ok"
     told: list[tuple[str, int, int]] = field(default_factory=list)
@@ -36,50 +35,30 @@ def users(around: World) -> Iterator[Users]:
     """Registered in Consul as users."""
     state = Users()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def behave(handler: Handler) -> None:
+        mode = state.mode
+        if mode == "hang":
+            time.sleep(3 * time_scale())
+        if mode == "ok":
+            body = json.loads(handler.seen.body)
+            author = handler.path.removeprefix("/internal/users/").removesuffix("/post-count")
+            state.told.append((author, body["count"], body["version"]))
+        handler.answer(200 if mode == "ok" else 500, Content_Type="application/json")
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            mode = state.mode
-            if mode == "hang":
-                time.sleep(3 * time_scale())
-            if mode == "ok":
-                author = self.path.removeprefix("/internal/users/").removesuffix("/post-count")
-                state.told.append((author, body["count"], body["version"]))
-            self.send_response(200 if mode == "ok" else 500)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    entry = {"Name": "users", "ID": "users-1", "Address": "127.0.0.1", "Port": server.server_port}
-    around.consul.call("PUT", "/v1/agent/service/register", entry)
-    try:
-        yield state
-    finally:
-        around.consul.call("PUT", "/v1/agent/service/deregister/users-1")
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
+    with upstream(behave) as server:
+        entry = {"Name": "users", "ID": "users-1", "Address": "127.0.0.1", "Port": server.port}
+        around.consul.call("PUT", "/v1/agent/service/register", entry)
+        try:
+            yield state
+        finally:
+            around.consul.call("PUT", "/v1/agent/service/deregister/users-1")
 
 
 @pytest.fixture(scope="module")
-def around() -> Iterator[World]:
-    with world() as made:
-        yield made
-
-
-@pytest.fixture
-def two(around: World, backend: Backend, tmp_path: Path) -> Iterator[list[RunningInstance]]:
-    with pair("posts", backend, around, tmp_path) as instances:
+def two(
+    around: World, backend: Backend, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[RunningInstance]]:
+    with pair("posts", backend, around, tmp_path_factory.mktemp("posts")) as instances:
         yield instances
 
 
@@ -117,17 +96,16 @@ def test_users_know_the_count_before_the_answer_is_read(
 
 @on_both
 def test_posting_goes_on_without_users_and_the_count_follows_once_when_they_are_back(
-    around: World, tmp_path: Path, author: str, backend: Backend
+    two: list[RunningInstance], around: World, author: str
 ) -> None:
-    with pair("posts", backend, around, tmp_path) as two:
-        for n in range(4):
-            started = time.monotonic()
-            publish(two[n % 2], around, author)
-            assert time.monotonic() - started < 4 * time_scale()
-        with users(around) as known:
-            eventually(lambda: known.counts(author) == [4], 30)
-            time.sleep(1.5)
-            assert known.counts(author) == [4], "two instances told one count once"
+    for n in range(4):
+        started = time.monotonic()
+        publish(two[n % 2], around, author)
+        assert time.monotonic() - started < 4 * time_scale()
+    with users(around) as known:
+        eventually(lambda: known.counts(author) == [4], 30)
+        time.sleep(1.5)
+        assert known.counts(author) == [4], "two instances told one count once"
 
 
 @pytest.mark.parametrize("mode", ["fail", "hang"])

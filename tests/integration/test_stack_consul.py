@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,22 +31,17 @@ def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         yield one
 
 
-def test_service_registers_its_own_name(consul: Agent) -> None:
+def test_service_registers_its_own_name_and_takes_no_other_away(consul: Agent) -> None:
+    """What else a service's token cannot do is in tests/security/test_consul_tokens.py."""
     assert consul.register("users", "users") == 200
-
-
-@pytest.mark.parametrize("name", ["posts", "users2", "user", "consul"])
-def test_service_cannot_register_another_name(consul: Agent, name: str) -> None:
-    assert consul.register("users", name) == 403
-
-
-def test_service_cannot_take_another_away(consul: Agent) -> None:
+    for name in ("posts", "users2", "user", "consul"):
+        assert consul.register("users", name) == 403
     assert consul.register("posts", "posts") == 200
     assert consul.status("users", "PUT", "/v1/agent/service/deregister/posts-1") == 403
     assert consul.status("posts", "PUT", "/v1/agent/service/deregister/posts-1") == 200
 
 
-def test_service_finds_everybody(consul: Agent) -> None:
+def test_service_finds_all_others(consul: Agent) -> None:
     assert consul.register("users", "users") == 200
     for path in (
         "/v1/health/state/any",
@@ -92,7 +87,7 @@ def test_readers_register_nothing(consul: Agent, name: str | None) -> None:
     assert consul.register(name, "users") == 403
 
 
-def test_gateway_registers_itself_and_finds_everybody(consul: Agent) -> None:
+def test_gateway_registers_itself_and_finds_all_others(consul: Agent) -> None:
     assert consul.register(GATEWAY, GATEWAY) == 200
     assert consul.register("users", "users") == 200
     for path in ("/v1/health/state/any", "/v1/health/service/users", "/v1/catalog/nodes"):
@@ -105,25 +100,8 @@ def test_gateway_registers_itself_and_finds_everybody(consul: Agent) -> None:
     assert consul.status(GATEWAY, "PUT", "/v1/agent/service/deregister/gateway-business-1") == 200
 
 
-def test_shared_token_of_an_earlier_version_is_taken_away(consul: Agent) -> None:
-    old = {"Name": "gateway", "Rules": 'service_prefix "" { policy = "read" }'}
-    assert consul.status("master", "PUT", "/v1/acl/policy", old) == 200
-    secret = consul.vault.consul_token("gateway")
-    token = {"SecretID": secret, "Policies": [{"Name": "gateway"}]}
-    assert consul.status("master", "PUT", "/v1/acl/token", token) == 200
-    headers = {"X-Consul-Token": secret}
-    self_path = "/v1/acl/token/self"
-    assert http.call(consul.settings.consul_address, "GET", self_path, headers=headers).status_code == 200
-    consul.acl.apply([], production=False)
-    assert http.call(consul.settings.consul_address, "GET", self_path, headers=headers).status_code == 403
-    names = {entry["Name"] for entry in consul.answer("master", "GET", "/v1/acl/policies").json()}
-    assert "gateway" not in names
-    assert "gateway" not in consul.vault.consul_names()
-    consul.acl.apply([], production=False)
-
-
 @pytest.mark.parametrize("name", ["users", "controller", GATEWAY, None])
-def test_agents_configuration_is_nobodys_business(consul: Agent, name: str | None) -> None:
+def test_only_the_operator_reads_the_agents_configuration(consul: Agent, name: str | None) -> None:
     assert consul.status(name, "GET", "/v1/agent/self") == 403
     assert consul.status("operator", "GET", "/v1/agent/self") == 200
 
@@ -166,50 +144,51 @@ class Known(BaseException):
     """Ends a keeper that would go on for ever, and outlives every Exception."""
 
 
-def test_keeper_of_tokens_outlives_answers_that_are_none(tmp_path: Path) -> None:
-    def known() -> None:
-        raise Known
+def known() -> None:
+    raise Known
 
+
+def test_keeper_of_tokens_outlives_answers_that_are_none(consul: Agent) -> None:
     def garbage(answer: Passing) -> Passing:
         asked.append(answer.path)
         body = (b"<html>", b"[", b'"hello"', b"null")[len(asked) // 3 % 4]
         return replace(answer, body=body) if len(asked) < 30 else answer
 
     asked: list[str] = []
-    with (
-        agent(tmp_path, "common.hcl", "server.hcl") as one,
-        faulty_proxy(one.settings.consul_http_port) as proxy,
-    ):
-        one.acl.wait_ready(30)
-        acl = ConsulAcl(proxy.address, one.vault)
+    with faulty_proxy(consul.settings.consul_http_port) as proxy:
+        acl = ConsulAcl(proxy.address, consul.vault)
         with proxy.failing(garbage), pytest.raises(Known):
             consul_agent.keep_tokens(acl, ["users"], production=False, every_s=0.01, known=known)
-        assert len(asked) >= 30
-        assert one.register("users", "users") == 200
+    assert len(asked) >= 30
+    assert consul.register("users", "users") == 200
 
 
-def test_keeper_brings_a_consul_up_to_date_that_has_lost_nothing(tmp_path: Path) -> None:
-    """As after an upgrade, with a service more, a token that is no more, and the production switch."""
+def test_keeper_brings_a_consul_up_to_date_that_has_lost_nothing(consul: Agent) -> None:
+    """As after an upgrade, with a service more, a token that all gateways shared, and the production switch."""
+    old = {"Name": "gateway", "Rules": 'service_prefix "" { policy = "read" }'}
+    assert consul.status("master", "PUT", "/v1/acl/policy", old) == 200
+    secret = consul.vault.consul_token("gateway")
+    token = {"SecretID": secret, "Policies": [{"Name": "gateway"}]}
+    assert consul.status("master", "PUT", "/v1/acl/token", token) == 200
 
-    def known() -> None:
-        raise Known
+    def accepted() -> int:
+        headers = {"X-Consul-Token": secret}
+        path = "/v1/acl/token/self"
+        return http.call(consul.settings.consul_address, "GET", path, headers=headers).status_code
 
-    with agent(tmp_path, "common.hcl", "server.hcl") as one:
-        one.acl.wait_ready(30)
-        one.acl.apply(["users"], production=False)
-        old = {"Name": "gateway", "Rules": 'service_prefix "" { policy = "read" }'}
-        assert one.status("master", "PUT", "/v1/acl/policy", old) == 200
-        token = {"SecretID": one.vault.consul_token("gateway"), "Policies": [{"Name": "gateway"}]}
-        assert one.status("master", "PUT", "/v1/acl/token", token) == 200
-        one.vault.forget_consul_token("gateway")
-        assert one.answer(None, "GET", "/v1/catalog/nodes").json()
+    assert accepted() == 200
+    assert consul.answer(None, "GET", "/v1/catalog/nodes").json()
+    try:
         with pytest.raises(Known):
-            consul_agent.keep_tokens(one.acl, ["users", "pears"], production=True, known=known)
-        assert one.register("pears", "pears") == 200
-        eventually(lambda: one.answer(None, "GET", "/v1/catalog/nodes").json() == [], 5)
-        headers = {"X-Consul-Token": str(token["SecretID"])}
-        answer = http.call(one.settings.consul_address, "GET", "/v1/acl/token/self", headers=headers)
-        assert answer.status_code == 403
+            consul_agent.keep_tokens(consul.acl, ["users", "pears"], production=True, known=known)
+        assert consul.register("pears", "pears") == 200
+        eventually(lambda: consul.answer(None, "GET", "/v1/catalog/nodes").json() == [], 5)
+        assert accepted() == 403
+        names = {entry["Name"] for entry in consul.answer("master", "GET", "/v1/acl/policies").json()}
+        assert "gateway" not in names
+        assert "gateway" not in consul.vault.consul_names()
+    finally:
+        consul.acl.apply(["users"], production=False)
 
 
 def test_applying_again_makes_nothing_new(consul: Agent) -> None:
@@ -224,33 +203,25 @@ def test_local_file_is_private(consul: Agent) -> None:
     assert (consul.settings.var / "consul" / "local.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_lost_secrets_are_made_again(tmp_path: Path) -> None:
-    """The data survives, `var/secrets` does not: new tokens work, and old ones of services are not needed."""
+def test_empty_consul_gets_the_same_tokens_back_and_lost_secrets_are_made_again(tmp_path: Path) -> None:
     with agent(tmp_path, "common.hcl", "server.hcl") as one:
         one.acl.wait_ready(30)
         one.acl.apply(["users"], production=False)
-        old = one.vault.consul_token("users")
+        token = one.vault.consul_token("users")
+    shutil.rmtree(tmp_path / "consul" / "data")
+    with agent(tmp_path, "common.hcl", "server.hcl") as one:
+        one.acl.wait_ready(30)
+        assert not one.acl.complete()
+        one.acl.apply([], production=False)
+        assert one.vault.consul_token("users") == token
+        assert one.register("users", "users") == 200
     for file in (tmp_path / "secrets").rglob("*"):
         if file.is_file():
             file.unlink()
     with agent(tmp_path, "common.hcl", "server.hcl") as one:
         one.acl.wait_ready(30)
         one.acl.apply(["users"], production=False)
-        assert one.vault.consul_token("users") != old
-        assert one.register("users", "users") == 200
-
-
-def test_empty_consul_gets_the_same_tokens_back(tmp_path: Path) -> None:
-    with agent(tmp_path, "common.hcl", "server.hcl") as one:
-        one.acl.wait_ready(30)
-        one.acl.apply(["users"], production=False)
-        token = one.vault.consul_token("users")
-    subprocess.run(["rm", "-r", str(tmp_path / "consul" / "data")], check=True, timeout=10)
-    with agent(tmp_path, "common.hcl", "server.hcl") as one:
-        one.acl.wait_ready(30)
-        assert not one.acl.complete()
-        one.acl.apply([], production=False)
-        assert one.vault.consul_token("users") == token
+        assert one.vault.consul_token("users") != token
         assert one.register("users", "users") == 200
 
 

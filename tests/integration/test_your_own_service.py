@@ -1,4 +1,4 @@
-"""`docs/your-own-service.md`, its first half, followed to the letter on a running stack."""
+"""`docs/your-own-service.md`, followed to the letter on a running stack."""
 
 from __future__ import annotations
 
@@ -15,15 +15,11 @@ import requests
 
 from stack import http
 from stack.run.api import Stack
-from tests.integration.page import YOUR_OWN_SERVICE, Page, running_stack
+from tests.integration.page import YOUR_OWN_SERVICE, Page
 from tests.support.eventually import eventually
-from tests.support.servers import Process, ask_consul
+from tests.support.servers import Process, accepts, ask_consul, free_port
 
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with running_stack() as one:
-        yield one
+pytestmark = pytest.mark.needs_stack
 
 
 @pytest.fixture
@@ -115,14 +111,51 @@ def test_route_without_an_instance_answers_503_and_comes_back(stack: Stack, page
         eventually(lambda: through_the_edge(stack).status_code == 200, 30)
 
 
-def test_token_of_one_name_registers_no_other(stack: Stack, page: Page) -> None:
-    token = Path(page.run("make -s token SERVICE=hello").strip()).read_text().strip()
+# -- the second half: nginx behind the edge by a plain Consul JSON file
 
-    def register(name: str) -> None:
-        body = {"Name": name, "ID": "stranger", "Address": "127.0.0.1", "Port": 1}
-        consul(stack, "PUT", "/v1/agent/service/register", body, token=token)
 
-    register("hello")
-    consul(stack, "PUT", "/v1/agent/service/deregister/stranger")
-    with pytest.raises(requests.HTTPError, match="403"):
-        register("users")
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def foreign(stack: Stack, tmp_path: Path, port: int) -> Page:
+    made = Page(YOUR_OWN_SERVICE, "A program that is not Python", tmp_path, stack, {8081: port})
+    made.save_files()
+    return made
+
+
+@pytest.fixture
+def nginx(foreign: Page, port: int) -> Iterator[Process]:
+    process = foreign.start(foreign.command("nginx"), "nginx")
+    try:
+        eventually(lambda: accepts(port) or not process.running, 10)
+        process.must_run()
+        yield process
+    finally:
+        process.stop()
+
+
+def test_nginx_is_live_at_the_edge_as_the_page_says(foreign: Page, nginx: Process) -> None:
+    nginx_, register, get, deregister = foreign.commands()
+    assert nginx_.startswith("nginx")
+    foreign.run(register)
+    assert eventually(lambda: (text := foreign.run(get)) == foreign.printed_by(get) and text, 15, every_s=0.1)
+    foreign.run(deregister)
+    eventually(lambda: '"status":503' in foreign.run(get).replace(" ", ""), 10)
+
+
+def test_killed_foreign_program_leaves_the_edge_and_returns_to_it(foreign: Page, nginx: Process) -> None:
+    _, register, get, deregister = foreign.commands()
+    foreign.run(register)
+    expected = foreign.printed_by(get)
+    eventually(lambda: foreign.run(get) == expected, 15, every_s=0.1)
+    nginx.kill()
+    eventually(lambda: foreign.run(get) != expected, 10)
+    again = foreign.start(foreign.command("nginx"), "nginx-again")
+    try:
+        eventually(lambda: foreign.run(get) == expected, 20, every_s=0.1)
+    finally:
+        foreign.run(deregister)
+        again.stop()

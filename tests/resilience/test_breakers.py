@@ -1,7 +1,7 @@
 """What opens a breaker, what it lets through and whom it leaves alone: real gateways in front of real upstreams.
 
-Section 3 of the issue. The finer points of the machine are in tests/unit/discovery/test_breaker.py, of the sharing in
-tests/unit/gateway/sharing.
+The finer points of the machine are in tests/unit/discovery/test_breaker.py, of the sharing in tests/unit/gateway/sharing;
+clients that leave a stream are in test_calls.
 """
 
 from __future__ import annotations
@@ -10,29 +10,22 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
 
-from discovery import ServiceClient, StaticView
+from tests.resilience.conftest import OPEN_S, TRIALS
 from tests.support.eventually import eventually, time_scale
-from tests.support.gateway_rig import Rig, Service, gateway_rig, metric
+from tests.support.gateway_rig import Rig, Service, metric
 from tests.support.matrix import one_always
-from tests.support.scripted import Handler, ok, upstream
+from tests.support.scripted import Handler, ok
 
-OPEN_S = 1.0
+pytestmark = pytest.mark.shares("calls")
+
 MIN_CALLS = 20
-TRIALS = 3
 LEVELS = {0: "closed", 1: "half-open", 2: "open"}
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    env = {"GATEWAY_BREAKER_OPEN_S": str(OPEN_S), "GATEWAY_BREAKER_TRIALS": str(TRIALS)}
-    with gateway_rig("business", "business", with_redis=True, env=env) as running:
-        yield running
 
 
 def status(code: int) -> Callable[[Handler], None]:
@@ -50,6 +43,16 @@ def call(rig: Rig, service: Service, gateway: int = 0, **options: str) -> int:
 
 def state(rig: Rig, service: Service, gateway: int = 0) -> str:
     return LEVELS[int(metric(rig, "service_upstream_breaker", {"upstream": service.name}, gateway))]
+
+
+def open_it(rig: Rig, service: Service) -> None:
+    """Many calls at a time: enough of them must fall into one window, however slow the machine is."""
+    for _ in range(10):
+        with ThreadPoolExecutor(10) as pool:
+            list(pool.map(lambda _: call(rig, service), range(MIN_CALLS)))
+        if state(rig, service) == "open":
+            return
+    raise AssertionError("the breaker stays closed")
 
 
 def tripped(rig: Rig, service: Service, gateway: int = 0) -> dict[str, float]:
@@ -99,30 +102,7 @@ def test_callers_mistakes_leave_it_closed(rig: Rig, code: int) -> None:
         assert (state(rig, pears), tripped(rig, pears)["local"]) == ("closed", 0)
 
 
-def test_client_who_leaves_a_stream_leaves_it_untouched(rig: Rig) -> None:
-    left = []
-
-    def endless(handler: Handler) -> None:
-        handler.begin_chunks()
-        try:
-            while True:
-                handler.chunk(b"x" * 65536)
-                time.sleep(0.005)
-        except OSError:
-            left.append(1)
-            handler.hang_up()
-
-    with rig.service(endless) as pears:
-        for _ in range(MIN_CALLS + 5):
-            with rig.open("GET", pears.path, service=pears) as response:
-                assert response.read1(10)
-        eventually(lambda: len(left) == MIN_CALLS + 5, 10)
-        assert (state(rig, pears), tripped(rig, pears)["local"]) == ("closed", 0)
-        pears.upstreams[0].behave = ok
-        assert call(rig, pears) == 200
-
-
-def test_one_who_has_found_a_request_that_fails_does_not_close_it_to_others(rig: Rig) -> None:
+def test_one_client_with_a_request_that_fails_does_not_open_it_for_others(rig: Rig) -> None:
     def poisoned(handler: Handler) -> None:
         handler.answer(500 if handler.seen.path.endswith("/poison") else 200)
 
@@ -165,8 +145,7 @@ def test_impatient_callers_leave_it_closed_and_keep_none_open(rig: Rig, addresse
         assert set(pool.map(impatient, range(2 * MIN_CALLS))) == {504}
         assert (state(rig, pears), call(rig, pears)) == ("closed", 200)
         slow.clear()
-        while state(rig, pears) != "open":
-            call(rig, pears)
+        open_it(rig, pears)
         slow.set()
         attack = [pool.submit(attacked, number) for number in range(10)]
         try:
@@ -188,8 +167,7 @@ def test_half_open_with_twenty_waiting_lets_only_the_trials_through(rig: Rig) ->
         handler.answer()
 
     with rig.service(status(503)) as pears, ThreadPoolExecutor(20) as pool:
-        while state(rig, pears) != "open":
-            call(rig, pears)
+        open_it(rig, pears)
         pears.upstreams[0].behave = slow
         before = len(pears.requests)
         time.sleep(OPEN_S)
@@ -208,8 +186,7 @@ def test_half_open_with_twenty_waiting_lets_only_the_trials_through(rig: Rig) ->
 
 def test_other_services_are_untouched_by_an_open_one(rig: Rig) -> None:
     with rig.service(status(503)) as pears, rig.service(ok) as plums:
-        while state(rig, pears) != "open":
-            call(rig, pears)
+        open_it(rig, pears)
         answers = []
         for _ in range(MIN_CALLS):
             answers.append((call(rig, pears), call(rig, plums)))
@@ -239,16 +216,6 @@ def wait_a_bit(handler: Handler) -> None:
     handler.answer()
 
 
-def test_eight_threads_take_as_long_as_one_through_a_client() -> None:
-    with upstream(wait_a_bit) as server:
-        client = ServiceClient(StaticView([server.instance()]))
-        took_s = took_together(lambda: client.request("GET", "users", "/"), 8)
-        assert len(server.requests) == 8
-        assert client.breakers()["users"].calls == 8, "they went through one breaker"
-        print(f"eight calls of 0.2 s through one client: {took_s:.3f} s")
-        assert 0.2 <= took_s < 0.2 + 0.4 * time_scale()
-
-
 def test_eight_requests_take_as_long_as_one_through_a_gateway(rig: Rig) -> None:
     with rig.service(wait_a_bit) as pears:
         took_s = took_together(lambda: call(rig, pears), 8)
@@ -265,14 +232,16 @@ def test_all_processes_open_within_100_ms_of_one(rig: Rig) -> None:
     for _ in range(3):
         with rig.service(status(503)) as pears:
             assert call(rig, pears, 1) == 503
-            while state(rig, pears) != "open":
-                call(rig, pears)
+            opened_s = time.monotonic()
+            open_it(rig, pears)
             eventually(lambda service=pears: state(rig, service, 1) == "open", 2)
             assert (tripped(rig, pears)["local"], tripped(rig, pears, 1)["shared"]) == (1, 1)
             took_s.append(at(rig, pears, 1) - at(rig, pears, 0))
             before = len(pears.requests)
             assert call(rig, pears, 1) == 503
-            assert len(pears.requests) == before, "the other one sends nothing any more"
+            # On a machine that stood still for that long, it is a trial.
+            if time.monotonic() - opened_s < OPEN_S:
+                assert len(pears.requests) == before, "the other one sends nothing any more"
     print(f"the second process was open after {[f'{1000 * each:.1f} ms' for each in took_s]}")
     assert sorted(took_s)[1] < 0.1 * time_scale()
 

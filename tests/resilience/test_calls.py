@@ -5,25 +5,22 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support.eventually import time_scale
-from tests.support.gateway_rig import Answer, Rig, Service, dead, gateway_rig, metric
+from tests.support.gateway_rig import Answer, Rig, Service, dead, metric
 from tests.support.scripted import Handler, ok
 
 CALLERS = 50
 # More than the breaker's minimum of calls (20), so that a wrong count would open it.
 LEAVERS = 25
 BODY = bytes(range(256)) * 800  # 200 KiB
+LONG = bytes(range(256)) * 4096  # 1 MiB: more than is kept to be sent again
 
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with gateway_rig() as started:
-        yield started
+pytestmark = pytest.mark.shares("calls")
 
 
 def attempts(rig: Rig, service: Service, outcome: str = "") -> float:
@@ -77,7 +74,7 @@ def test_one_dead_of_three_costs_none_of_fifty_concurrent_gets(rig: Rig) -> None
         answers = together(CALLERS, lambda n: rig.ask("GET", f"{pears.path}/{n}", service=pears))
         assert [answer.status for answer in answers] == [200] * CALLERS
         assert attempts(rig, pears, "ConnectFailed") >= 1, "the dead instance was never tried"
-        # Whoever met the dead one went to another, and nobody went twice where he was answered.
+        # A call that met the dead one went to another, and none went twice where it was answered.
         paths = sorted(seen.path for seen in pears.requests)
         assert paths == sorted(f"{pears.path}/{n}" for n in range(CALLERS))
 
@@ -113,14 +110,14 @@ def test_post_whose_connection_is_refused_goes_to_another_with_its_whole_body(
     with rig.service(dead, ok) as pears:
 
         def post() -> None:
-            body = iter([BODY[:1000], BODY[1000:]]) if chunked else BODY
+            body = iter([LONG[:1000], LONG[1000:]]) if chunked else LONG
             assert rig.ask("POST", pears.path, service=pears, body=body).status == 200
 
         until(lambda: attempts(rig, pears, "ConnectFailed"), post)
         sent = calls(rig, pears)
         assert attempts(rig, pears, "ConnectFailed") == 1
         assert attempts(rig, pears) == sent + 1, "one retry, and only one"
-        assert [seen.body == BODY for seen in pears.requests] == [True] * int(sent)
+        assert [seen.body == LONG for seen in pears.requests] == [True] * int(sent)
 
 
 def test_post_with_an_idempotency_key_is_retried_on_another_instance(rig: Rig) -> None:
@@ -165,7 +162,11 @@ def test_second_try_gets_no_more_than_the_first_has_left(rig: Rig) -> None:
     assert took_s <= deadline_s + 0.3 * time_scale()
 
 
-@pytest.mark.parametrize("broken", [hang_up, dead])
+def bad_gateway(handler: Handler) -> None:
+    handler.answer(502)
+
+
+@pytest.mark.parametrize("broken", [hang_up, dead, bad_gateway])
 def test_full_outage_costs_a_fifth_more_attempts_at_most(rig: Rig, broken: Callable[[Handler], None]) -> None:
     with rig.service(broken, broken, broken) as pears:
         answers = together(CALLERS, lambda n: rig.ask("GET", f"{pears.path}/{n}", service=pears))
@@ -242,7 +243,7 @@ def test_server_sent_events_are_passed_on_at_once(rig: Rig) -> None:
         handler.end_headers()
         for number, event in enumerate(arrived):
             handler.chunk(b"data: %d\n\n" % number)
-            # The next event is sent only once the client has had this one: whoever holds it back, holds all back.
+            # The next event is sent only once the client has had this one: to hold it back is to hold all back.
             waited.append(event.wait(5 * time_scale()))
         handler.chunk(b"")
 

@@ -1,4 +1,7 @@
-"""More than can be carried, through real gateways: what is refused, how fast, and who does not notice."""
+"""More than can be carried, through real gateways: what is refused, how fast, and that others do not notice.
+
+Retries of an outage, and their bound, are in test_calls.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,14 @@ import itertools
 import json
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tests.support.eventually import eventually, time_scale
-from tests.support.gateway_rig import Answer, Rig, Service, dead, gateway_rig, metric
+from tests.support.gateway_rig import Answer, Rig, Service, gateway_rig, metric
 from tests.support.scripted import Handler, ok
 from tests.support.storm import Capacity, Crowd, Outcomes, RunningUpstream, crowd, limited_upstream
 
@@ -42,7 +44,7 @@ parts.wares = { service = "wares", path = "/api/wares" }
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
+def wide() -> Iterator[Rig]:
     # The crowd has one address.
     with gateway_rig("business", env={"GATEWAY_OPEN_PER_SUBJECT": "10000"}) as started:
         yield started
@@ -69,16 +71,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 @pytest.mark.long
-def test_retry_storm_is_over_when_its_cause_is(rig: Rig) -> None:
+def test_retry_storm_is_over_when_its_cause_is(wide: Rig) -> None:
     """Twice the load that the upstream can carry, 8 s in which it hangs, and users who ask three times as soon as they are refused.
 
     Every refusal makes another request, and what hung is still worked off for nobody: without a bound on what is under way the
     upstream would be busy with the past for good.
     """
     capacity = Capacity(16, 0.16)
-    with limited_upstream(capacity) as upstream, _registered(rig, "stormy", upstream):
+    with limited_upstream(capacity) as upstream, _registered(wide, "stormy", upstream):
         headers = {"X-Edge-Route": "stormy", "X-Forwarded-For": "10.0.0.1"}
-        with crowd(Crowd(rig.gateways[0].port, "/api/stormy", 2 * capacity.per_s, headers)) as running:
+        with crowd(Crowd(wide.gateways[0].port, "/api/stormy", 2 * capacity.per_s, headers)) as running:
             time.sleep(CALM_S)
             calm = (time.monotonic(), time.monotonic() + WINDOW_S)
             time.sleep(WINDOW_S)
@@ -125,59 +127,8 @@ def _registered(rig: Rig, name: str, upstream: RunningUpstream) -> Iterator[None
         rig.deregister(f"{name}-0")
 
 
-# -- retries
-
-
-def failing(broken: threading.Event) -> Callable[[Handler], None]:
-    """Answers well until `broken`, and 502 from then on."""
-
-    def behave(handler: Handler) -> None:
-        handler.answer(502 if broken.is_set() else 200, Cache_Control="no-store")
-
-    return behave
-
-
-def test_retries_of_a_full_outage_stay_within_a_fifth(rig: Rig) -> None:
-    broken = threading.Event()
-    with rig.service(*[failing(broken)] * 3) as pears:
-        assert set(_ask_many(rig, pears, "well", 200)) == {200}
-        broken.set()
-        statuses = _ask_many(rig, pears, "broken", 400)
-        assert set(statuses) == {502, 503}
-        seen = Counter(each.path for each in pears.requests)
-    calls = len(seen)
-    asked = sum(1 for path in seen if "/broken/" in path)
-    retries = sum(seen.values()) - calls
-    assert asked >= 100, "the breaker hid the outage"
-    assert 0 < retries <= 0.2 * calls, f"{retries} retries of {calls} calls"
-
-
-def test_retries_of_instances_that_are_all_gone_stay_within_a_fifth(rig: Rig) -> None:
-    """Refused connections reach no upstream: the gateway's own count of attempts tells."""
-    with rig.service(dead, dead, dead) as pears:
-        assert set(_ask_many(rig, pears, "gone", 200)) == {503}
-        attempts = _metric(rig, "service_upstream_attempts_total", pears)
-        calls = _metric(rig, "service_upstream_calls_total", pears)
-        outcomes = {"upstream": pears.name, "outcome": "BreakerOpen"}
-        unsent = metric(rig, "service_upstream_calls_total", outcomes)
-    assert calls == 200
-    assert calls - unsent >= 20, "the breaker hid the outage"
-    # A retry is free until its instance is known to be gone, so that calls at once may make some.
-    assert 0 < attempts - (calls - unsent) <= 0.2 * calls
-
-
 def _metric(rig: Rig, name: str, service: Service) -> float:
     return metric(rig, name, {"upstream": service.name})
-
-
-def _ask_many(rig: Rig, service: Service, phase: str, count: int) -> Counter[int]:
-    """GETs of different paths, eight at once; statuses → how many."""
-
-    def ask(number: int) -> int:
-        return rig.ask("GET", f"{service.path}/{phase}/{number}", service=service).status
-
-    with ThreadPoolExecutor(8) as pool:
-        return Counter(pool.map(ask, range(count)))
 
 
 # -- others

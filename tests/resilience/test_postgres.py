@@ -1,11 +1,14 @@
-"""PostgreSQL fails under auth, users and posts while they are written to. What was acknowledged is kept; who cannot be
-served is told so in time; and afterwards everything is as before, without a restart of anybody.
+"""auth, users and posts on PostgreSQL: what depends on its own locking, and what becomes of writes while it fails.
+
+What was acknowledged is kept; what cannot be served is refused in time; and afterwards everything is as before, without a
+restart of any instance.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -123,6 +126,83 @@ def assert_problems(rig: Rig) -> None:
         problem(each.call("POST", "/api/auth/login", json=body, client=requests.Session()), 503)
 
 
+# -- it works
+
+
+def test_accounts_really_live_in_postgresql(rig: Rig) -> None:
+    for service, table in (("auth", "accounts"), ("users", "users")):
+        query = f"SELECT email FROM {table} WHERE id = '{rig.author.id}'"
+        assert rig.rows(service, query) == [(rig.author.email,)]
+    assert not list(rig.people.folder.glob("*.db"))
+
+
+def test_of_simultaneous_registrations_of_one_address_one_succeeds(rig: Rig) -> None:
+    for _ in range(5):
+        assert rig.people.register_at_once(f"{uuid.uuid4().hex}@example.com", 4) == [201, 409, 409, 409]
+
+
+def test_refresh_reuse_lockout_and_rotation_hold_across_instances(rig: Rig) -> None:
+    world = rig.people
+    admin = world.admin()
+    body = {"refresh_token": admin.refresh}
+    second = world.auth[0].call("POST", "/api/auth/refresh", json=body).json()["refresh_token"]
+    problem(world.auth[1].call("POST", "/api/auth/refresh", json=body), 401)
+    problem(world.auth[0].call("POST", "/api/auth/refresh", json={"refresh_token": second}), 401)
+    statuses = [
+        world.login(admin.email, "wrong password", source="203.0.113.70", on=n % 2).status_code
+        for n in range(7)
+    ]
+    assert statuses[:5] == [401] * 5
+    assert 429 in statuses
+    assert world.login(admin.email).status_code == 200
+    rotated = world.auth[1].call("POST", "/api/auth/keys/rotate", token=admin.access)
+    assert rotated.status_code == 201, rotated.text
+
+
+def test_change_count_list_and_delete(rig: Rig) -> None:
+    world = rig.people
+    person, admin = world.person(), world.admin()
+    where = f"/api/users/{person.id}"
+    changed = world.users[0].call("PATCH", where, json={"lastName": "King"}, token=person.access)
+    assert changed.status_code == 200
+    counted = world.users[0].call(
+        "POST",
+        f"/internal/users/{person.id}/post-count",
+        json={"count": 2, "version": 1_800_000_000_000_000},
+        token=world.service_token("posts"),
+    )
+    assert counted.status_code == 200
+    data = world.users[1].call("GET", where, token=person.access).json()["data"]
+    assert (data["lastName"], data["postCount"]) == ("King", 2)
+    page = world.users[0].call("GET", "/api/users", params={"limit": 100}, token=admin.access)
+    assert person.id in {user["id"] for user in page.json()["data"]}
+    assert world.users[0].call("DELETE", where, token=person.access).status_code == 204
+    problem(world.users[1].call("GET", where, token=person.access), 404)
+    problem(world.auth[1].call("POST", "/api/auth/refresh", json={"refresh_token": person.refresh}), 401)
+
+
+def test_text_that_postgresql_does_not_take_is_refused_not_an_error(rig: Rig) -> None:
+    world, person = rig.people, rig.author
+    names = {"firstName": "A", "lastName": "B"}
+    bodies = {
+        "/api/auth/login": {"email": "a\0@example.com", "password": "x"},
+        "/api/auth/token": {"grant_type": "api_key", "api_key": "sk-\0abcdefgh"},
+        "/api/auth/refresh": {"refresh_token": "\0"},
+        "/api/auth/register": {"email": "a@example.com\0", "password": PASSWORD, **names},
+    }
+    for path, body in bodies.items():
+        problem(world.auth[0].call("POST", path, json=body), 422)
+    problem(world.auth[0].call("DELETE", "/api/auth/api-keys/%00", token=person.access), 422)
+    problem(world.users[0].call("GET", "/api/users/%00", token=world.admin().access), 404)
+    change = {"firstName": "a\0b"}
+    problem(world.users[0].call("PATCH", f"/api/users/{person.id}", json=change, token=person.access), 422)
+    login = {"email": person.email, "password": "\0"}
+    problem(world.auth[0].call("POST", "/api/auth/login", json=login), 401)
+
+
+# -- it fails
+
+
 def test_immediate_restart_loses_no_acknowledged_write_and_all_write_again_within_5_s(rig: Rig) -> None:
     writers, before = all_writers(rig), version(rig)
     with running(writers):
@@ -142,11 +222,12 @@ def test_immediate_restart_loses_no_acknowledged_write_and_all_write_again_withi
 
 
 def counted_posts(rig: Rig) -> int:
-    """How many posts the author has, by his profile."""
+    """How many posts the author has, by the profile."""
     answer = rig.people.users[0].call("GET", "/api/users/me", token=rig.author.access)
     return int(answer.json()["data"]["postCount"])
 
 
+@pytest.mark.long
 def test_server_that_stands_still_holds_nobody_for_long(rig: Rig) -> None:
     writers = all_writers(rig)
     with running(writers):
@@ -164,6 +245,7 @@ def test_server_that_stands_still_holds_nobody_for_long(rig: Rig) -> None:
     assert_kept(rig, writers)
 
 
+@pytest.mark.long
 def test_replica_is_read_and_writes_are_503s_until_it_is_promoted(rig: Rig) -> None:
     writers = all_writers(rig)
     reads = [Load(Plan(each.port, ("/api/posts",), connections=2, rate_per_s=20)) for each in rig.posts]
@@ -184,6 +266,7 @@ def test_replica_is_read_and_writes_are_503s_until_it_is_promoted(rig: Rig) -> N
         assert not load.report().failures(), load.report().summary()
 
 
+@pytest.mark.long
 def test_exhausted_connections_are_503_in_time(rig: Rig) -> None:
     writers = all_writers(rig)
     with running(writers):
@@ -203,6 +286,7 @@ def bearer(person: Person) -> dict[str, str]:
     return {"Authorization": f"Bearer {person.access}"}
 
 
+@pytest.mark.long
 def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
     """More want it than an instance has threads. All of them are told so in time, and the others do not notice."""
     writers = [posting(each.port, rig.author.access, connections=16, rate_per_s=30) for each in rig.posts]
@@ -216,6 +300,7 @@ def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
     assert_kept(rig, writers)
 
 
+@pytest.mark.long
 def test_lock_on_a_table_costs_only_those_who_read_it(rig: Rig) -> None:
     """Many ask for the same at once, more than an instance has threads."""
     reader = rig.people.person()

@@ -9,7 +9,14 @@ import pytest
 from tests.support.accounts import Account
 from tests.support.actor import Actor, actor
 from tests.support.eventually import eventually, time_scale
-from tests.support.faults import assert_nothing_lost, edge_holds, guest, passing, steady_gets
+from tests.support.faults import (
+    assert_nothing_lost,
+    edge_holds,
+    guest,
+    passing,
+    steady_gets,
+    until_served_by,
+)
 from tests.support.fleet import Fleet, Member
 from tests.support.servers import free_port
 
@@ -21,14 +28,14 @@ def test_forgotten_instance_registers_again_within_10_s_and_costs_no_request(
 ) -> None:
     victim = fleet.instances("users")[0]
     with steady_gets(fleet, account) as load:
-        time.sleep(1)
+        until_served_by(load, victim)
         fleet.consul("PUT", f"/v1/agent/service/deregister/{victim.id}")
         forgotten_s = time.monotonic()
         assert victim.id not in passing(fleet, "users"), "the agent did not forget"
         eventually(lambda: victim.id in passing(fleet, "users"), 15)
         known_s = time.monotonic()
         fleet.wait_healthy(15)
-        time.sleep(1)
+        until_served_by(load, victim)
     assert known_s - forgotten_s < 10.0 * time_scale()
     report = load.report()
     assert_nothing_lost(fleet, report)
@@ -46,7 +53,7 @@ def test_port_reused_by_another_service_gets_no_request(fleet: Fleet, account: A
             eventually(lambda: edge_holds(fleet, "users", former.instance_id, up=False), 5)
             # Consul still holds the registration, and its check still passes: only the edge's own check can tell.
             with actor("posts", "posts-latter", port=former.port) as latter:
-                time.sleep(5)
+                time.sleep(3)
                 assert former.instance_id in passing(fleet, "users")
                 assert latter.requests == 0
                 assert edge_holds(fleet, "users", former.instance_id, up=False)
@@ -61,7 +68,7 @@ def test_instance_registered_before_it_listens_costs_no_request_and_serves_once_
     early = Actor("users", "users-early", port=free_port())
     with steady_gets(fleet, account) as load, guest(fleet, early):
         eventually(lambda: edge_holds(fleet, "users", early.instance_id, up=False), 10)
-        time.sleep(2)
+        time.sleep(1)
         assert early.requests == 0
         early.listen()
         listening_s = time.monotonic()

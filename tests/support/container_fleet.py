@@ -23,8 +23,7 @@ from stack.servers.vault import REDIS_OPERATOR
 from stack.settings import REPO
 from tests.support.accounts import new_account, says_ready
 from tests.support.eventually import eventually, time_scale
-from tests.support.fleet import Member, RedisName
-from tests.support.fleet_base import FleetBase
+from tests.support.fleet import Fleet, Member, RedisName
 from tests.support.servers import free_ports
 
 PORT = 8000
@@ -33,8 +32,8 @@ SERVERS = ("consul", "consul-tokens", "haproxy", "controller", "redis-cache", "r
 PROJECT, SERVICE = "com.docker.compose.project", "com.docker.compose.service"
 
 
-class ContainerFleet(FleetBase):
-    """A `Fleet` over one Compose project. See `tests.support.fleet.Fleet` for the promises."""
+class ContainerFleet(Fleet):
+    """A `Fleet` over one Compose project."""
 
     def __init__(self, project: str, subnet: str, **environment: str) -> None:
         network = ipaddress.ip_network(subnet)
@@ -215,8 +214,10 @@ class ContainerFleet(FleetBase):
         self._together("stop", [self.of(member)])
 
     def restart(self, *services: str) -> None:
-        """`docker restart` of all their containers at once; returns when they run again."""
-        self._together("restart", [one for service in services for one in self.containers(service)])
+        """Stop all their containers at once and start them again; returns when they run."""
+        found = [one for service in services for one in self.containers(service) if one.status == "running"]
+        self._together("stop", found)  # docker restart takes one after the other
+        self._together("start", found)
 
     def _together(self, action: str, containers: Sequence[Container]) -> None:
         """`docker stop`, `docker kill` or `docker start` for all of these at once."""

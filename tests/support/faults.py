@@ -53,6 +53,12 @@ def serving(fleet: Fleet, account: Account, service: str, path: str) -> Member:
     return next(member for member in fleet.instances(service) if member.id == name)
 
 
+def until_served_by(load: Load, member: Member) -> None:
+    """Returns once the load has had an answer of this instance that was asked for after the call."""
+    since_s = time.monotonic()
+    eventually(lambda: load.report().since(since_s).served()[member.id] > 0, 10)
+
+
 def assert_nothing_lost(
     fleet: Fleet, report: Report, *, killed: Member | None = None, fault_s: float = 0.0
 ) -> None:

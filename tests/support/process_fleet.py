@@ -6,25 +6,23 @@ import contextlib
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.runtime.socket import Master, Runtime, command
+from stack.run import processes
 from stack.run.api import INFRASTRUCTURE, Stack
 from stack.servers.consul_agent import ConsulAcl
 from stack.servers.vault import REDIS_OPERATOR
 from stack.settings import REPO, StackSettings
-from tests.support.accounts import ask, says_ready
+from tests.support.accounts import says_ready
 from tests.support.eventually import eventually, time_scale
-from tests.support.fleet import Member, RedisName
-from tests.support.fleet_base import FleetBase
-from tests.support.servers import Process, free_ports
+from tests.support.fleet import Fleet, Member, RedisName
 
 
-class ProcessFleet(FleetBase):
-    """A `Fleet` over one `Stack` whose state lives under `var`. See `tests.support.fleet.Fleet` for the promises."""
+class ProcessFleet(Fleet):
+    """A `Fleet` over one `Stack` whose state lives under `var`."""
 
     def __init__(
         self, var: Path, env: Mapping[str, str], service_env: Mapping[str, Mapping[str, str]]
@@ -36,7 +34,11 @@ class ProcessFleet(FleetBase):
         self.stack.up(within_s=120 * time_scale())
 
     def down(self) -> None:
+        """Whatever has been done to it, no process of it is left."""
+        running = processes.of_stack(self.stack.settings.var)
         self.stack.down()
+        assert processes.wait_gone(running, 0) == []
+        assert processes.of_stack(self.stack.settings.var) == []
 
     @property
     def edge_port(self) -> int:
@@ -159,40 +161,6 @@ class ProcessFleet(FleetBase):
 
         eventually(answered, 5)
         return found[-1]
-
-    @contextlib.contextmanager
-    def second_edge(self, **environment: str) -> Iterator[int]:
-        """Another edge on the same Consul, with settings of its own (`EDGE_RATE_SOURCE="20"`, …); its HTTP port."""
-        with tempfile.TemporaryDirectory(prefix="bw-edge-", ignore_cleanup_errors=True) as name:
-            folder = Path(name)
-            http, https, stats, controller = free_ports(4)
-            env = self.stack.edge_environment() | {
-                "EDGE_NAME": "second",
-                "EDGE_HTTP_PORT": str(http),
-                "EDGE_HTTPS_PORT": str(https),
-                "STATS_PORT": str(stats),
-                "CONTROLLER_PORT": str(controller),
-                "EDGE_DIR": str(folder / "edge"),
-                "EDGE_RUN_DIR": str(folder / "run"),
-            }
-            env |= environment
-            (folder / "run").mkdir()
-            control = [sys.executable, "-m", "haproxy.controller"]
-            subprocess.run([*control, "init"], env=env, cwd=REPO, check=True, timeout=60)
-            master = f"{folder / 'run' / 'haproxy-master.sock'},mode,600"
-            proxy = ["haproxy", "-W", "-db", "-S", master, "-f", str(folder / "edge" / "haproxy.cfg")]
-            running = [
-                Process(proxy, folder / "haproxy.log", env=env),
-                Process([*control, "run"], folder / "controller.log", env=env),
-            ]
-            try:
-                for process in running:
-                    process.start()
-                eventually(lambda: ask(http, "GET", "/api/posts").status == 200, 30)
-                yield http
-            finally:
-                for process in reversed(running):
-                    process.stop()
 
     def _servers_run(self) -> bool:
         return all(self.stack.pid(name) for name in INFRASTRUCTURE)

@@ -31,6 +31,7 @@ class Upstream:
     requests: list[Seen] = field(default_factory=list)
     connections: int = 0
     service: str = ""  # what it says at its health, when it is asked as the edge asks
+    open: set[socket.socket] = field(default_factory=set)
 
     def instance(self, service: str = "users", **fields: object) -> Instance:
         """This server as an instance of a service."""
@@ -47,6 +48,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         super().setup()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.upstream.connections += 1
+        self.upstream.open.add(self.connection)
+
+    def finish(self) -> None:
+        self.upstream.open.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def _handle(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -109,10 +116,12 @@ def ok(handler: Handler) -> None:
 
 
 @contextlib.contextmanager
-def upstream(behave: Callable[[Handler], None] = ok, port: int = 0) -> Iterator[Upstream]:
-    """A server on a free loopback port (or `port`)."""
+def upstream(
+    behave: Callable[[Handler], None] = ok, port: int = 0, host: str = "127.0.0.1"
+) -> Iterator[Upstream]:
+    """A server on a free loopback port (or `port`). In the end it hangs up, as a process that ends does."""
     record = Upstream(0, behave)
-    server = _Server(("127.0.0.1", port), type("Bound", (Handler,), {"upstream": record}))
+    server = _Server((host, port), type("Bound", (Handler,), {"upstream": record}))
     record.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -121,4 +130,7 @@ def upstream(behave: Callable[[Handler], None] = ok, port: int = 0) -> Iterator[
     finally:
         server.shutdown()
         server.server_close()
+        for connection in list(record.open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         thread.join(timeout=5)

@@ -70,23 +70,6 @@ def claims(**changes: Any) -> dict[str, Any]:
     return {k: v for k, v in (made | changes).items() if v is not ...}
 
 
-def parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token."""
-    header, payload, _ = token.split(".")
-    return _decode(header), _decode(payload)
-
-
-def _decode(part: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    return found
-
-
-def promoted(token: str) -> str:
-    """A token that calls itself an administrator's under its old signature."""
-    header, payload, signature = token.split(".")
-    return f"{header}.{b64(json.dumps(_decode(payload) | {'scope': 'admin'}).encode())}.{signature}"
-
-
 def unsigned(payload: dict[str, Any], **header: Any) -> str:
     """`alg: none` and an empty signature."""
     return f"{b64(json.dumps({'alg': 'none', 'typ': 'JWT'} | header).encode())}.{b64(json.dumps(payload).encode())}."

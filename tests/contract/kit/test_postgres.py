@@ -41,7 +41,7 @@ def test_instances_that_start_at_once_migrate_once(postgres_server: PostgresServ
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(60 * time_scale())
     assert [process.exitcode for process in processes] == [0] * 2
 
 
