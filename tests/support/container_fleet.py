@@ -329,7 +329,9 @@ class ContainerFleet(Fleet):
         return http.call(f"127.0.0.1:{self._stats}", "GET", "/stats;csv").text
 
     def _edge_log_text(self) -> str:
-        return str(self.container("haproxy").logs(tail=50_000).decode(errors="replace"))
+        # The controller writes down the requests, where no file is named for them.
+        logs = [self.container(name).logs(tail=50_000) for name in ("haproxy", "controller")]
+        return b"".join(logs).decode(errors="replace")
 
     def reloads(self) -> int:
         return self.container("haproxy").logs().count(b"Reloading HAProxy")

@@ -147,7 +147,7 @@ class ProcessFleet(Fleet):
             return session.send(command("show", "stat", f"svc_{service}", 4, -1))
 
     def _edge_log_text(self) -> str:
-        return self.stack.log_file("haproxy").read_text(errors="replace")
+        return self.stack.log_file("requests").read_text(errors="replace")
 
     def reloads(self) -> int:
         # The master starts itself anew for a reload, and is deaf for that moment.
