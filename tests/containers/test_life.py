@@ -62,7 +62,7 @@ def lives(fleet: ContainerFleet) -> dict[str, tuple[str, str]]:
 
 def test_stopped_container_drains_and_ends_well(containers: ContainerFleet, account: Account) -> None:
     victim = serving(containers, account, "posts", "/api/posts")
-    reading = Plan(containers.edge_port, ("/api/posts?limit=1",), headers=account.headers(), rate_per_s=75)
+    reading = Plan(containers.edge_port, ("/api/posts?limit=1",), headers=account.headers(), rate_per_s=40)
     with Load(reading) as gets, steady_posts(containers, account) as posts:
         time.sleep(1)
         fault_s = time.monotonic()

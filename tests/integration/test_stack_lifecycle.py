@@ -217,7 +217,7 @@ def test_logs_of_one_service(stack: Stack) -> None:
     assert done.returncode == 0
     assert "gateway-ai-1 " in done.stdout
     assert "instance ready" in done.stdout
-    assert "gateway-business" not in done.stdout
+    assert "gateway-business-1 ──" not in done.stdout
     assert "there are no logs of 'nobody'" in command(stack, "logs", "--service", "nobody").stderr
 
 

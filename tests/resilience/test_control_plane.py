@@ -94,7 +94,7 @@ def test_consul_killed_for_a_minute_costs_no_request_and_is_followed_again(
     fleet: Fleet, account: Account
 ) -> None:
     controller = fleet.controller_pid()
-    with steady_gets(fleet, account, rate_per_s=100) as load:
+    with steady_gets(fleet, account, rate_per_s=50) as load:
         with consul_down(fleet):
             down_s = time.monotonic()
             while time.monotonic() - down_s < CONSUL_OUTAGE_S:

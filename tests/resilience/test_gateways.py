@@ -190,7 +190,7 @@ def test_killed_gateways_leave_the_other_groups_untouched(
         fleet.edge_port,
         (*others, f"/api/users/{account.id}", "/api/posts"),
         headers=account.headers(),
-        rate_per_s=100,
+        rate_per_s=50,
     )
     with Load(plan) as load:
         time.sleep(0.5)

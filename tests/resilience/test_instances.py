@@ -28,7 +28,7 @@ pytestmark = pytest.mark.needs_stack
 
 def test_killed_instance_costs_no_request_and_leaves_within_100_ms(fleet: Fleet, account: Account) -> None:
     victim = fleet.instances("users")[0]
-    with steady_gets(fleet, account, rate_per_s=100) as load, Rotation(fleet, victim) as rotation:
+    with steady_gets(fleet, account, rate_per_s=50) as load, Rotation(fleet, victim) as rotation:
         until_served_by(load, victim)
         fault_s = time.monotonic()
         fleet.kill(victim)
@@ -72,7 +72,7 @@ def test_hung_instance_costs_no_request_and_serves_again_when_it_wakes(
 
 def test_gracefully_stopped_instance_costs_no_get_and_no_post(fleet: Fleet, account: Account) -> None:
     victim = serving(fleet, account, "posts", "/api/posts")
-    reading = Plan(fleet.edge_port, ("/api/posts?limit=1",), headers=account.headers(), rate_per_s=75)
+    reading = Plan(fleet.edge_port, ("/api/posts?limit=1",), headers=account.headers(), rate_per_s=40)
     with Load(reading) as gets, steady_posts(fleet, account) as posts:
         until_served_by(gets, victim)
         until_served_by(posts, victim)

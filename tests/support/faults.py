@@ -20,7 +20,7 @@ OUT_OF_ROTATION_S = 0.1
 _POLL_S = 0.003
 
 
-def steady_gets(fleet: Fleet, account: Account, *, rate_per_s: float = 75) -> Load:
+def steady_gets(fleet: Fleet, account: Account, *, rate_per_s: float = 50) -> Load:
     """GETs of the account's own record: checked by token at the edge and in the instance, and no cache can answer them."""
     plan = Plan(
         fleet.edge_port,
