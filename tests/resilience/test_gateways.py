@@ -208,7 +208,7 @@ def test_killed_gateways_leave_the_other_groups_untouched(
     assert not report.failures(), report.summary()
     assert not report.cuts(), report.summary()
     meanwhile = report.since(fault_s, end_s)
-    assert len(meanwhile.good()) > 100
+    assert len(meanwhile.good()) > 50
     assert meanwhile.latency_s(0.99) < 0.25 * time_scale(), meanwhile.summary()
 
 
