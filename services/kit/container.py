@@ -196,6 +196,7 @@ class Kit:
         if self._calls is not None and len(self._calls) > 1:
             # The first request need not wait for the view's first answer.
             _ = self.view
+        self.db.warm()
         for action in self._on_start:
             action()
         self.jobs.start()

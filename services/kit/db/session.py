@@ -14,14 +14,17 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy import Engine, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from services.kit.db import migrate
 from services.kit.settings import ServiceSettings, secret
+
+log = structlog.get_logger(__name__)
 
 # PostgreSQL, appendix A: connection, transaction rollback (deadlock), resources, operator intervention (a timeout, a shutdown).
 PASSING_CLASSES = ("08", "40", "53", "57")
@@ -157,6 +160,19 @@ class Database:
                 raise
             finally:
                 session.close()
+
+    def warm(self) -> None:
+        """Open the first connection before a request needs it: with the driver's import it can take longer than a place is waited for.
+
+        A database that is away is found by the requests that need it.
+        """
+        if self._migrations is None and self._metadata is None:
+            return
+        try:
+            with self.session(read_only=True):
+                pass
+        except SQLAlchemyError as error:
+            log.warning("first connection to the database failed", reason=str(error)[:200])
 
     def migrate(self, *, wait_s: float = 60.0) -> None:
         """Bring the schema up to date; safe when several instances do it at once. Raises migrate.MigrationError.

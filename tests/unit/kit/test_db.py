@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import MetaData, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -241,3 +241,11 @@ def test_failed_migration_leaves_the_schema_before_it(tmp_path: Path) -> None:
         names = {row[0] for row in session.execute(text("SELECT name FROM sqlite_master"))}
     assert "first" in names
     assert "second" not in names
+
+
+def test_warm_opens_the_first_connection_and_outlives_a_database_that_is_away(tmp_path: Path) -> None:
+    there = Database(make_url(f"sqlite:///{tmp_path}/warm.db"), metadata=MetaData())
+    there.warm()
+    assert there.engine.pool.checkedin() == 1
+    away = Database(make_url("postgresql+psycopg://nobody@127.0.0.1:1/none"), metadata=MetaData())
+    away.warm()
