@@ -123,6 +123,8 @@ def _install_own_routes(app: ServiceApp, kit: Kit) -> None:
     def ready() -> Any:
         if kit.state.draining:
             return jsonify(status="draining"), 503, headers
+        if request.args.get("instance", kit.instance_id) != kit.instance_id:
+            return jsonify(status="another instance", instance=kit.instance_id), 503, headers
         return {"status": "ready"}, headers
 
     def exposition() -> Response:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 import structlog
 from flask import current_app
@@ -224,7 +225,8 @@ class Kit:
             route=self.route,
             weight=self.settings.instance_weight,
             backup=self.settings.instance_backup,
-            check=HttpCheck(),
+            # Its former address may be another's by now, that is healthy as well: see the view.
+            check=HttpCheck(path=f"/health/ready?instance={quote(self.instance_id, safe='')}"),
         )
 
     def _redis(self, url: str | None, timeout_s: float) -> Redis | None:

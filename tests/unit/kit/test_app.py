@@ -340,6 +340,14 @@ def test_deadline_is_taken_over_and_one_that_is_past_is_504(client: FlaskClient)
     problem(client.get("/api/hello/who", headers={"X-Deadline-Ms": "0"}), 504)
 
 
+def test_only_the_instance_that_is_asked_for_is_ready(client: FlaskClient) -> None:
+    """Consul asks at an address that may have become another's: both would be healthy."""
+    kit = client.application.extensions["kit"]
+    own = kit.registration(8000).check
+    assert client.get(own.path).status_code == 200
+    assert client.get("/health/ready?instance=users-1").status_code == 503
+
+
 def test_health_carries_the_services_name_and_draining_is_503(client: FlaskClient) -> None:
     live, ready = client.get("/health/live"), client.get("/health/ready")
     assert (live.status_code, ready.status_code) == (200, 200)
