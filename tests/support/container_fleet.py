@@ -108,9 +108,18 @@ class ContainerFleet(Fleet):
         except (AssertionError, subprocess.TimeoutExpired) as error:
             warnings.warn(str(error)[-2000:], stacklevel=2)
             self._clear()
-            self.compose(*words, timeout_s=180)
+            self._finish(words)
         finally:
             self.docker.close()
+
+    def _finish(self, words: Sequence[str]) -> None:
+        """Once more. An endpoint without a container holds its network until the engine starts anew: Docker's own fault."""
+        try:
+            self.compose(*words, timeout_s=180)
+        except AssertionError as error:
+            if "has active endpoints" not in str(error):
+                raise
+            warnings.warn(str(error)[-500:], stacklevel=2)
 
     def _clear(self) -> None:
         """Containers without their leave, and what is left of them on the networks."""
