@@ -134,7 +134,7 @@ class Controller:
         self.sync.on_reload = self._keys.prune
         self._reaper = Reaper(runtime, self.health)
         file = settings.edge_log_file
-        self._request_log = RequestLog(settings.log_socket, file) if file else None
+        self._request_log = RequestLog(settings.log_socket, file, self.health) if file else None
         self.sync.busy = lambda: self._reaper.busy
         # Each with a thread of its own beside the loop.
         self._beside = (self._pins, self._agreed, self._proposer, self._keys, self._revocations)

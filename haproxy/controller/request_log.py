@@ -11,14 +11,13 @@ import selectors
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
-import structlog
-
-log = structlog.get_logger(__name__)
+from haproxy.controller.loop.steady import Health, survives
 
 MAX_BYTES = 10_000_000
-"""How large a file gets before the next one is begun; as many bytes again are kept of the ones before."""
+"""How large a file gets before the next one is begun. Two former ones are kept."""
 
 READ_BYTES = 262_144
 PAUSE_S = 0.01
@@ -28,12 +27,14 @@ PAUSE_S = 0.01
 class RequestLog:
     """Listens on `path`, a Unix stream socket, and appends each line to `file`. A full file becomes `file.1`, and that `file.2`.
 
-    A worker that is leaving and its successor are heard beside each other; lines stay whole. `start` raises OSError.
+    A worker that is leaving and its successor are heard beside each other; lines stay whole. What cannot be written (a full
+    disk) is lost, and `health` says so until a write succeeds. `start` raises OSError.
     """
 
-    def __init__(self, path: Path, file: Path, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: Path, file: Path, health: Health, *, max_bytes: int = MAX_BYTES) -> None:
         self._path = path
         self._file = file
+        self._health = health
         self._max_bytes = max_bytes
         self._selector = selectors.DefaultSelector()
         self._halves: dict[socket.socket, bytes] = {}
@@ -51,7 +52,7 @@ class RequestLog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what has come, and close."""
+        """Write what has come, and end, within 2 s."""
         self._stopped = True
         if self._thread.ident is not None:
             self._thread.join(2)
@@ -59,15 +60,18 @@ class RequestLog:
     def _run(self) -> None:
         with self._selector:
             while not self._stopped:
-                for key, _ in self._selector.select(0.5):
-                    one: socket.socket = key.fileobj  # type: ignore[assignment]
-                    try:
-                        self._accept(one) if one not in self._halves else self._read(one)
-                    except (
-                        OSError
-                    ) as error:  # a full disk, an ended worker: the lines are lost, the thread goes on
-                        log.warning("lines of the request log lost", reason=str(error))
+                self._turn(0.5)
                 time.sleep(PAUSE_S)
+            self._turn(0)
+            for key in list(self._selector.get_map().values()):
+                key.fileobj.close()  # type: ignore[union-attr]
+
+    def _turn(self, wait_s: float) -> None:
+        for key, _ in self._selector.select(wait_s):
+            one: socket.socket = key.fileobj  # type: ignore[assignment]
+            survives(
+                "request log", partial(self._read if one in self._halves else self._accept, one), self._health
+            )
 
     def _accept(self, listener: socket.socket) -> None:
         one, _ = listener.accept()

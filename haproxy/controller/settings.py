@@ -32,7 +32,7 @@ class EdgeSettings(BaseSettings):
     controller_bind_address: str = "127.0.0.1"
     edge_dir: Path = _VAR / "edge"
     edge_run_dir: Path = _VAR / "run"
-    # Where the controller writes HAProxy's log, a line for each request; without it HAProxy says it on stdout.
+    # Where the controller writes HAProxy's log, a line for each request; without it HAProxy writes it to stdout.
     edge_log_file: Path | None = None
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"
     edge_control_ports: str = ""

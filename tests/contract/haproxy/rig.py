@@ -60,6 +60,12 @@ class Program(Upstream):
         return Answer(body=self.documents.get(request.target, self.name.encode()), headers=headers)
 
 
+def public(service: str, **more: str) -> dict[str, str]:
+    """The metadata of a public route `/api/<service>`; `more` without `edge-`."""
+    own = {f"edge-{key}": value for key, value in more.items()}
+    return {"edge-path": f"/api/{service}", "edge-auth": "public", **own}
+
+
 @dataclass
 class Edge:
     """The running parts. Services are registered past our own library, as a program in any language would."""
@@ -78,9 +84,7 @@ class Edge:
         """Start an instance and register it, passing."""
         program = Program(service, name)
         self.programs.append(program)
-        self.register(
-            service, name, program.port, meta or {"edge-path": f"/api/{service}", "edge-auth": "public"}
-        )
+        self.register(service, name, program.port, public(service) if meta is None else meta)
         return program
 
     def fleet(self, service: str, count: int = 2) -> list[Program]:

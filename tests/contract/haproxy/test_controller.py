@@ -15,7 +15,7 @@ from rich.console import Console
 from discovery.contract import instance_name
 from haproxy.controller.loop.plan_command import look, show
 from haproxy.controller.runtime.socket import Runtime, command
-from tests.contract.haproxy.rig import Edge, Program, edge
+from tests.contract.haproxy.rig import Edge, Program, edge, public
 from tests.support.eventually import eventually
 from tests.support.load import Load, Plan
 
@@ -28,18 +28,10 @@ def running() -> Iterator[Edge]:
         yield made
 
 
-def meta(service: str, **more: str) -> dict[str, str]:
-    return {
-        "edge-path": f"/api/{service}",
-        "edge-auth": "public",
-        **{f"edge-{key}": value for key, value in more.items()},
-    }
-
-
 def test_instances_come_and_go_and_all_of_them_without_a_reload(running: Edge) -> None:
     one, _ = running.fleet("come")
     before = running.reloads()
-    running.instance("come", "come-3", meta("come"))
+    running.instance("come", "come-3")
     running.serves("/api/come", {"come-1", "come-2", "come-3"})
     running.deregister("come-1")
     running.serves("/api/come", {"come-2", "come-3"})
@@ -49,7 +41,7 @@ def test_instances_come_and_go_and_all_of_them_without_a_reload(running: Edge) -
     running.serves("/api/come", {"503"})
     assert running.get("/api/nowhere")[0] == 404
     # Under a name that it had before.
-    running.register("come", "come-1", one.port, meta("come"))
+    running.register("come", "come-1", one.port, public("come"))
     running.serves("/api/come", {"come-1"})
     assert running.reloads() == before
 
@@ -57,15 +49,15 @@ def test_instances_come_and_go_and_all_of_them_without_a_reload(running: Edge) -
 def test_weight_backup_and_address_change_without_a_reload(running: Edge) -> None:
     one, other = running.fleet("edit")
     before = running.reloads()
-    running.register("edit", "edit-1", one.port, meta("edit", weight="7"))
+    running.register("edit", "edit-1", one.port, public("edit", weight="7"))
     eventually(lambda: running.servers("edit")["edit-1"].weight == 7, 3)
-    running.register("edit", "edit-1", one.port, meta("edit", backup="true"))
+    running.register("edit", "edit-1", one.port, public("edit", backup="true"))
     running.serves("/api/edit", {"edit-2"})
     # Under its own name, or under that of its place where HAProxy would not let the former go at once.
     eventually(
         lambda: {n.partition(":")[0]: s.backup for n, s in running.servers("edit").items()}["edit-1"], 3
     )
-    running.register("edit", "edit-2", one.port, meta("edit"))
+    running.register("edit", "edit-2", one.port, public("edit"))
     eventually(lambda: {each.port for each in running.servers("edit").values()} == {one.port}, 3)
     running.serves("/api/edit", {"edit-1"})
     assert other.seen > 0
@@ -74,7 +66,7 @@ def test_weight_backup_and_address_change_without_a_reload(running: Edge) -> Non
 
 def test_address_of_an_external_node_is_followed(running: Edge) -> None:
     node: dict[str, object] = {"Node": "external", "Address": "127.0.0.11"}
-    service = {"ID": "extern-1", "Service": "extern", "Port": 7008, "Meta": meta("extern")}
+    service = {"ID": "extern-1", "Service": "extern", "Port": 7008, "Meta": public("extern")}
     running.consul.call("PUT", "/v1/catalog/register", node | {"Service": service})
     eventually(lambda: running.servers("extern")["extern-1"].address == "127.0.0.11", 5)
     before = running.reloads()
@@ -207,12 +199,12 @@ HOSTILE: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
 
 
 def test_hostile_registrations_are_refused_alone_and_reported(running: Edge) -> None:
-    running.instance("hostile", "good", meta("hostile"))
+    running.instance("hostile", "good")
     running.serves("/api/hostile", {"good"})
     for name, (_, bad, where) in HOSTILE.items():
         port = running.consul.http_port if "port" in where else 1
         running.register(
-            "hostile", name, port, meta("hostile") | bad, address=where.get("address", "127.0.0.1")
+            "hostile", name, port, public("hostile") | bad, address=where.get("address", "127.0.0.1")
         )
     expected = {name[:100]: field for name, (field, _, _) in HOSTILE.items()}
 
@@ -230,13 +222,13 @@ def test_hostile_registrations_are_refused_alone_and_reported(running: Edge) -> 
 
 
 def test_service_with_a_name_that_is_none_is_told_and_harms_nobody(running: Edge) -> None:
-    running.register("_bad", "bad-name", 1, meta("badname"))
+    running.register("_bad", "bad-name", 1, public("badname"))
     assert eventually(lambda: running.verdict("_bad"), 5)["state"] == "rejected"
     assert running.get("/api/badname")[0] == 404
 
 
 def test_verdict_of_a_service_that_has_gone_is_removed(running: Edge) -> None:
-    running.instance("brief", "brief-1", meta("brief"))
+    running.instance("brief", "brief-1")
     eventually(lambda: running.verdict("brief"), 5)
     running.deregister("brief-1")
     eventually(lambda: "edge/status/edge/brief" not in running.verdict_keys(), 5)
@@ -275,7 +267,7 @@ def test_instance_of_any_printable_id_is_served_under_a_name_that_haproxy_takes(
 ) -> None:
     program = Program("odd", "odd")
     running.programs.append(program)
-    running.register("odd", id_, program.port, meta("odd"))
+    running.register("odd", id_, program.port, public("odd"))
     running.serves("/api/odd", {"odd"})
     eventually(lambda: running.verdict("odd")["state"] == "accepted", 5)
     assert list(running.servers("odd")) == [instance_name(id_)]
@@ -287,7 +279,7 @@ def test_services_of_any_name_that_consul_takes_are_served_and_share_nothing_by_
     names = ["MyApp", "myapp", "go.micro.srv.greeter", "my_app", "edge_breakers", "Gateway-business"]
     for number, name in enumerate(names):
         paths = {"edge-path": f"/api/named-{number}"}
-        running.instance(name, f"{name}-{number}", meta(name) | paths)
+        running.instance(name, f"{name}-{number}", public(name) | paths)
     for number, name in enumerate(names):
         running.serves(f"/api/named-{number}", {f"{name}-{number}"})
         eventually(lambda name=name: running.verdict(name)["state"] == "accepted", 5)  # type: ignore[misc]
@@ -303,7 +295,7 @@ def test_part_of_a_mesh_never_gets_the_route_that_it_inherits(running: Edge, kin
     body = {"Name": f"{name}-proxy", "ID": f"{name}-proxy-1", "Address": "127.0.0.1", "Port": 1, "Kind": kind}
     if kind == "connect-proxy":
         body["Proxy"] = {"DestinationServiceName": name}
-    running.consul.call("PUT", "/v1/agent/service/register", {**body, "Meta": meta(name)})
+    running.consul.call("PUT", "/v1/agent/service/register", {**body, "Meta": public(name)})
     eventually(lambda: running.verdict(f"{name}-proxy")["state"] == "rejected", 5)
     running.instance(name, f"{name}-1")
     running.serves(f"/api/{name}", {f"{name}-1"})
@@ -315,7 +307,7 @@ def test_weights_of_consul_count_where_the_metadata_names_none(running: Edge) ->
     programs = running.fleet("weigh")
     assert {each.weight for each in running.servers("weigh").values()} == {100}
     for number, weight in ((1, 9), (2, 4000)):
-        body = {"Name": "weigh", "ID": f"weigh-{number}", "Address": "127.0.0.1", "Meta": meta("weigh")}
+        body = {"Name": "weigh", "ID": f"weigh-{number}", "Address": "127.0.0.1", "Meta": public("weigh")}
         body |= {"Port": programs[number - 1].port, "Weights": {"Passing": weight, "Warning": 1}}
         running.consul.call("PUT", "/v1/agent/service/register", body)
     eventually(
@@ -327,7 +319,7 @@ def test_weights_of_consul_count_where_the_metadata_names_none(running: Edge) ->
 def test_instance_at_a_host_name_is_served_where_that_leads(running: Edge) -> None:
     program = Program("byname", "byname-1")
     running.programs.append(program)
-    running.register("byname", "byname-1", program.port, meta("byname"), address="localhost")
+    running.register("byname", "byname-1", program.port, public("byname"), address="localhost")
     running.serves("/api/byname", {"byname-1"})
     assert [each.address for each in running.servers("byname").values()] == ["127.0.0.1"]
 
@@ -335,7 +327,7 @@ def test_instance_at_a_host_name_is_served_where_that_leads(running: Edge) -> No
 def test_unchecked_instance_gets_nothing_where_another_service_was_first(running: Edge) -> None:
     held = running.instance("held", "held-1")
     running.serves("/api/held", {"held-1"})
-    running.register("squat", "squat-1", held.port, meta("squat") | {"edge-check-identity": "off"})
+    running.register("squat", "squat-1", held.port, public("squat") | {"edge-check-identity": "off"})
     told = eventually(lambda: running.verdict("squat"), 5)
     assert told["rejected_instances"] == [
         {
@@ -350,7 +342,7 @@ def test_unchecked_instance_gets_nothing_where_another_service_was_first(running
     before = running.reloads()
     running.deregister("held-1")
     running.serves("/api/held", {"503"})
-    running.register("held", "held-1", held.port, meta("held"))
+    running.register("held", "held-1", held.port, public("held"))
     running.serves("/api/held", {"held-1"})
     assert running.answers("/api/squat", 1) == {"503"}
     running.deregister("held-1")
@@ -367,7 +359,7 @@ def test_route_that_flaps_waits_with_its_reloads_and_keeps_nobody_else_waiting(r
         """Another route each time, until the controller says that it waits longer than it must."""
         nonlocal turn
         turn += 1
-        running.register("flap", "flap-1", flap.port, meta("flap", timeout=str(1 + turn)))
+        running.register("flap", "flap-1", flap.port, public("flap", timeout=str(1 + turn)))
         return re.search(r'"wait_s": ?4\.0', running.log) is not None
 
     eventually(put_off, 20, every_s=0.2)
@@ -395,12 +387,12 @@ def test_service_that_flaps_is_told_and_logged_once_a_second(running: Edge) -> N
     while time.monotonic() - since < 2:
         count += 1
         bad = {"edge-weight": "0"} if count % 2 else {}
-        running.register("restless", "restless-1", flap.port, meta("restless", weight=str(count)) | bad)
+        running.register("restless", "restless-1", flap.port, public("restless", weight=str(count)) | bad)
         times.add(running.verdict("restless")["time"])
     seconds = time.monotonic() - since
     lines = running.log.removeprefix(before)
     assert count > 20
     assert len(times) <= seconds + 2
     assert len(re.findall(r'"verdict".*restless|restless.*"verdict"', lines)) <= seconds + 2
-    running.register("restless", "restless-1", flap.port, meta("restless"))
+    running.register("restless", "restless-1", flap.port, public("restless"))
     eventually(lambda: running.verdict("restless")["state"] == "accepted", 5)

@@ -13,7 +13,7 @@ import pytest
 
 from haproxy.controller.runtime.socket import Runtime, command
 from stack import http
-from tests.contract.haproxy.rig import Edge, edge, fresh
+from tests.contract.haproxy.rig import Edge, edge, fresh, public
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan
 from tests.support.processor import used_s
@@ -103,7 +103,7 @@ def test_restarted_haproxy_is_noticed_and_brought_in_step(running: Edge) -> None
 def test_health_weight_and_drain_hold_over_a_reload(running: Edge) -> None:
     base, other = fresh("base"), fresh("other")
     down, *_ = running.fleet(base, 3)
-    heavy = {"edge-path": f"/api/{base}", "edge-auth": "public", "edge-weight": "9"}
+    heavy = public(base, weight="9")
     running.register(base, f"{base}-2", running.programs[-2].port, heavy)
     down.ready = False
     eventually(lambda: not running.servers(base)[down.name].up, 5)
@@ -148,7 +148,7 @@ def test_file_that_haproxy_refuses_never_replaces_the_one_in_use(running: Edge) 
     assert worker(running) == before
     assert running.answers(f"/api/{base}") == {f"{base}-1"}
     assert "out of luck" in unready(running)
-    assert running.log.count("reload failed") == said + 1, "the same refusal is told once"
+    assert running.log.count("reload failed") == said + 1, "the same refusal is logged once"
     assert running.verdict(other)["state"] == "pending"
     # What needs no reload goes on.
     running.instance(base, f"{base}-2")
@@ -267,9 +267,7 @@ def test_first_answer_and_last_answer_come_within_milliseconds(running: Edge) ->
     ]
     before = [running.metric(sample) for sample in samples]
     for n in range(20):
-        running.register(
-            base, f"extra-{n}", program.port, {"edge-path": f"/api/{base}", "edge-auth": "public"}
-        )
+        running.register(base, f"extra-{n}", program.port, public(base))
         eventually(lambda n=n: f"extra-{n}" in running.servers(base), 2, 0.002)
         running.deregister(f"extra-{n}")
         eventually(lambda n=n: f"extra-{n}" not in running.servers(base), 2, 0.002)

@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+from haproxy.controller.loop.steady import Health
 from haproxy.controller.request_log import RequestLog
 from tests.contract.haproxy.rig import edge
 from tests.support.eventually import eventually
@@ -21,7 +22,7 @@ def test_each_request_is_logged_once_across_a_reload_and_a_dead_controller(tmp_p
         return Counter(line["path"] for line in lines if line.get("event") == "request")
 
     with edge(EDGE_LOG_FILE=str(file)) as running:
-        running.instance("base", "base-1", {"edge-path": "/api/base", "edge-auth": "public"})
+        running.instance("base", "base-1")
         running.serves("/api/base", {"base-1"})
         for path in asked[:100]:
             running.get(path)
@@ -32,7 +33,7 @@ def test_each_request_is_logged_once_across_a_reload_and_a_dead_controller(tmp_p
             running.get(path)
         running.start_controller()
         before = running.reloads()
-        running.instance("other", "other-1", {"edge-path": "/api/other", "edge-auth": "public"})
+        running.instance("other", "other-1")
         for path in asked[200:]:
             running.get(path)
         running.serves("/api/other", {"other-1"})
@@ -44,7 +45,7 @@ def test_each_request_is_logged_once_across_a_reload_and_a_dead_controller(tmp_p
 
 def test_full_file_is_turned_over_between_lines_and_two_former_ones_are_kept(tmp_path: Path) -> None:
     file, path = tmp_path / "requests.log", tmp_path / "log.sock"
-    log = RequestLog(path, file, max_bytes=1000)
+    log = RequestLog(path, file, Health(), max_bytes=1000)
     log.start()
     sent = [f"{number:099d}\n" for number in range(35)]
     try:
@@ -62,3 +63,20 @@ def test_full_file_is_turned_over_between_lines_and_two_former_ones_are_kept(tmp
     assert [len(one.read_text().splitlines()) for one in kept] == [10, 10, 5]
     assert "".join(one.read_text() for one in kept) == "".join(sent[10:])
     assert len(list(tmp_path.glob("requests.log*"))) == 3
+
+
+def test_what_cannot_be_written_shows_in_health_until_it_can(tmp_path: Path) -> None:
+    health, file, path = Health(), tmp_path / "requests.log", tmp_path / "log.sock"
+    file.mkdir()
+    log = RequestLog(path, file, health)
+    log.start()
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(str(path))
+        one.sendall(b"lost\n")
+        eventually(lambda: "request log" in health.problems(), 5)
+        file.rmdir()
+        one.sendall(b"kept\n")
+        eventually(lambda: not health.problems(), 5)
+        one.sendall(b"the last\n")
+        log.stop()
+    assert file.read_text() == "kept\nthe last\n"

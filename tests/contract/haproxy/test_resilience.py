@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.contract.haproxy.rig import Edge, edge, fresh
+from tests.contract.haproxy.rig import Edge, edge, fresh, public
 from tests.support.eventually import eventually, time_scale
 from tests.support.matrix import one_always
 
@@ -65,7 +65,7 @@ def test_restarted_controller_needs_no_reload_and_a_path_has_its_first_holder(ru
     running.controller.kill()
     running.deregister(f"{base}-1")
     running.deregister(f"{base}-2")
-    running.instance(rogue, f"{rogue}-1", {"edge-path": f"/api/{base}", "edge-auth": "public"})
+    running.instance(rogue, f"{rogue}-1", public(base))
     running.start_controller()
     assert eventually(lambda: running.verdict(rogue), 5)["state"] == "rejected"
     running.serves(f"/api/{base}", {"503"})
@@ -73,7 +73,7 @@ def test_restarted_controller_needs_no_reload_and_a_path_has_its_first_holder(ru
 
 def test_edge_without_a_memory_of_its_own_learns_from_the_others_who_owns_what() -> None:
     """And a prefix whose owner is gone for too long is the heir's, whose verdict says so, on every edge."""
-    meta = {"edge-path": "/api/base", "edge-auth": "public"}
+    meta = public("base")
     with edge(EDGE_ROUTE_MEMORY_S="3", EDGE_SYNC_S="1") as running:
         first = running.instance("base", "base-1", meta)
         eventually(lambda: running.owners() == {"/api/base": "base"}, 5)
@@ -92,7 +92,7 @@ def test_edge_without_a_memory_of_its_own_learns_from_the_others_who_owns_what()
 
 
 def test_consul_away_serves_on_and_consul_back_is_followed() -> None:
-    meta = {"edge-path": "/api/base", "edge-auth": "public"}
+    meta = public("base")
     with edge() as running:
         programs = running.fleet("base")
         names = {program.name for program in programs}

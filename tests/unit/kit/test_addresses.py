@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import resource
 import socket
+import struct
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from services.kit.server import addresses
+from services.kit.server.run import CONNECTIONS, listen
 from services.kit.settings import ServiceSettings
 
 
@@ -50,3 +53,15 @@ def test_instances_that_listen_everywhere_are_told_apart_by_their_host_names() -
     assert addresses.default_instance_id("users", "::1", 20001) == "users-..1-20001"
     for host in ("0.0.0.0", "::"):
         assert addresses.default_instance_id("users", host, 8000) == f"users-{socket.gethostname()}"
+
+
+def test_as_many_connections_may_wait_as_a_worker_takes() -> None:
+    """For one more than may wait the kernel drops a packet, and the client tries again seconds later."""
+    with listen("127.0.0.1", 0) as listener:
+        # Of a listening socket, tcpi_sacked is how many may wait. Ref: linux, net/ipv4/tcp.c, tcp_get_info.
+        (may_wait,) = struct.unpack_from(
+            "I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28
+        )
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert may_wait == min(CONNECTIONS, most)
+    assert may_wait > 1024 or most <= 1024

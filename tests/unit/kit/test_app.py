@@ -12,12 +12,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from flask import request, url_for
 from flask.testing import FlaskClient
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import OutOfMemoryError, ResponseError
-from sqlalchemy import text
+from sqlalchemy import MetaData, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.testing import capture_logs
@@ -164,115 +163,6 @@ def test_scope_is_checked_before_the_body(client: FlaskClient) -> None:
 def test_authorization_that_is_not_one_bearer_token_is_401(client: FlaskClient, value: str) -> None:
     answer = client.post("/api/hello/guarded", json={"name": "x"}, headers={"Authorization": value})
     problem(answer, 401)
-
-
-FORWARDED = {
-    "X-Forwarded-For": "198.51.100.7",
-    "X-Forwarded-Proto": "https",
-    "X-Forwarded-Host": "shop.example.com:8443",
-}
-
-
-@pytest.fixture
-def shop(make: Make) -> FlaskClient:
-    app = make()
-
-    @app.get("/api/hello/items/")
-    def items() -> dict[str, Any]:
-        return {"url": url_for("items", _external=True), "from": request.remote_addr}
-
-    return app.test_client()
-
-
-def test_links_and_redirects_lead_back_to_where_the_edge_saw_the_client(shop: FlaskClient) -> None:
-    answer = shop.get("/api/hello/items/", headers=FORWARDED)
-    assert answer.json == {"url": "https://shop.example.com:8443/api/hello/items/", "from": "198.51.100.7"}
-    redirect = shop.get("/api/hello/items", headers=FORWARDED)
-    assert redirect.headers["Location"] == "https://shop.example.com:8443/api/hello/items/"
-    forged = FORWARDED | {"X-Forwarded-For": "6.6.6.6, 198.51.100.7"}
-    assert shop.get("/api/hello/items/", headers=forged).json["from"] == "198.51.100.7"  # type: ignore[index]
-
-
-def test_prefix_that_the_edge_took_off_is_put_before_links(shop: FlaskClient) -> None:
-    headers = FORWARDED | {"X-Forwarded-Prefix": "/shop"}
-    answer = shop.get("/api/hello/items/", headers=headers)
-    assert answer.json["url"] == "https://shop.example.com:8443/shop/api/hello/items/"  # type: ignore[index]
-    assert problem(shop.get("/nowhere", headers=headers), 404)["instance"] == "/shop/nowhere"
-
-
-@pytest.mark.parametrize(("peer", "believed"), [("203.0.113.5", False), ("10.1.2.3", True), ("", False)])
-def test_only_the_edge_is_believed(make: Make, peer: str, believed: bool) -> None:
-    app = make(settings={"trusted_proxies": "10.0.0.0/8, ::1/128"})
-
-    @app.get("/api/hello/from")
-    def source() -> dict[str, Any]:
-        return {"scheme": request.scheme, "host": request.host, "from": request.remote_addr}
-
-    answer = app.test_client().get("/api/hello/from", headers=FORWARDED, environ_base={"REMOTE_ADDR": peer})
-    theirs = {"scheme": "https", "host": "shop.example.com:8443", "from": "198.51.100.7"}
-    assert answer.json == (theirs if believed else {"scheme": "http", "host": "localhost", "from": peer})
-
-
-PREFLIGHT = {
-    "Origin": "https://app.example.com",
-    "Access-Control-Request-Method": "POST",
-    "Access-Control-Request-Headers": "authorization,content-type",
-}
-
-
-def with_origins(make: Make, **settings: Any) -> FlaskClient:
-    app = make(settings=settings)
-
-    @app.post("/api/hello/orders")
-    @require_scope("user")
-    def order() -> dict[str, Any]:
-        return {}
-
-    return app.test_client()
-
-
-def test_preflight_is_answered_without_a_token_where_the_origin_is_named(make: Make) -> None:
-    client = with_origins(make, cors_origins="https://app.example.com, http://localhost:4200")
-    answer = client.options("/api/hello/orders", headers=PREFLIGHT)
-    assert answer.status_code == 204
-    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example.com"
-    assert "POST" in answer.headers["Access-Control-Allow-Methods"]
-    assert answer.headers["Access-Control-Allow-Headers"] == "authorization,content-type"
-    assert "Access-Control-Allow-Credentials" not in answer.headers
-    assert "Origin" in answer.headers["Vary"]
-    refused = client.post("/api/hello/orders", headers={"Origin": "https://app.example.com"})
-    problem(refused, 401)
-    assert refused.headers["Access-Control-Allow-Origin"] == "https://app.example.com"
-    problem(client.options("/nowhere", headers=PREFLIGHT), 404)
-
-
-@pytest.mark.parametrize(
-    ("settings", "origin"),
-    [
-        ({}, "https://app.example.com"),
-        ({"cors_origins": "https://app.example.com"}, "https://app.example.com.evil.org"),
-        ({"cors_origins": "https://app.example.com", "cors_credentials": True}, "null"),
-    ],
-)
-def test_no_other_origin_may_read(make: Make, settings: dict[str, Any], origin: str) -> None:
-    client = with_origins(make, **settings)
-    for answer in (
-        client.options("/api/hello/orders", headers=PREFLIGHT | {"Origin": origin}),
-        client.post("/api/hello/orders", headers={"Origin": origin}),
-    ):
-        assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
-
-
-def test_credentials_are_for_named_origins_alone(make: Make) -> None:
-    named = with_origins(make, cors_origins="https://app.example.com", cors_credentials=True)
-    answer = named.options("/api/hello/orders", headers=PREFLIGHT)
-    assert answer.headers["Access-Control-Allow-Credentials"] == "true"
-    answer = with_origins(make, cors_origins="*").options("/api/hello/orders", headers=PREFLIGHT)
-    assert answer.headers["Access-Control-Allow-Origin"] == "*"
-    assert "Access-Control-Allow-Credentials" not in answer.headers
-    for bad in ({"cors_origins": "*", "cors_credentials": True}, {"cors_origins": "https://a.example/path"}):
-        with pytest.raises(ValidationError):
-            make(settings=bad)
 
 
 @pytest.mark.parametrize(
@@ -447,3 +337,12 @@ def test_instance_follows_what_its_service_calls_and_auth(make: Make) -> None:
         with mock.patch("discovery.View") as view:
             _ = make(settings=settings, calls=calls).extensions["kit"].view
         assert view.call_args.kwargs["services"] == followed
+
+
+def test_worker_is_connected_to_its_database_before_it_serves(make: Make) -> None:
+    own = make(models_metadata=MetaData()).extensions["kit"]
+    own.started()
+    try:
+        assert own.db.engine.pool.checkedin() == 1
+    finally:
+        own.stopped()
