@@ -93,7 +93,7 @@ MAX_AGE_S = 300
 
 
 def _work(item_id: str) -> dict[str, str]:
-    """What the id asks for; answers with the headers."""
+    """What the id asks for, with the headers."""
     if item_id[0] == WAITING:
         time.sleep(WORK_S)
     return {"Cache-Control": f"public, max-age={MAX_AGE_S}" if item_id[0] == KEEPABLE else "no-store"}

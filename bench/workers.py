@@ -101,7 +101,7 @@ def hashing():
 
 @contextlib.contextmanager
 def serving(candidate: Candidate, folder: Path, upstream_port: int) -> Iterator[tuple[list[int], list[int]]]:
-    """The candidate's gunicorns; answers their ports and master pids."""
+    """The candidate's gunicorns: their ports and master pids."""
     ports = free_ports(candidate.instances)
     environment = {**os.environ, "UPSTREAM_PORT": str(upstream_port), "PYTHONPATH": f"{folder}:{Path.cwd()}"}
     processes = []

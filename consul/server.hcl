@@ -5,7 +5,7 @@ bootstrap_expect = 1
 bind_addr        = "127.0.0.1"
 ui               = true
 
-# Alone, it elects itself: in no case is there anybody to wait for.
+# Alone, it elects itself: there is never another server to wait for.
 performance {
   raft_multiplier = 1
 }

@@ -22,7 +22,7 @@ def backoff_s(failures: int, clock: Clock) -> float:
 
 
 class Loop:
-    """Calls `turn` until it is stopped; `turn` answers how long to pause (seconds).
+    """Calls `turn` until it is stopped; `turn` returns how long to pause (seconds).
 
     No exception ends it. One is logged when it begins to fail and not again before it went well in between; meanwhile
     `failing` is true, and the next turn comes after a growing pause. `turn` looks at `stopped` where it takes long.
@@ -56,7 +56,7 @@ class Loop:
                 self._awake.wait(pause_s)
 
     def turn(self) -> float:
-        """One turn; answers how long to pause. Raises nothing that can be survived."""
+        """One turn; returns how long to pause. Raises nothing that can be survived."""
         try:
             pause_s = self._turn()
         except Exception as error:

@@ -48,7 +48,7 @@ def create(settings: GatewaySettings | None = None) -> ServiceApp:
         declaration = load(domain, settings.gateway_compose_dir or FOLDER)
     except DeclarationError as error:
         sys.exit(f"cannot start: {error}")
-    # Composed paths by name, too: a service that asked for one of them later would have the longer prefix.
+    # Composed paths by name too: a service that asked for one of them later would have the longer prefix.
     held = ["/api", *declaration.fixed_paths] if domain == "business" else declaration.fixed_paths
     app = create_service(
         f"gateway-{domain}",

@@ -170,7 +170,7 @@ class CacheMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         outcomes = Counter(
             "gateway_cache",
-            "Requests to the cache: hit, miss, stale (given while asked for anew), stale_if_error, bypass (nothing that is "
+            "Requests to the cache: hit, miss, stale (given while a new one is fetched), stale_if_error, bypass (nothing that is "
             "stored); last_good and no_last_good: for a service that could not be asked.",
             ("outcome",),
             registry=registry,

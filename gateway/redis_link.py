@@ -41,7 +41,7 @@ class RedisLink:
         return self._redis is not None
 
     def send(self, fill: Callable[[Any], object]) -> list[Any]:
-        """Send what `fill` puts into a pipeline; answers what Redis says to each command, errors among them. Raises Away."""
+        """Send what `fill` puts into a pipeline; returns what Redis says to each command, errors among them. Raises Away."""
 
         def execute(redis: Redis) -> list[Any]:
             with redis.pipeline(transaction=False) as pipe:

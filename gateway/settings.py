@@ -65,7 +65,7 @@ class GatewaySettings(ServiceSettings):
     gateway_streams: int = Field(default=512, ge=1, le=100_000)
     gateway_upstream_streams: int = Field(default=256, ge=1, le=100_000)
 
-    # So long a breaker stays open; half-open, it lets so many calls through in each such time.
+    # How long a breaker stays open, and how many calls it then lets through in each such time.
     gateway_breaker_open_s: float = Field(default=5.0, gt=0, le=600)
     gateway_breaker_trials: int = Field(default=3, ge=1, le=1000)
 

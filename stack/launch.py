@@ -187,7 +187,7 @@ def _environment(place: Place) -> dict[str, str]:
     root = os.geteuid() == 0
     kept = account.environment_for(place.user, os.environ, place.var) if root else dict(os.environ)
     cache = place.var / "cache"
-    # Compiled code is kept: without it each of forty programs compiles every library anew, in seconds of processor time.
+    # Compiled code is kept: without it each of forty programs compiles every library again, which costs seconds of processor time.
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     return {
         **kept,

@@ -15,7 +15,7 @@ key_prefix "edge/status/" {
   policy = "write"
 }
 
-# Which prefix is whose: all edges agree on it here.
+# Which service owns which prefix: all edges agree on it here.
 key "edge/owners" {
   policy = "write"
 }

@@ -1,4 +1,4 @@
-# The token of one group of gateways: it registers its own name and no other, and finds everybody.
+# The token of one group of gateways: it registers its own name and no other, and reads the whole catalog.
 service "@NAME@" {
   policy = "write"
 }

@@ -15,7 +15,7 @@ key_prefix "edge/policy/" {
   policy = "write"
 }
 
-# To delete it is to let the edges agree anew, from what each remembers.
+# Where it is deleted, the edges agree again from what each remembers.
 key "edge/owners" {
   policy = "write"
 }

@@ -26,7 +26,7 @@ MAX_HELD = 10_000
 
 
 def place_of(instance: Instance) -> Place:
-    """Address and port in one spelling; an address that is none stays as it is, and is refused elsewhere."""
+    """Address and port in one spelling; an invalid address stays as it is, and is refused elsewhere."""
     return plain_address(instance.address), instance.port
 
 
@@ -65,7 +65,7 @@ class Places:
             self._forget(next(iter(self._left)))
 
     def release(self, now: float) -> set[str]:
-        """Give up what has been held for long enough; answers the services of which something may change by that."""
+        """Give up what has been held for long enough; returns the services that this may change."""
         touched: set[str] = set()
         while self.due <= now:
             place, service = next(iter(self._left))

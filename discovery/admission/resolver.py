@@ -82,7 +82,7 @@ class Resolver:
         return bool(self._changed)
 
     def take_changed(self) -> set[str]:
-        """Names whose addresses are others than at the last call."""
+        """Names whose addresses have changed since the last call."""
         with self._moved:
             changed, self._changed = self._changed, set()
             return changed

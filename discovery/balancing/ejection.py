@@ -62,7 +62,7 @@ class Outliers:
                     del self._records[key]
 
     def failed(self, instance: Instance, *, refused: bool = False) -> float:
-        """The instance failed a call; answers for how many seconds it is ejected now, 0 when it stays."""
+        """The instance failed a call; returns for how many seconds it is ejected now, 0 when it stays."""
         with self._lock:
             record = self._records.setdefault(identity(instance), _Record())
             now = self._clock.monotonic()

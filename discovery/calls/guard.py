@@ -97,7 +97,7 @@ class Attempt:
 class Guard:
     """Makes calls to the instances of a view. Thread-safe, and works under gevent.
 
-    `on_catalog` is called with each snapshot that is another than at the call before.
+    `on_catalog` is called with each snapshot that differs from the one before.
     """
 
     def __init__(

@@ -123,7 +123,7 @@ def _body(headers: Lines, body: Body, json: Any) -> bytes | OnceBody | None:
 
 
 def _length(value: str, before: int | None) -> int:
-    """A Content-Length. Raises ValueError for what is none, and for a second one that differs."""
+    """A Content-Length. Raises ValueError for an invalid one, and for a second one that differs."""
     if not (value.isascii() and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS):
         raise ValueError(f"no Content-Length: {value[:40]!r}")
     length = int(value)
@@ -133,7 +133,7 @@ def _length(value: str, before: int | None) -> int:
 
 
 def target(path: str, query: Query | None) -> str:
-    """Path and query as they are sent. Raises ValueError for a path that is none."""
+    """Path and query as they are sent. Raises ValueError for an invalid path."""
     if not _PATH.fullmatch(path):
         raise ValueError(f"no path, or not percent-encoded: {path[:80]!r}")
     if not query:

@@ -215,7 +215,7 @@ class ConsulApi:
         _read(lambda: self._single.kv.put(key, value))
 
     def kv_cas(self, key: str, value: bytes, modified: int) -> bool:
-        """Write a key unless it has changed since `modified` (0: unless there is one); answers whether it was written."""
+        """Write a key unless it has changed since `modified` (0: unless there is one); returns whether it was written."""
         return _read(lambda: self._single.kv.put(key, value, cas=modified)) is True
 
     def kv_delete(self, key: str) -> None:
@@ -235,7 +235,7 @@ class ConsulApi:
 
 
 def _read(ask: Callable[[], T]) -> T:
-    """What python-consul2 makes of an answer. It takes any JSON, and fails in its own ways on what is none."""
+    """What python-consul2 makes of an answer. It takes any JSON, and fails in its own ways on anything else."""
     try:
         return ask()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -116,7 +116,7 @@ class View:
         return self._records.snapshot
 
     def ready(self, timeout_s: float = 0.0) -> bool:
-        """Wait up to `timeout_s` for the first snapshot; answers whether there is one."""
+        """Wait up to `timeout_s` for the first snapshot; returns whether there is one."""
         return self._ready.wait(timeout_s)
 
     def age_s(self) -> float:
@@ -258,7 +258,7 @@ class View:
         return min(max(min(self._due_times()) - self._clock.monotonic(), 0.001), SWEEP_EVERY_S)
 
     def _work(self) -> float:
-        """Read what is known to have changed, then look for what else has; answers how long to pause (seconds)."""
+        """Read what is known to have changed, then look for what else has; returns how long to pause (seconds)."""
         try:
             self._be_sure()
             retry = self._read(self._take_dirty())
@@ -325,7 +325,7 @@ class View:
     def _look_first(self) -> set[str]:
         """After a change of the list, ask those that changed last: a deploy changes one service many times in a row.
 
-        They need not wait for a sweep that is under way, nor for its budget. Answers which to read again.
+        They need not wait for a sweep that is under way, nor for its budget. Returns which to read again.
         """
         with self._wake:
             if self._looked == self._moves:
@@ -335,7 +335,7 @@ class View:
         return self._look(self._records.latest(names, SWEEP_CHUNK))
 
     def _look(self, names: Sequence[str]) -> set[str]:
-        """Ask for the index of each service, and read those whose index is another; answers which to read again."""
+        """Ask for the index of each service, and read those whose index has changed; returns which to read again."""
         reads = ask_each(names, self._api.service_index, self._clock)
         moved = {read.service for read in reads if self._records.moved(read)}
         # What a watch has named meanwhile goes along.
@@ -344,7 +344,7 @@ class View:
         return retry
 
     def _sweep(self) -> set[str]:
-        """Look at all services; answers which to read again."""
+        """Look at all services; returns which to read again."""
         with self._wake:
             if not self._sweep_due or self._clock.monotonic() < self._sweep_after:
                 return set()
@@ -367,7 +367,7 @@ class View:
         return retry
 
     def _read(self, services: set[str]) -> set[str]:
-        """Read services anew; answers those without a usable answer. Where it raises, all of them stay to be read."""
+        """Read services again; returns those without a usable answer. Where it raises, all of them stay to be read."""
         names, left = sorted(services), set(services)
         retry: set[str] = set()
         try:

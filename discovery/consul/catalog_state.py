@@ -50,7 +50,7 @@ class Records:
         self._changed_at: dict[str, int] = {}
 
     def moved(self, read: ServiceRead) -> bool:
-        """Whether a service's index is another than at its last read: also a lower one, of a Consul that was restored."""
+        """Whether a service's index differs from its last read: a lower one, of a Consul that was restored, counts too."""
         known = self._reads.get(read.service)
         return known is None or known.index != read.index
 
@@ -94,7 +94,7 @@ class Records:
         return True
 
     def publish(self) -> list[Change]:
-        """Bring `snapshot` up to date with what was accepted; answers what differs."""
+        """Bring `snapshot` up to date with what was accepted; returns what differs."""
         touched, self._touched = self._touched, set()
         services = dict(self.snapshot.services)
         changes: list[Change] = []

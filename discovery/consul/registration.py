@@ -57,7 +57,7 @@ class Keeper:
         self._loop.start()
 
     def turn(self) -> float:
-        """Do what is due; answers how long nothing will be (seconds). Raises nothing."""
+        """Do what is due; returns for how long nothing will be (seconds). Raises nothing."""
         if self._loop.stopped:
             return self._interval_s
         left_s = self._due - self._clock.monotonic()
@@ -68,7 +68,7 @@ class Keeper:
         return pause_s
 
     def stop(self) -> bool:
-        """Leave Consul for good; answers whether the instance is known to be out. It is tried once, whatever comes of it."""
+        """Leave Consul for good; returns whether the instance is known to be out. It is tried once, whatever comes of it."""
         again = self._loop.stopped
         self._loop.stop()
         self._loop.join(10.0)  # a register under way must not land after the deregistration
@@ -83,7 +83,7 @@ class Keeper:
         return self.state == "deregistered"
 
     def _step(self) -> float:
-        """Look, and register if need be; answers how long to pause (seconds)."""
+        """Look, and register if need be; returns how long to pause (seconds)."""
         registration = self._current() or self._registration
         if registration is None or (self._registration is None and not self._ready()):
             return POLL_S

@@ -41,7 +41,7 @@ class TokenBucket:
         self._lock = threading.Lock()
 
     def take(self, amount: float = 1.0) -> float:
-        """Take tokens, into debt if need be; answers how many seconds to wait until the debt is paid."""
+        """Take tokens, into debt if need be; returns how many seconds to wait until the debt is paid."""
         with self._lock:
             now = self._clock.monotonic()
             self._level = min(self._burst, self._level + (now - self._at) * self._rate_per_s) - amount
@@ -95,7 +95,7 @@ class Watch(Generic[T]):
             self._loop.hurry()
 
     def step(self) -> float:
-        """Ask once and hand on what comes; answers how long to pause before the next time (seconds)."""
+        """Ask once and hand on what comes; returns how long to pause before the next time (seconds)."""
         try:
             index, answer = self._fetch(self._index, self._wait_s)
             if self._loop.stopped:
@@ -112,7 +112,7 @@ class Watch(Generic[T]):
         if self._failures:
             log.info("watch recovered", watch=self.name, failures=self._failures)
         self._failures = 0
-        # After a reset ask for everything anew instead of waiting on an index of another history.
+        # After a reset ask for everything again instead of waiting on an index of another history.
         self._index = 0 if turn == "reset" else max(index, 1)
         self._seen = index
         return self._bucket.take()

@@ -21,7 +21,7 @@ _END_OF_CHUNKS = b"0\r\n\r\n"
 
 
 def connect(host: str, port: int, timeout_s: float) -> socket.socket:
-    """A connected socket without Nagle's delay, non-blocking. Raises OSError; ValueError, OverflowError for an address that is none."""
+    """A connected socket without Nagle's delay, non-blocking. Raises OSError; ValueError, OverflowError for an invalid address."""
     if not _HOST.fullmatch(host):  # it goes into the Host header as well
         raise ValueError(f"no address: {host[:80]!r}")
     if ":" in host and "%" not in host:

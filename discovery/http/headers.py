@@ -16,7 +16,7 @@ RawPairs = list[tuple[bytes, bytes]]
 
 @functools.lru_cache(maxsize=512)
 def lower_name(name: str) -> str:
-    """A field name in lower case. Raises ValueError for what is none."""
+    """A field name in lower case. Raises ValueError for an invalid one."""
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"no header name: {name[:80]!r}")
     return name.lower()

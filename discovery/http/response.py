@@ -100,7 +100,7 @@ class Response:
         return self._data
 
     def json(self) -> Any:
-        """The body as JSON. Raises ValueError when it is none."""
+        """The body as JSON. Raises ValueError when it is not JSON."""
         return json.loads(self.data)
 
     def iter_bytes(self) -> Iterator[bytes]:

@@ -143,7 +143,7 @@ class Trials:
         self._renew_at = self._clock.monotonic() + self._settings.open_s
 
     def take(self, caller: str) -> float:
-        """Take one; answers 0, or for how long there is none for this caller (seconds)."""
+        """Take one; returns 0, or for how long there is none for this caller (seconds)."""
         now = self._clock.monotonic()
         if now >= self._renew_at:
             self.renew()
@@ -193,7 +193,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
     `on_change(service, transition)` hears of every change of state; it runs within the breaker's lock and must be short.
 
     `open`, `half_open`, `close` and `prolong` change the state from outside. With `seen`, the number of a snapshot, they do so
-    only if nothing has changed since it; they answer whether they did. `ref` and `reason` go into the transition.
+    only if nothing has changed since it; they return whether they did. `ref` and `reason` go into the transition.
     """
 
     def __init__(

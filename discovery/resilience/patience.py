@@ -8,7 +8,7 @@ from discovery.errors import AnswerTooLarge, CallError, DeadlineExceeded, NoInst
 
 # Of the usual time: what goes by before a call begins is not the caller's impatience.
 SHARE = 0.9
-# What an instance answers that passes the deadline on, and hears nothing in time itself. A 500 is no such thing.
+# What an instance answers that passes the deadline on, and hears nothing in time itself. A 500 is a failure of its own.
 LATE_STATUSES = frozenset({502, 503, 504})
 
 

@@ -58,7 +58,7 @@ class Window:
         return sum(count[0] for count in self._counts), sum(count[1] for count in self._counts)
 
     def add_second_below(self, ratio: float, floor: int) -> bool:
-        """Count one of the second kind if there are then at most `ratio` × the first kind, or `floor`; answers whether it did."""
+        """Count one of the second kind if there are then at most `ratio` × the first kind, or `floor`; returns whether it did."""
         with self._lock:
             if not self._fits(1, ratio, floor):
                 return False

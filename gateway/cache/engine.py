@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 # Another's load is looked for this often.
 POLL_S = 0.02
-# So often the path from memory to the service is gone through when what was found on it belongs to others.
+# How often the way from memory to the service is taken when what it brought is for other callers.
 TRIES = 3
 BACKGROUND = 32
 
@@ -89,7 +89,7 @@ class Engine:
     # -- what is there already
 
     def _from_memory(self, want: Want, variant: Variant) -> Answer | None:
-        """What this process holds, where it may be given; a stale one is asked for anew in the background."""
+        """What this process holds, where it may be given; a stale one is fetched again in the background."""
         held = self._memory.get(variant)
         if held is None:
             return None
@@ -225,7 +225,7 @@ class Engine:
         self._refresh(run.want, run.variant)
 
     def _refresh(self, want: Want, variant: Variant) -> None:
-        """Ask anew, besides the request; nothing when another does already, or too many do."""
+        """Ask again beside the request; nothing where another does already, or too many do."""
         if want.method != "GET":
             return
         flight, leads = self._flights.enter(variant)

@@ -120,7 +120,7 @@ class LastGood:
 def read(
     name: SnapshotName, data: bytes, identity: Identity | None, now: float, removed: float
 ) -> Good | None:
-    """A sealed snapshot; None when it is none, or may not be given to this caller now: see `age_of_last_good`."""
+    """The answer in a sealed snapshot; None when it is damaged, or may not be given to this caller now: see `age_of_last_good`."""
     opened = unseal(name.whole, data)
     if opened is None:
         return None

@@ -31,7 +31,7 @@ from services.kit.stale.writer import note_changes
 log = structlog.get_logger(__name__)
 
 BEAT_S = 0.25
-# An answer to a heartbeat that takes longer is none.
+# An answer to a heartbeat that takes longer does not count.
 PATIENCE_S = 0.5
 # Redis must answer so often in a row before it is used again: the others make up for their changes in the meantime.
 PROBES = 2

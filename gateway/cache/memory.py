@@ -28,7 +28,7 @@ Path = tuple[str, str]
 @dataclass(slots=True)
 class Held:
     """An entry here. `born` and `checked` are points on the monotonic clock: when it was made, and when Redis or an instance was
-    asked for it. Until `resting` the service is not asked anew, because asking has just failed."""
+    asked for it. Until `resting` the service is not asked again, because asking has just failed."""
 
     entry: Entry
     born: float

@@ -71,7 +71,7 @@ class PartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """Seconds from the moment an answer was made: `fresh_s`, then `swr_s` in which it is given while it is asked for anew, or
+    """Seconds from the moment an answer was made: `fresh_s`, then `swr_s` in which it is given while a new one is fetched, or
     `sie_s` in which it is given when asking failed."""
 
     fresh_s: float
@@ -111,7 +111,7 @@ def directives(*values: str) -> Directives:
 
 
 def seconds(given: Directives, name: str, most_s: float = MAX_S) -> float | None:
-    """A directive's number of seconds, None without the directive. One that is no number counts as 0."""
+    """A directive's number of seconds, None without the directive. An invalid number counts as 0."""
     text = given.get(name)
     if text is None:
         return None

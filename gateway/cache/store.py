@@ -32,7 +32,7 @@ LOAD_S = 5.0
 # Without an owner, as far as is known; those beyond it end by themselves.
 MAX_LOST = 1024
 
-# What stands under a key that is no string, and a word that is no word, is mischief: it goes.
+# A key that holds no string, and a word that is too long, are mischief: they are deleted.
 _FETCH = """
 local function text(key)
   local value = redis.pcall('GET', key)

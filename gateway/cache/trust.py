@@ -20,11 +20,11 @@ from services.kit.auth.verifier import Identity
 from services.kit.stale.stored_form import Change
 from services.kit.stale.writer import GONE_MS
 
-# So long what is held in this process is believed without a word from Redis.
+# How long what is held in this process is used without a word from Redis.
 TRUST_S = 1.0
 # A clock may be this much ahead of another's.
 MAX_SKEW_S = 5.0
-# So many changes are looked through before an answer is kept that was asked for before them.
+# How many changes are remembered, for answers that were asked for before them.
 REMEMBERED = 4096
 # Longer than a request and its place in the service's queue take: what was read before a removal is not given after it.
 REMOVED_S = GONE_MS / 1000
@@ -75,7 +75,7 @@ def age_of_last_good(
     """The age of a service's last good answer with this head; None where it is not to be given.
 
     Not when it is too old, or of before its path was `removed` (0: never), or was given to a token of more scopes than `identity`
-    has: what the caller may see may have become less since. Raises KeyError, TypeError, ValueError for what is no such head.
+    has: what the caller may see may have become less since. Raises KeyError, TypeError, ValueError for an invalid head.
     """
     at, scopes = float(head["at"]), set(head["scopes"])
     if removed and at < removed + REMOVED_S:

@@ -84,7 +84,7 @@ class Part(_Declared):
 
     `take` names the member of the service's answer that is meant, `expect` its JSON type. `fallback`: the last good
     answer, or (`empty`) an empty array or object, else nothing. `headers` of the request are passed on, `Authorization`
-    always is. A longer answer than `max_bytes` is none.
+    always is. An answer longer than `max_bytes` is not used.
     """
 
     service: Annotated[str, AfterValidator(_service)]

@@ -1,4 +1,4 @@
-"""A part's body as a piece of a larger JSON text: checked to be JSON, and copied rather than written anew."""
+"""A part's body as a piece of a larger JSON text: checked to be JSON, and copied rather than encoded again."""
 
 from __future__ import annotations
 

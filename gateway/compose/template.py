@@ -103,7 +103,7 @@ def _compiled(name: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"the pattern of <{name}> is none: {error}") from None
+        raise ValueError(f"the pattern of <{name}> is invalid: {error}") from None
 
 
 class TargetPath:

@@ -60,7 +60,7 @@ class Count:
         self.number = number
         # What was let through here, and elsewhere as far as it is known here.
         self.mine = self.others = 0
-        # A new one for each: a count that was dropped and begun anew must not take away from what it was before.
+        # A new one for each: a count that was dropped and begun again must not take away from what it was before.
         self.field = secrets.token_hex(4)
         # At the first request it is high time to learn what others have counted.
         self.urgent_at: float = 1
@@ -112,7 +112,7 @@ class Counts:
         self.away = False
 
     def admit(self, counts: Sequence[Count], now: float) -> tuple[bool, list[int]]:
-        """Count one request under each, unless one of them is used up; answers whether, and what each had left before."""
+        """Count one request under each, unless one of them is used up; returns whether, and what each had left before."""
         urgent = False
         with self._lock:
             left = [count.most - count.used(now) for count in counts]

@@ -56,7 +56,7 @@ class Upstream(AdaptiveLimit):
         self._began = self._last = self._logged = 0.0
 
     def refuse(self, now: float) -> dict[str, object] | None:
-        """Count a refusal; answers the fields of a log line where one is due."""
+        """Count a refusal; returns the fields of a log line where one is due."""
         if not self._refused:
             self._began, self._logged = now, now - QUIET_S
         self._refused += 1

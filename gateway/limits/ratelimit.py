@@ -102,7 +102,7 @@ class Limits:
         self._counts: FIFOCache[tuple[str, bool], tuple[Count, ...]] = FIFOCache(MAX_SUBJECTS)
 
     def check(self, incoming: Incoming) -> Headers:
-        """Count the request. Answers the headers that say what is left: none for what is not limited.
+        """Count the request. Returns the headers that say what is left: none for what is not limited.
 
         Raises LimitExceeded; what was refused does not count.
         """

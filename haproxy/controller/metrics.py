@@ -65,7 +65,7 @@ class Metrics:
         self.errors = counter("errors_total", "Failures that are tried again.", "what")
 
     def reject(self, field: str) -> None:
-        """Count one rejection; a field that is none of the contract's counts as `other`."""
+        """Count one rejection; a field that the contract does not know counts as `other`."""
         self.rejections.labels(field if field in REJECTION_REASONS else "other").inc()
 
     def serve(
@@ -100,7 +100,7 @@ class _Server6(_Server):
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """That metrics are asked for is no news."""
+        """Requests for metrics are not worth a line."""
 
 
 def _app(metrics: WSGIApplication, health: Health) -> WSGIApplication:

@@ -36,7 +36,7 @@ class EdgeSettings(BaseSettings):
     edge_log_file: Path | None = None
     edge_allowed_networks: str = "127.0.0.0/8,::1/128"
     edge_control_ports: str = ""
-    # So long an address and port stay with the service that was first there and has left: it may be restarting.
+    # How long an address and port stay with the service that was first there and has left: it may be restarting.
     edge_hold_s: float = Field(default=60.0, ge=0, le=600)
     # Balancers and other proxies in front of this edge, comma-separated networks. From them, and only from them, the client's address
     # is taken: from the PROXY protocol where that is on, and then they must speak it, else from the last address in X-Forwarded-For.

@@ -70,7 +70,7 @@ class Claim:
 def claim(session: Session, email: str, password_hash: str, now: float, lease_s: float) -> Claim | None:
     """Start opening an account, or None when the address is taken, or being taken by another right now.
 
-    The account stays inactive until `activate`. Left behind by a crash it can be claimed anew once the lease is over,
+    The account stays inactive until `activate`. Left behind by a crash it can be claimed again once the lease is over,
     under the same id, so that users, which may have heard of it, finds the same account again.
     """
     mine = Claim(uuid.uuid4().hex, uuid.uuid4().hex)

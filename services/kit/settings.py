@@ -29,11 +29,11 @@ _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.
 
 
 def check_origins(text: str) -> str:
-    """`*`, or origins as browsers spell them, with commas between them. Raises ValueError naming the first that is none."""
+    """`*`, or origins as browsers spell them, comma-separated. Raises ValueError naming the first that is invalid."""
     origins = [part.strip() for part in text.split(",") if part.strip()]
     for origin in origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
-            raise ValueError(f"{origin!r} is no origin, as in https://shop.example.com")
+            raise ValueError(f"{origin!r} is not an origin such as https://shop.example.com")
     return ",".join(origins)
 
 
@@ -67,7 +67,7 @@ class ServiceSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
-    # The IP address in Consul, where it is another than the one listened on (0.0.0.0 in a container); or a network,
+    # The IP address in Consul, where it differs from the one listened on (0.0.0.0 in a container); or a network,
     # as in 10.0.0.0/24: then the instance's own address in it.
     advertise_address: Annotated[str, AfterValidator(check_advertised)] | None = None
     instance_id: str | None = None

@@ -36,7 +36,7 @@ from services.users import store
 from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
 from services.users.domain import MAX_EMAIL_CHARS, User, check_username, may_change, may_read
 
-# The account is its owner's alone, and asked for anew each time.
+# The account is its owner's alone, and fetched each time.
 READ = "private, no-cache"
 INT64_MAX = 2**63 - 1
 COLUMNS = {"firstName": "first_name", "lastName": "last_name", "username": "username"}

@@ -321,7 +321,7 @@ def _succeeds(argv: Sequence[str]) -> bool:
 
 
 def logged(argv: Sequence[str], timeout_s: float, cwd: Path | None = None) -> str:
-    """Run it quietly. Answers "" when it succeeded, else the end of what it said."""
+    """Run it quietly. Returns "" when it succeeded, else the end of its output."""
     try:
         done = subprocess.run(
             argv,

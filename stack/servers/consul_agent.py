@@ -194,7 +194,7 @@ def keep_tokens(
                 applied = True
             reported = ""
             known()
-        except Exception as error:  # also an answer that is no JSON: without tokens no instance registers
+        except Exception as error:  # even an answer that is not JSON: without tokens no instance registers
             if type(error).__name__ != reported:
                 log.warning("consul tokens cannot be checked", error=repr(error)[:300])
             reported = type(error).__name__

@@ -24,7 +24,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 class Vault:
-    """Secrets under one folder. Each `*_file` makes its secret when there is none and answers the path."""
+    """Secrets under one folder. Each `*_file` makes its secret when there is none and returns the path."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -49,7 +49,7 @@ _CLIENT_S = 60
 # Servers for which one check a second each costs nothing that matters (about 20 µs a check).
 _SERVERS_PER_PACE = 2000
 # What an idempotent request is tried again after. A 5xx of a service may be one instance's fault; that of
-# a gateway is an answer it has thought about. Not after what says that there is too much to do, or that time is over (503, 504,
+# a gateway is deliberate. Not after what says that there is too much to do, or that time is over (503, 504,
 # a timeout): a second try would double the load, and come too late. Requests on an instance that hangs end with its checks.
 _LOST = "conn-failure empty-response junk-response"
 _FAILED = "500 502"

@@ -2,7 +2,7 @@
 
 `edge/policy/owners` holds the operator's pins. `edge/owners` is what all edges have agreed on, written by check-and-set: each edge gives
 out prefixes by itself and at once, from what it sees in Consul, and proposes what it gave on top of the document that it knew. When another
-edge was first, the proposal is refused, and that edge's document is taken for right before anything is given out anew. So two edges
+edge was first, the proposal is refused, and that edge's document is taken for right before anything is given out again. So two edges
 that see two claims in a different order differ for milliseconds, and never for long.
 """
 

@@ -26,7 +26,7 @@ RELOAD_EVERY_S = 1.0
 # A deployment changes its route a few times; from the next one on each waits twice as long as the one before.
 FREE_CHANGES = 5
 MOST_S = 15.0
-# Quiet for this long, a service begins anew.
+# A service that is quiet for this long starts afresh.
 FORGET_S = 120.0
 # What failed is tried again after these, twice as long each time: a full disk, a lost file, a machine out of memory may
 # pass in a moment. A changed wanted state is tried at once.

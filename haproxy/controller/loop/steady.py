@@ -25,7 +25,7 @@ class Health:
         self._problems: dict[str, str] = {}
 
     def wrong(self, part: str, problem: str) -> bool:
-        """Answers whether it is news."""
+        """Returns whether it is news."""
         with self._lock:
             news = self._problems.get(part) != problem
             self._problems[part] = problem
@@ -58,7 +58,7 @@ def steady(name: str, turn: Callable[[], float], health: Health) -> Loop:
 
 
 def survives(part: str, work: Callable[[], object], health: Health) -> bool:
-    """Do the work; answers whether it ended without an exception. One that it raises shows in `health`, and is logged once."""
+    """Do the work; returns whether it ended without an exception. An exception shows in `health`, and is logged once."""
     try:
         work()
     except Exception as error:  # whatever it is, the next turn may do better

@@ -150,7 +150,7 @@ class Sync:
             self._settle("routes")
 
     def _take_documents(self, news: News) -> bool:
-        """Pins, and what the edges have agreed on; answers whether there is any of them."""
+        """Pins, and what the edges have agreed on; returns whether there are any."""
         if news.owners is not None:
             self._book.adopt(news.owners)
         if news.pins is not None:
@@ -159,7 +159,7 @@ class Sync:
         return news.owners is not None or news.pins is not None
 
     def _take_services(self, news: News) -> bool:
-        """Services that have changed; answers whether prefixes are to be given out anew."""
+        """Services that have changed; returns whether prefixes are to be given out again."""
         instances: dict[str, tuple[Instance, ...]] = {
             name: news.snapshot.instances(name) for name in news.dirty
         }

@@ -58,7 +58,7 @@ class Applier:
     def bring(self, session: Session, backend: Backend, now: float) -> bool:
         """Bring one backend in step. False when HAProxy has no such backend. Raises Unreachable.
 
-        A refused command is counted and logged; the next look or full sync plans anew from what is then there.
+        A refused command is counted and logged; the next look or full sync plans again from what is then there.
         """
         service = backend.route.service
         observed = session.servers(backend.name)

@@ -38,7 +38,7 @@ def plan_backend(
 ) -> list[Step]:
     """What brings one backend in step, in order: what adds capacity comes before what takes it away.
 
-    `overdue` names servers that have drained for as long as they may. A server that must be made anew (its backup flag
+    `overdue` names servers that have drained for as long as they may. A server that must be replaced (its backup flag
     changed: 2.6 cannot change it) is drained and removed first, and only while another serves; the next plan adds it.
     """
     backend = _placed(backend, observed)
@@ -55,14 +55,14 @@ def plan_backend(
         if name not in desired:
             steps.append(_leave(backend.name, seen, "not in rotation any more", name in overdue))
         elif name == remake:
-            steps.append(_leave(backend.name, seen, "made anew as " + _role(desired[name]), name in overdue))
+            steps.append(_leave(backend.name, seen, "replaced as " + _role(desired[name]), name in overdue))
         elif seen.backup != desired[name].backup:
             steps.extend(_correct(backend.name, desired[name], seen))
     return [step for step in steps if step.commands]
 
 
 def draining(backend: Backend, observed: Mapping[str, ObservedServer]) -> frozenset[str]:
-    """Names of servers that are on their way out, or wait for their turn to be made anew."""
+    """Names of servers that are on their way out, or wait for their turn to be replaced."""
     backend = _placed(backend, observed)
     desired = {server.name: server for server in backend.servers}
     return frozenset(

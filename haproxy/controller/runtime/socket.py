@@ -181,7 +181,7 @@ class Master:
         self._runtime = Runtime(path, timeout_s)
 
     def info(self) -> MasterInfo:
-        """Its workers. Raises Unreachable, also for the moment in which the master starts itself anew."""
+        """Its workers. Raises Unreachable, also for the moment in which the master restarts itself."""
         with self._runtime.session() as session:
             return parse_processes(session.send(command("show", "proc")))
 

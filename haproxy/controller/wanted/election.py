@@ -73,7 +73,7 @@ class Desire:
         self.serving = 0
 
     def update(self, services: Mapping[str, Sequence[Instance]]) -> bool:
-        """Take in the services that changed (no instances: gone), and with them their `neighbours`. Answers whether they
+        """Take in the services that changed (no instances: gone), and with them their `neighbours`. Returns whether they
         claim something else now: then `settle`."""
         before = {service: self._claim(service) for service in services}
         self._admissions.update(services, self._clock.monotonic())
@@ -98,7 +98,7 @@ class Desire:
         return self._admissions.release(self._clock.monotonic())
 
     def settle(self) -> bool:
-        """Give out all prefixes: claims, pins or the time have changed. Answers whether any service has others now."""
+        """Give out all prefixes: claims, pins or the time have changed. Returns whether any service's prefixes have changed."""
         before = self._book.memories, self._refused
         admissions = self._admissions.by_service
         routes = {name: each.route for name, each in admissions.items() if each.route is not None}

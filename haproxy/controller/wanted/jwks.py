@@ -84,7 +84,7 @@ def _number(kid: str, text: Any) -> int:
 
 
 def stored_keys(folder: Path) -> tuple[VerifyKey, ...]:
-    """The keys that are kept in a folder, sorted by kid; files that are none are left out."""
+    """The keys that are kept in a folder, sorted by kid; other files are left out."""
     keys = []
     for path in sorted(folder.glob("*.pem")):
         if not _KID.fullmatch(path.stem):

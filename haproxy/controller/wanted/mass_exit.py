@@ -45,7 +45,7 @@ class Guard:
         now: float,
     ) -> set[str]:
         """Look at one change: by service, the servers before and after it; `serving` is the size of the whole fleet
-        after it. Answers the services whose held servers are others now."""
+        after it. Returns the services whose held servers have changed."""
         self._vanished = {key: entry for key, entry in self._vanished.items() if now - entry[0] < STEP_S}
         vanished: dict[tuple[str, str], tuple[float, Server]] = {}
         for service in before.keys() | after.keys():
@@ -74,7 +74,7 @@ class Guard:
         return touched
 
     def release(self, now: float) -> set[str]:
-        """Let go of what is still gone when the grace is over; answers the services concerned."""
+        """Let go of what is still gone when the grace is over; returns the services concerned."""
         if self.until is None or now < self.until:
             return set()
         touched = set(self.held)

@@ -1,4 +1,4 @@
-"""Who owns which path prefix, and the memory of it.
+"""Which service owns which path prefix, and the memory of it.
 
 The first holder of a prefix keeps it, also while it is away and while the controller is down; a claim *inside* another's
 prefix is refused like the prefix itself, unless the other is a gateway, and so is one *around* it, unless a gateway claims. Pins of the operator (KV `edge/policy/owners`) outrank both.
@@ -46,7 +46,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """Who got what. `refused` and `granted` go by service."""
+    """Which service got which prefix. `refused` and `granted` go by service."""
 
     granted: Mapping[str, tuple[str, ...]]
     refused: Mapping[str, tuple[Refusal, ...]]

@@ -1,6 +1,6 @@
 """Tokens that end before they expire: of which subjects, polled from auth and kept in a map of HAProxy.
 
-A line of the map is `subject before`: a token of this subject that was issued at `before` (Unix seconds) or earlier is none. The file is for
+A line of the map is `subject before`: a token of this subject that was issued at `before` (Unix seconds) or earlier is void. The file is for
 the next worker, the Runtime API for this one, and what HAProxy has is compared at each poll, whichever worker it is.
 """
 

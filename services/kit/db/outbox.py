@@ -64,7 +64,7 @@ class Owed:
     attempts: int
 
 
-# Tells the other service, within so many seconds; answers its status, or raises CallError.
+# Sends it to the other service within so many seconds; returns the status, or raises CallError.
 Deliver = Callable[[Owed, float], int]
 
 

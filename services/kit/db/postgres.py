@@ -12,7 +12,7 @@ import psycopg
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext
 
-# A connection that only reads does not notice that another server has taken the place of its own: after that time it is made anew.
+# A connection that only reads does not notice that another server has taken the place of its own: after that time it is replaced.
 RECYCLE_S = 300
 # With a refused write all pooled connections go; while writes stay refused, no more often than that.
 DROP_EVERY_S = 2.0

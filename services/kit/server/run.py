@@ -109,7 +109,7 @@ class Registrar:
         self._keeper = discovery.Keeper(api, self._registration, ready=self._ready)
 
     def turn(self) -> float:
-        """Do what is due; answers the seconds until there is more. Raises nothing."""
+        """Do what is due; returns the seconds until there is more. Raises nothing."""
         pause_s = self._keeper.turn()
         if self._kit.settings.worker_class == "gevent":
             import gevent

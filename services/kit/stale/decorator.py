@@ -34,7 +34,7 @@ MAX_STALE_S = 7 * 86_400.0
 STALE_S = 3600.0
 # The same answer is not written again before this, nor before a quarter of its time.
 AGAIN_S = 5.0
-# So long a reader that has the answer already may get 304 without our seeing the answer whole.
+# How long a reader that has the answer may get 304 without our seeing the whole answer.
 UNSEEN_S = 60.0
 REMEMBERED = 4096
 GONE = frozenset({403, 404, 410})

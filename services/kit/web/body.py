@@ -72,7 +72,7 @@ class Arrivals:
         self._within_s = within_s
 
     def await_body(self, environ: dict[str, Any]) -> int | None:
-        """Have the whole body in `wsgi.input` before anything else happens. Answers the status to refuse with: 408 when
+        """Have the whole body in `wsgi.input` before anything else happens. Returns the status to refuse with: 408 when
         it does not come in time, 400 when it is broken off or its framing is, 413 when it is too long after all, 503 when too
         many are waited for; or None."""
         length = declared_length(environ)
