@@ -17,7 +17,7 @@ from tests.support.accounts import Account, ask
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import Fleet, RedisName
 from tests.support.load import Load, Plan, Report
-from tests.support.matrix import one_always
+from tests.support.matrix import long_on_processes, one_always
 from tests.support.wire import Reply
 
 pytestmark = pytest.mark.needs_stack
@@ -95,6 +95,7 @@ class FirstReady:
         assert served_s - self._ready_s < BACK_S * time_scale()
 
 
+@long_on_processes
 @pytest.mark.parametrize(
     ("how", "services"),
     # Another domain's gateways do not matter.
@@ -146,6 +147,7 @@ def assert_only_stale_in_between(report: Report, gone_s: float) -> None:
     assert {a.cache for a in report.good() if a.lane == "gateway"} <= {"STALE", "BYPASS", "MISS"}
 
 
+@long_on_processes
 def test_without_posts_the_last_good_list_stands_in_and_nothing_is_written(
     fleet: Fleet, account: Account
 ) -> None:
@@ -181,6 +183,7 @@ GROUPS = {
 }
 
 
+@long_on_processes
 @pytest.mark.parametrize("victim", one_always("gateway-business", "gateway-identity"))
 def test_killed_gateways_leave_the_other_groups_untouched(
     fleet: Fleet, account: Account, victim: str

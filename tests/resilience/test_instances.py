@@ -22,6 +22,7 @@ from tests.support.faults import (
 )
 from tests.support.fleet import Fleet
 from tests.support.load import Load, Plan
+from tests.support.matrix import long_on_processes
 
 pytestmark = pytest.mark.needs_stack
 
@@ -70,6 +71,7 @@ def test_hung_instance_costs_no_request_and_serves_again_when_it_wakes(
     assert report.last_answer_of(victim.id) > woken_s
 
 
+@long_on_processes
 def test_gracefully_stopped_instance_costs_no_get_and_no_post(fleet: Fleet, account: Account) -> None:
     victim = serving(fleet, account, "posts", "/api/posts")
     reading = Plan(fleet.edge_port, ("/api/posts?limit=1",), headers=account.headers(), rate_per_s=40)
@@ -126,6 +128,7 @@ def test_instance_that_answers_500_costs_no_get(fleet: Fleet, account: Account) 
     assert report.recovered_within(fault_s) == 0.0
 
 
+@long_on_processes
 def test_all_instances_down_give_fast_503s_and_return_within_2_s(fleet: Fleet) -> None:
     """To a user of whom no answer is remembered; what the others get is in `test_gateways`."""
     nobody = new_account(fleet.edge_port)

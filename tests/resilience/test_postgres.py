@@ -34,6 +34,7 @@ from tests.support.writers import (
     until_all_are_served,
 )
 
+pytestmark = pytest.mark.long
 SERVICES = ("auth", "users", "posts")
 # Pools of all instances, and a few for migrations, tests and faults.
 CONNECTIONS = 70
@@ -227,7 +228,6 @@ def counted_posts(rig: Rig) -> int:
     return int(answer.json()["data"]["postCount"])
 
 
-@pytest.mark.long
 def test_server_that_stands_still_holds_nobody_for_long(rig: Rig) -> None:
     writers = all_writers(rig)
     with running(writers):
@@ -245,7 +245,6 @@ def test_server_that_stands_still_holds_nobody_for_long(rig: Rig) -> None:
     assert_kept(rig, writers)
 
 
-@pytest.mark.long
 def test_replica_is_read_and_writes_are_503s_until_it_is_promoted(rig: Rig) -> None:
     writers = all_writers(rig)
     reads = [Load(Plan(each.port, ("/api/posts",), connections=2, rate_per_s=20)) for each in rig.posts]
@@ -266,7 +265,6 @@ def test_replica_is_read_and_writes_are_503s_until_it_is_promoted(rig: Rig) -> N
         assert not load.report().failures(), load.report().summary()
 
 
-@pytest.mark.long
 def test_exhausted_connections_are_503_in_time(rig: Rig) -> None:
     writers = all_writers(rig)
     with running(writers):
@@ -286,7 +284,6 @@ def bearer(person: Person) -> dict[str, str]:
     return {"Authorization": f"Bearer {person.access}"}
 
 
-@pytest.mark.long
 def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
     """More want it than an instance has threads. All of them are told so in time, and the others do not notice."""
     writers = [posting(each.port, rig.author.access, connections=16, rate_per_s=30) for each in rig.posts]
@@ -300,7 +297,6 @@ def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
     assert_kept(rig, writers)
 
 
-@pytest.mark.long
 def test_lock_on_a_table_costs_only_those_who_read_it(rig: Rig) -> None:
     """Many ask for the same at once, more than an instance has threads."""
     reader = rig.people.person()

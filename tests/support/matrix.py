@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+
+def long_on_processes(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a fault that `make test-compose` makes on containers: on processes it is left to `make test-long`."""
+    return test if os.environ.get("FLEET") == "containers" else pytest.mark.long(test)
 
 
 def one_always(first: Any, *others: Any) -> list[Any]:
