@@ -13,11 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any, Literal, TypeVar
 
 import structlog
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, current_app, request
 
 from services.kit.stale import stored_form
 from services.kit.stale.writer import Keep, Remove, SnapshotQueue
@@ -34,14 +33,13 @@ MAX_STALE_S = 7 * 86_400.0
 STALE_S = 3600.0
 # The same answer is not written again before this, nor before a quarter of its time.
 AGAIN_S = 5.0
-# How long a reader that has the answer may get 304 without our seeing the whole answer.
-UNSEEN_S = 60.0
 REMEMBERED = 4096
 GONE = frozenset({403, 404, 410})
+# Of these the answer is at hand, also where the reader has it and gets 304.
+WHOLE = frozenset({200, 304})
 # What a last good answer needs; the rest is about one exchange, or one instance.
 KEPT_HEADERS = frozenset({"content-type", "content-language", "etag", "last-modified", "link"})
 _MARK = "__kit_snapshot__"
-_UNSEEN = "kit_snapshot_if_none_match"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,7 @@ class Policy:
 def snapshot(*, scope: Scope, stale_s: float = STALE_S) -> Callable[[F], F]:
     """Decorator of a GET view, below the route's and `require_scope`: keep its answers (status 200, to 256 KiB), to be given for `stale_s` seconds.
 
+    What werkzeug's `make_conditional` has made a 304 is kept as well: the answer is whole in it.
     `public` is given to every caller: only for views that ask for no token. `subject` is given to the subject of the verified token
     that the answer was for, while its token has the scopes that that one had. An answer 403, 404 or 410 takes away what is kept;
     so do `kit().snapshots.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for all. Never kept: `no-store`, cookies, streams, and in scope `public`
@@ -65,14 +64,8 @@ def snapshot(*, scope: Scope, stale_s: float = STALE_S) -> Callable[[F], F]:
     policy = Policy(float(stale_s), scope)
 
     def decorate(view: F) -> F:
-        @wraps(view)
-        def keep_answer(*args: Any, **kwargs: Any) -> Any:
-            # Here, and not before the request: only now its token has been verified.
-            _snapshots().before(policy)
-            return view(*args, **kwargs)
-
-        setattr(keep_answer, _MARK, policy)
-        return keep_answer  # type: ignore[return-value]
+        setattr(view, _MARK, policy)
+        return view
 
     return decorate
 
@@ -80,32 +73,24 @@ def snapshot(*, scope: Scope, stale_s: float = STALE_S) -> Callable[[F], F]:
 class Snapshots:
     """The snapshots of one service. Does nothing without Redis. Safe for threads."""
 
-    def __init__(
-        self,
-        service: str,
-        queue: SnapshotQueue | None,
-        *,
-        now: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, service: str, queue: SnapshotQueue | None) -> None:
         self._service = service
         self._queue = queue
-        self._now = now
-        self._monotonic = monotonic
         # Name → when this process last wrote the answer, and which.
         self._written: dict[str, tuple[float, int]] = {}
         self._warned: set[str] = set()
 
     def forget(self, path: str) -> None:
         """Nothing is to be kept of this path (as in `request.path`) for every caller: call it after the commit that removed it."""
-        if self._queue is not None:
-            self._queue.forget(stored_form.public_key(self._service, _plain(path)))
-            self._written.clear()
+        self._forget(stored_form.public_key(self._service, _plain(path)))
 
     def forget_subject(self, subject: str) -> None:
         """Nothing is to be kept for this subject: its account has gone, or what it may see has changed."""
+        self._forget(stored_form.subject_key(self._service, subject))
+
+    def _forget(self, key: str) -> None:
         if self._queue is not None:
-            self._queue.forget(stored_form.subject_key(self._service, subject))
+            self._queue.forget(key)
             self._written.clear()
 
     def publish(self, plain: str, *, prefix: bool) -> None:
@@ -113,36 +98,19 @@ class Snapshots:
         if self._queue is not None:
             self._queue.change(self._service, stored_form.Change(plain, prefix))
 
-    # -- around each request
-
-    def before(self, policy: Policy) -> None:
-        """A reader that has the answer already must not keep us from seeing it for ever."""
-        known = request.environ.get("HTTP_IF_NONE_MATCH")
-        if known is None or request.method != "GET" or self._queue is None:
+    def look_at(self, policy: Policy, response: Response) -> None:
+        """Keep a good answer, or take away what is kept when there is none any more."""
+        gone = response.status_code in GONE
+        if self._queue is None or request.method != "GET" or not (gone or response.status_code in WHOLE):
             return
         name = self._name(policy)
-        if name is not None and self._age_s(name) > min(UNSEEN_S, policy.stale_s / 4):
-            del request.environ["HTTP_IF_NONE_MATCH"]
-            setattr(g, _UNSEEN, known)
-
-    def after(self, policy: Policy, response: Response) -> Response:
-        """Keep a good answer, or take away what is kept when there is none any more."""
-        if self._queue is None or request.method != "GET":
-            return response
-        name = self._name(policy) if response.status_code == 200 or response.status_code in GONE else None
-        if name is not None:
-            if response.status_code in GONE:
-                self._written.pop(name.whole, None)
-                self._queue.put(Remove(name))
-            elif not (response.is_streamed or response.direct_passthrough):
-                self._keep(policy, name, response)
-        known = g.pop(_UNSEEN, None)
-        if known is not None and response.status_code == 200:
-            request.environ["HTTP_IF_NONE_MATCH"] = known
-            response.make_conditional(request.environ)
-            # The server writes its own.
-            response.headers.pop("Date", None)
-        return response
+        if name is None:
+            return
+        if gone:
+            self._written.pop(name.whole, None)
+            self._queue.put(Remove(name))
+        elif not (response.is_streamed or response.direct_passthrough):
+            self._keep(self._queue, policy, name, response)
 
     def _name(self, policy: Policy) -> stored_form.SnapshotName | None:
         subject = None
@@ -170,33 +138,30 @@ class Snapshots:
             return False
         return not vary and "no-store" not in control
 
-    def _keep(self, policy: Policy, name: stored_form.SnapshotName, response: Response) -> None:
+    def _keep(
+        self, queue: SnapshotQueue, policy: Policy, name: stored_form.SnapshotName, response: Response
+    ) -> None:
         body = response.get_data()
-        if len(body) > MAX_BODY_BYTES or self._queue is None:
+        # A view that answers 304 by itself has no answer to be kept.
+        if len(body) > MAX_BODY_BYTES or (response.status_code == 304 and not body):
             return
-        print_ = hash(body)
-        written = self._written.get(name.whole)
-        now = self._monotonic()
-        if written and written[1] == print_ and now - written[0] < min(AGAIN_S, policy.stale_s / 4):
+        written, now = (time.monotonic(), hash(body)), time.time()
+        before = self._written.get(name.whole)
+        if before and before[1] == written[1] and written[0] - before[0] < min(AGAIN_S, policy.stale_s / 4):
             return
         if not self._may_keep(policy, response):
             return
-        caller = current()
         head = {
             "status": 200,
             "headers": [(key, value) for key, value in response.headers if key.lower() in KEPT_HEADERS],
-            "at": self._now(),
+            "at": now,
             "stale_s": policy.stale_s,
-            "scopes": sorted(caller.scopes) if policy.scope == "subject" else [],
+            "scopes": sorted(current().scopes) if policy.scope == "subject" else [],
         }
-        if self._queue.put(Keep(name, head, body, policy.stale_s)):
+        if queue.put(Keep(name, head, body, policy.stale_s)):
             if len(self._written) >= REMEMBERED:
                 self._written.clear()
-            self._written[name.whole] = (now, print_)
-
-    def _age_s(self, name: stored_form.SnapshotName) -> float:
-        written = self._written.get(name.whole)
-        return self._monotonic() - written[0] if written else float("inf")
+            self._written[name.whole] = written
 
     def _warn(self, event: str) -> None:
         route = request.url_rule.rule if request.url_rule is not None else ""
@@ -213,22 +178,18 @@ def _plain(path: str) -> str:
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
-def _snapshots() -> Snapshots:
-    found: Snapshots = current_app.extensions["kit"].snapshots
-    return found
-
-
 def install(app: Flask, *, routed: bool) -> None:
     """Look at every request of the application: views with a snapshot, and, where the edge leads to it, what was changed."""
 
     def after(response: Response) -> Response:
+        snapshots: Snapshots = current_app.extensions["kit"].snapshots
+        found: Policy | None = getattr(app.view_functions.get(request.endpoint or ""), _MARK, None)
         if request.method in WRITES:
             if routed and response.status_code < 400:
                 # What is below goes with it.
-                path = request.environ.get("PATH_INFO", "")
-                _snapshots().publish(path, prefix=request.method == "DELETE")
-            return response
-        found: Policy | None = getattr(app.view_functions.get(request.endpoint or ""), _MARK, None)
-        return _snapshots().after(found, response) if found is not None else response
+                snapshots.publish(request.environ.get("PATH_INFO", ""), prefix=request.method == "DELETE")
+        elif found is not None:
+            snapshots.look_at(found, response)
+        return response
 
     app.after_request(after)

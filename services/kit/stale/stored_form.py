@@ -22,9 +22,8 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from pydantic_core import from_json, to_json
 
-MAGIC = b"BW1"
+MAGIC = b"BW2"
 _DIGEST_BYTES = 16
-_HEAD_AT = len(MAGIC) + _DIGEST_BYTES + 4
 
 MAX_PATH_CHARS = 2048
 MAX_QUERY_CHARS = 2048
@@ -107,20 +106,18 @@ def _crc(text: str) -> int:
 
 def seal(name: str, head: Mapping[str, Any], body: bytes) -> bytes:
     """An answer as bytes that show when they are damaged, or stand under another name than `name`."""
-    encoded = to_json(head)
-    size = len(encoded).to_bytes(4, "big")
-    return b"".join((MAGIC, _checksum(name, size, encoded, body), size, encoded, body))
+    # JSON holds no line break: the first one ends the head.
+    content = to_json(head) + b"\n" + body
+    return MAGIC + _checksum(name, content) + content
 
 
 def unseal(name: str, data: bytes) -> tuple[dict[str, Any], bytes] | None:
     """Head and body of what was sealed under `name`; None for anything else."""
-    if len(data) < _HEAD_AT or not data.startswith(MAGIC):
+    start = len(MAGIC) + _DIGEST_BYTES
+    content = data[start:]
+    if data[:start] != MAGIC + _checksum(name, content):
         return None
-    size = data[_HEAD_AT - 4 : _HEAD_AT]
-    end = _HEAD_AT + int.from_bytes(size, "big")
-    encoded, body = data[_HEAD_AT:end], data[end:]
-    if data[len(MAGIC) : _HEAD_AT - 4] != _checksum(name, size, encoded, body):
-        return None
+    encoded, _, body = content.partition(b"\n")
     try:
         head = from_json(encoded)
     except ValueError:
@@ -128,12 +125,10 @@ def unseal(name: str, data: bytes) -> tuple[dict[str, Any], bytes] | None:
     return (head, body) if isinstance(head, dict) else None
 
 
-def _checksum(name: str, *parts: bytes) -> bytes:
-    found = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+def _checksum(name: str, content: bytes) -> bytes:
     named = name.encode("utf-8", "surrogatepass")
-    found.update(len(named).to_bytes(4, "big") + named)
-    for part in parts:
-        found.update(part)
+    found = hashlib.blake2b(len(named).to_bytes(4, "big") + named, digest_size=_DIGEST_BYTES)
+    found.update(content)
     return found.digest()
 
 

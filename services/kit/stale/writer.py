@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,10 +20,10 @@ from services.kit.stale import stored_form
 
 log = structlog.get_logger(__name__)
 
-MAX_WAITING = 512
-MAX_WAITING_BYTES = 16 * 1024 * 1024
+# Answers, each of up to `MAX_BODY_BYTES`: 16 MiB.
+MAX_WAITING = 64
 # What must not be lost while Redis is away: removals and changes. Beyond it the oldest go.
-MAX_PENDING = 4096
+MAX_OWED = 4096
 BATCH = 32
 PAUSE_S = 0.5
 # Longer than a request and its place in the queue take: what was read before a removal is not kept after it.
@@ -56,6 +55,11 @@ class Remove:
     name: stored_form.SnapshotName
 
 
+Place = tuple[str, str]
+# A key to be forgotten, or a service and its change.
+Owed = str | tuple[str, stored_form.Change]
+
+
 class SnapshotQueue:
     """Jobs for one Redis. The thread is started by the first job, so in the worker; it ends with the process.
 
@@ -63,61 +67,47 @@ class SnapshotQueue:
     for Redis instead, and comes first.
     """
 
-    def __init__(
-        self,
-        redis: Redis,
-        *,
-        outcomes: Counter | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, redis: Redis, *, outcomes: Counter | None = None) -> None:
         self._circuit = Circuit(redis, "last good answers")
         self._outcomes = outcomes
-        self._sleep = sleep
         self._wake = threading.Condition()
-        self._waiting: OrderedDict[tuple[str, str], Keep | Remove] = OrderedDict()
-        self._bytes = 0
-        # Key to be forgotten, or (service, change): insertion order, each once.
-        self._pending: OrderedDict[str | tuple[str, stored_form.Change], None] = OrderedDict()
+        self._waiting: dict[Place, Keep | Remove] = {}
+        # In the order in which they came, each once.
+        self._owed: dict[Owed, None] = {}
         self._thread: threading.Thread | None = None
 
     def put(self, job: Keep | Remove) -> bool:
         """Add a job, in place of one that waits for the same name. False when it is dropped."""
         place = (job.name.key, job.name.slot)
-        size = len(job.body) if isinstance(job, Keep) else 0
         with self._wake:
-            before = self._waiting.pop(place, None)
-            self._bytes -= len(before.body) if isinstance(before, Keep) else 0
-            full = len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_WAITING_BYTES
-            if not full:
+            if place in self._waiting or len(self._waiting) < MAX_WAITING:
                 self._waiting[place] = job
-                self._bytes += size
                 self._start()
-        if full:
-            self._count("dropped", 1)
-        return not full
+                return True
+        self._count("dropped", 1)
+        return False
 
     def forget(self, key: str) -> None:
         """Delete a hash of snapshots, and keep out what is on its way to it."""
         with self._wake:
             for place in [each for each in self._waiting if each[0] == key]:
-                gone = self._waiting.pop(place)
-                self._bytes -= len(gone.body) if isinstance(gone, Keep) else 0
-        self._add(key)
+                del self._waiting[place]
+        self._owe(key)
 
     def change(self, service: str, change: stored_form.Change) -> None:
         """Note and publish a change of the service."""
-        self._add((service, change))
+        self._owe((service, change))
 
     def idle(self) -> bool:
         """Whether nothing waits."""
         with self._wake:
-            return not self._waiting and not self._pending
+            return not self._waiting and not self._owed
 
-    def _add(self, job: str | tuple[str, stored_form.Change]) -> None:
+    def _owe(self, job: Owed) -> None:
         with self._wake:
-            self._pending[job] = None
-            while len(self._pending) > MAX_PENDING:
-                self._pending.popitem(last=False)
+            self._owed[job] = None
+            while len(self._owed) > MAX_OWED:
+                del self._owed[next(iter(self._owed))]
                 self._count("lost", 1)
             self._start()
 
@@ -132,36 +122,31 @@ class SnapshotQueue:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._waiting and not self._pending:
-                    self._wake.wait()
+                self._wake.wait_for(lambda: self._waiting or self._owed)
                 # Left in its place until it is done: `idle` must not say so before.
-                pending = list(self._pending)[:BATCH]
-                kept = list(self._waiting.items())[:BATCH] if not pending else []
+                owed = list(self._owed)[:BATCH]
+                kept = [] if owed else list(self._waiting.items())[:BATCH]
             try:
-                self._circuit.attempt(
-                    partial(self._forget, pending) if pending else partial(self._write, kept)
-                )
+                self._circuit.attempt(partial(self._forget, owed) if owed else partial(self._write, kept))
+                self._circuit.close()
             except Exception as error:  # the thread must outlive whatever it meets
                 if not isinstance(error, Away):
                     log.exception("writing failed", error=type(error).__name__)
                 self._count("failed", len(kept))
-                self._remove(kept)
-                self._sleep(PAUSE_S)
-                continue
-            self._circuit.close()
-            self._remove(kept)
-            with self._wake:
-                for job in pending:
-                    self._pending.pop(job, None)
+                self._remove([], kept)
+                time.sleep(PAUSE_S)
+            else:
+                self._remove(owed, kept)
 
-    def _remove(self, jobs: list[tuple[tuple[str, str], Keep | Remove]]) -> None:
+    def _remove(self, owed: list[Owed], kept: list[tuple[Place, Keep | Remove]]) -> None:
         with self._wake:
-            for place, job in jobs:
+            for debt in owed:
+                self._owed.pop(debt, None)
+            for place, job in kept:
                 if self._waiting.get(place) is job:
                     del self._waiting[place]
-                    self._bytes -= len(job.body) if isinstance(job, Keep) else 0
 
-    def _write(self, jobs: list[tuple[tuple[str, str], Keep | Remove]], redis: Redis) -> None:
+    def _write(self, jobs: list[tuple[Place, Keep | Remove]], redis: Redis) -> None:
         pipe = redis.pipeline(transaction=False)
         for _, job in jobs:
             name = job.name
@@ -186,7 +171,7 @@ class SnapshotQueue:
             raise error
         self._count("failed", 1)
 
-    def _forget(self, jobs: list[str | tuple[str, stored_form.Change]], redis: Redis) -> None:
+    def _forget(self, jobs: list[Owed], redis: Redis) -> None:
         """Raises RedisError where one of them could not be done: then they are all tried again."""
         for job in jobs:
             if isinstance(job, str):
