@@ -8,15 +8,14 @@ from __future__ import annotations
 from flask import Response, request
 
 from discovery.clock import SYSTEM_CLOCK
-from services.auth import endpoints, revocations
-from services.auth.clients import Clients
+from services.auth import endpoints, store
 from services.auth.domain import source_of
+from services.auth.grants import Clients
 from services.auth.keyring import KeyRing, Minter, OwnToken, read_kek
-from services.auth.models import Base
 from services.auth.passwords import Cost, Hasher, Saturated
 from services.auth.service import Auth
 from services.auth.settings import AuthSettings
-from services.auth.store import AccountGone
+from services.auth.store import AccountGone, Base
 from services.kit import Kit, Problem, ServiceApp, create_service
 from services.kit.auth.jwks import KeySet
 from services.kit.auth.revocations import Revocations
@@ -79,7 +78,7 @@ def build(kit: Kit, settings: AuthSettings) -> Auth:
     )
     minter = Minter(ring, settings.auth_issuer, settings.auth_audience)
     keys = KeySet(ring.jwks, refresh_s=settings.auth_key_refresh_s, min_interval_s=0.2)
-    followed = kit.revocations = Revocations(lambda: revocations.read(kit.db, SYSTEM_CLOCK.time()))
+    followed = kit.revocations = Revocations(lambda: store.revocations(kit.db, SYSTEM_CLOCK.time()))
     kit.on_start(followed.start)
     kit.tokens = TokenVerifier(
         keys, issuer=settings.auth_issuer, audience=settings.auth_audience, revocations=followed

@@ -9,9 +9,9 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from services.auth import grants, revocations
+from services.auth import grants, store
 from services.auth.domain import narrow
-from services.auth.models import ApiKey
+from services.auth.grants import COOKIE, COOKIE_PATH
 from services.auth.schemas import (
     AccessToken,
     AccountPath,
@@ -31,7 +31,7 @@ from services.auth.schemas import (
     TokenRequest,
 )
 from services.auth.service import Auth
-from services.auth.sessions import COOKIE, COOKIE_PATH
+from services.auth.store import ApiKey
 from services.kit import Problem, ServiceApp, current, require_scope, require_service
 from services.kit.web.resources import NOTHING, One
 
@@ -225,4 +225,4 @@ def _install_operations(app: ServiceApp, auth: Auth) -> None:
     def revoked() -> dict[str, Any]:
         """The accounts whose tokens are void, if they were issued at `before` or earlier (Unix time in seconds), and until
         when that matters. For all that check tokens; the edge lets no client in here."""
-        return revocations.read(auth.kit.db, auth.clock.time())
+        return store.revocations(auth.kit.db, auth.clock.time())

@@ -1,27 +1,42 @@
-"""Refresh tokens and API keys: long random secrets, of which only the SHA-256 is kept.
+"""What is exchanged for an access token: refresh tokens, API keys, the secrets of services, and browser sessions.
 
-Unlike a password they cannot be guessed, so a fast hash will do. Each function works in the transaction of its session.
+All are long random secrets of which only the SHA-256 is kept: unlike a password they cannot be guessed, so a fast hash will do.
+Each function with a session of the database works in its transaction.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
+import re
 import secrets
+import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
+import structlog
+from cryptography.fernet import InvalidToken, MultiFernet
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from services.auth.models import Account, ApiKey, RefreshFamily, RefreshToken
-from services.auth.store import Identity, hold, identity
+from services.auth.store import Account, ApiKey, Identity, RefreshFamily, RefreshToken, hold, identity
 from services.kit.db.portable import write
+
+log = structlog.get_logger(__name__)
 
 API_KEY_PREFIX_CHARS = 11  # `sk-` and 8 more: enough to tell keys apart, 48 bits of 256
 MAX_API_KEYS = 50
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+NOBODY = "0" * 64
+COOKIE = "bw_session"
+# Only these endpoints take the cookie; everything else takes the short token that it is exchanged for.
+COOKIE_PATH = "/api/auth/session"
 
 
 def digest(secret: str) -> str:
@@ -167,3 +182,115 @@ def use_api_key(session: Session, text: str, now: float) -> tuple[ApiKey, Identi
             key.last_used_at = now
             return key, identity(account)
     return None
+
+
+# -- secrets of services: `AUTH_CLIENTS_FILE`, JSON {service name: SHA-256 of its secret in hex}
+
+
+class ClientsError(Exception):
+    """The file is not JSON of the documented shape."""
+
+
+def parse_clients(text: str) -> dict[str, str]:
+    """{name: hash}, every entry checked. Raises ClientsError naming the first bad one, never its value."""
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ClientsError(f"not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ClientsError("not a JSON object")
+    for name, hashed in raw.items():
+        if not _NAME.fullmatch(name) or not isinstance(hashed, str) or not _SHA256.fullmatch(hashed):
+            raise ClientsError(f"{name!r}: wants a service name and 64 hexadecimal digits")
+    return raw
+
+
+class Clients:
+    """Follows the file: a service that is added gets in without a restart, one taken out stays out. Thread-safe.
+
+    A file that has become unreadable or malformed leaves the last good state, and says so once per change.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int, int] | None = None
+        self._clients: dict[str, str] = {}
+
+    def verify(self, name: str, secret: str) -> bool:
+        """Whether this is the service's secret. An unknown name takes as long as a wrong secret."""
+        expected = self._current().get(name)
+        return hmac.compare_digest(expected or NOBODY, digest(secret)) and expected is not None
+
+    def _current(self) -> dict[str, str]:
+        if self._path is None:
+            return self._clients
+        with self._lock:
+            try:
+                stat = self._path.stat()
+                seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+                if seen != self._seen:
+                    self._seen = seen
+                    self._clients = parse_clients(self._path.read_text())
+                    log.info("service clients read", clients=len(self._clients))
+            except (OSError, ClientsError) as error:
+                log.warning("service clients not read, the last ones stand", reason=str(error))
+            return self._clients
+
+
+# -- browser sessions: kept in Redis, known to the browser by a random cookie
+#
+# What is kept is sealed with auth's key, and names its own key: all services share the Redis, so that each of them could write
+# a session for any account, or move one, but none that opens.
+
+
+@dataclass(frozen=True, slots=True)
+class BrowserSession:
+    """Whose it is, and when it was opened (Unix time in seconds)."""
+
+    account_id: str
+    opened_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Sessions in `redis` (decoded or not), each for `ttl_s` from its login, sealed with `seal`. Errors of Redis go through
+    to the caller."""
+
+    redis: Any
+    ttl_s: int
+    seal: MultiFernet
+
+    def open(self, account_id: str, opened_at: int, replacing: str | None) -> str:
+        """A new session and the end of the one that the browser came with: an id that was planted there
+        before the login is worth nothing after it."""
+        token = secrets.token_urlsafe(32)
+        pipe = self.redis.pipeline(transaction=True)
+        if replacing:
+            pipe.delete(_key(replacing))
+        sealed = self.seal.encrypt_at_time(f"{_key(token)} {account_id}".encode(), opened_at)
+        pipe.set(_key(token), sealed, ex=self.ttl_s)
+        pipe.execute()
+        return token
+
+    def find(self, token: str) -> BrowserSession | None:
+        """The session of this text; None when it has ended or never was."""
+        value = self.redis.get(_key(token))
+        if value is None:
+            return None
+        try:
+            key, _, account_id = self.seal.decrypt(value, ttl=self.ttl_s).decode().partition(" ")
+            opened_at = self.seal.extract_timestamp(value)
+        except InvalidToken:
+            key = ""
+        if key != _key(token):
+            log.warning("session not sealed by auth, refused")
+            return None
+        return BrowserSession(account_id, opened_at)
+
+    def close(self, token: str) -> None:
+        self.redis.delete(_key(token))
+
+
+def _key(token: str) -> str:
+    return f"auth:session:{digest(token)}"

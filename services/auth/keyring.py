@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from services.auth.domain import KeySchedule, KeyTimes, schedule
-from services.auth.models import SigningKey
+from services.auth.store import SigningKey
 from services.kit.db.portable import insert_new
 from services.kit.db.session import Database
 

@@ -13,12 +13,11 @@ from sqlalchemy.orm import Session
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError
-from services.auth import grants, revocations, store
-from services.auth.clients import Clients
+from services.auth import grants, store
 from services.auth.domain import narrow
+from services.auth.grants import Clients, Sessions
 from services.auth.keyring import Access, KeyRing, Minter
 from services.auth.passwords import Hasher
-from services.auth.sessions import Sessions
 from services.auth.settings import AuthSettings
 from services.auth.store import Claim, Identity
 from services.kit import Kit, Problem
@@ -122,7 +121,7 @@ class Auth:
             if self.clock.random() * SWEEP_ONE_IN < 1:
                 store.forget_old_tallies(session, self.clock.time())
                 grants.forget_expired_families(session, self.clock.time())
-                revocations.forget_old(session, self.clock.time(), self._longest_s())
+                store.forget_old_revocations(session, self.clock.time(), self._longest_s())
         return identity
 
     def log_in(self, email: str, password: str, source: str) -> dict[str, Any]:
@@ -131,7 +130,7 @@ class Auth:
         now = self.clock.time()
         with self.kit.db.session() as session:
             refresh = grants.open_family(session, identity.id, now, self.settings.auth_refresh_ttl_s)
-            issued_at = revocations.issue_time(session, identity.id, now)
+            issued_at = store.issue_time(session, identity.id, now)
         return {**self._access(identity, issued_at).body(), "refresh_token": refresh}
 
     def refresh(self, token: str) -> dict[str, Any]:
@@ -140,7 +139,7 @@ class Auth:
         with self.kit.db.session() as session:
             outcome = grants.rotate_refresh(session, token, now)
             if not isinstance(outcome, grants.Refusal):
-                issued_at = revocations.issue_time(session, outcome.owner.id, now)
+                issued_at = store.issue_time(session, outcome.owner.id, now)
         if isinstance(outcome, grants.Refusal):
             if outcome is grants.Refusal.REUSED:
                 log.warning("refresh token reused, its family is revoked")
@@ -175,7 +174,7 @@ class Auth:
         log.info("credentials removed", user_id=account_id)
 
     def _revoke(self, session: Session, account_id: str) -> None:
-        revocations.revoke(session, account_id, self.clock.time(), self.settings.longest_token_s)
+        store.revoke(session, account_id, self.clock.time(), self.settings.longest_token_s)
 
     def _longest_s(self) -> int:
         return max(self.settings.auth_session_ttl_s, self.settings.longest_token_s)
@@ -192,7 +191,7 @@ class Auth:
                 raise Problem(401, detail="The API key is not valid.")
             key, owner = used
             scopes, key_id = narrow(key.scopes.split(), owner.scopes), key.id
-            issued_at = revocations.issue_time(session, owner.id, now)
+            issued_at = store.issue_time(session, owner.id, now)
         return self.minter.mint(
             owner.id, scopes, self.settings.auth_exchange_ttl_s, issued_at, api_key=key_id
         )
@@ -224,7 +223,7 @@ class Auth:
         now = self.clock.time()
         with self.kit.db.session() as session:
             store.hold(session, identity.id)
-            opened_at = revocations.issue_time(session, identity.id, now)
+            opened_at = store.issue_time(session, identity.id, now)
         return identity, sessions.open(identity.id, opened_at, replacing)
 
     def exchange_session(self, token: str | None) -> Access:
@@ -233,9 +232,9 @@ class Auth:
         identity, now = None, self.clock.time()
         if found is not None:
             with self.kit.db.session(read_only=True) as session:
-                if found.opened_at > revocations.revoked_before(session, found.account_id):
+                if found.opened_at > store.revoked_before(session, found.account_id):
                     identity = store.find_active(session, found.account_id)
-                issued_at = revocations.issue_time(session, found.account_id, now)
+                issued_at = store.issue_time(session, found.account_id, now)
         if identity is None:
             raise Problem(401, detail="There is no session.")
         return self.minter.mint(identity.id, identity.scopes, self.settings.auth_exchange_ttl_s, issued_at)

@@ -16,7 +16,7 @@ from services.kit.db.session import Database
 from tests.support.databases import KINDS, database
 
 MODELS = {
-    "auth": "services.auth.models",
+    "auth": "services.auth.store",
     "users": "services.users.store",
     "posts": "services.posts.store",
     "products": "services.products.store",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import services.auth
-from services.auth.models import Base
+from services.auth.store import Base
 from tests.support.clock import ManualClock
 from tests.support.databases import migrated
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.auth.clients import NOBODY, Clients, ClientsError, parse_clients
-from services.auth.grants import digest
+from services.auth.grants import NOBODY, Clients, ClientsError, digest, parse_clients
 
 
 def write(file: Path, clients: dict[str, str]) -> None:

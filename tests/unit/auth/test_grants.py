@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from services.auth import grants, store
 from services.auth.grants import Refusal, Rotation
-from services.auth.models import ApiKey, RefreshFamily, RefreshToken
+from services.auth.store import ApiKey, RefreshFamily, RefreshToken
 from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 from tests.unit.auth.test_store import opened

@@ -11,7 +11,7 @@ from cryptography.fernet import Fernet, MultiFernet
 from sqlalchemy.exc import OperationalError
 
 from services.auth.keyring import KekError, KeyRing, Minter, OwnToken, read_kek
-from services.auth.models import SigningKey
+from services.auth.store import SigningKey
 from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 

@@ -1,22 +1,22 @@
 from __future__ import annotations
 
-from services.auth import revocations
+from services.auth import store
 from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 
 
 def revoke(db: Database, now: float) -> None:
     with db.session() as session:
-        revocations.revoke(session, "ada", now, 900)
+        store.revoke(session, "ada", now, 900)
 
 
 def issued(db: Database, now: float) -> int:
     with db.session() as session:
-        return revocations.issue_time(session, "ada", now)
+        return store.issue_time(session, "ada", now)
 
 
 def before(db: Database, now: float) -> int:
-    [entry] = revocations.read(db, now)["revocations"]
+    [entry] = store.revocations(db, now)["revocations"]
     number: int = entry["before"]
     return number
 
@@ -35,9 +35,9 @@ def test_what_was_issued_in_the_second_of_a_revocation_is_void_and_what_follows_
 
 def test_revocation_is_listed_until_the_last_token_has_expired(db: Database, clock: ManualClock) -> None:
     revoke(db, clock.now)
-    [entry] = revocations.read(db, clock.now + 899)["revocations"]
+    [entry] = store.revocations(db, clock.now + 899)["revocations"]
     assert entry == {"subject": "ada", "before": int(clock.now), "until": int(clock.now) + 901}
-    assert revocations.read(db, clock.now + 901) == {"revocations": []}
+    assert store.revocations(db, clock.now + 901) == {"revocations": []}
 
 
 def test_revocation_is_forgotten_once_nothing_lives_that_it_could_meet(
@@ -45,7 +45,7 @@ def test_revocation_is_forgotten_once_nothing_lives_that_it_could_meet(
 ) -> None:
     revoke(db, clock.now)
     with db.session() as session:
-        assert revocations.forget_old(session, clock.now + 3600, 3600) == 0
-        assert revocations.revoked_before(session, "ada") == int(clock.now)
-        assert revocations.forget_old(session, clock.now + 3602, 3600) == 1
-        assert revocations.revoked_before(session, "ada") == 0
+        assert store.forget_old_revocations(session, clock.now + 3600, 3600) == 0
+        assert store.revoked_before(session, "ada") == int(clock.now)
+        assert store.forget_old_revocations(session, clock.now + 3602, 3600) == 1
+        assert store.revoked_before(session, "ada") == 0

@@ -9,8 +9,7 @@ import pytest
 from cryptography.fernet import Fernet, MultiFernet
 from redis import Redis
 
-from services.auth.grants import digest
-from services.auth.sessions import Session, Sessions
+from services.auth.grants import BrowserSession, Sessions, digest
 from tests.support.servers import redis as redis_server
 
 
@@ -35,7 +34,7 @@ KEY, NEXT = Fernet.generate_key(), Fernet.generate_key()
 
 def test_session_opens_by_its_token_alone(store: Redis) -> None:
     own = sessions(store, KEY)
-    assert own.find(own.open("ada", AT, None)) == Session("ada", AT)
+    assert own.find(own.open("ada", AT, None)) == BrowserSession("ada", AT)
     assert own.find("x" * 43) is None
 
 
@@ -50,9 +49,9 @@ def test_session_copied_to_another_token_is_none(store: Redis) -> None:
     token = own.open("admin", AT, None)
     store.copy(name(token), name("copied"))
     assert own.find("copied") is None
-    assert own.find(token) == Session("admin", AT)
+    assert own.find(token) == BrowserSession("admin", AT)
 
 
 def test_session_outlives_a_change_of_the_key(store: Redis) -> None:
     token = sessions(store, KEY).open("ada", AT, None)
-    assert sessions(store, NEXT, KEY).find(token) == Session("ada", AT)
+    assert sessions(store, NEXT, KEY).find(token) == BrowserSession("ada", AT)

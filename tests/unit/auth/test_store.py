@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from services.auth import grants, store
 from services.auth.lockout import PAIR
-from services.auth.models import Account, ApiKey, RefreshToken, TallyRow
+from services.auth.store import Account, ApiKey, RefreshToken, TallyRow
 from services.kit.db.session import Database
 from tests.support.clock import ManualClock
 
