@@ -75,7 +75,7 @@ class Calls:
         except Overloaded:
             response.close()
             raise
-        response.on_end(ticket.leave)
+        response.on_end(lambda error: ticket.leave())
         return response
 
 

@@ -8,22 +8,14 @@ from typing import Any, TypeVar
 
 from discovery.clock import SYSTEM_CLOCK
 from discovery.consul.client import Client, service_path, split_address
-from discovery.consul.json import (
-    CheckState,
-    as_dict,
-    as_list,
-    check_state,
-    parse_instances,
-    read_index,
-    read_json,
-    registration_body,
-)
+from discovery.consul.json import CheckState, parse_instances, read_as, read_index, registration_body
 from discovery.contract import registration_meta
 from discovery.errors import CallError, ConsulMalformed, ConsulRefused, ConsulUnreachable
 from discovery.http.transport import HttpTransport, Outgoing
 from discovery.model import Instance, Registration, Status
 
 T = TypeVar("T")
+_Object = dict[str, Any]
 # A blocking query may take up to a sixteenth longer than asked for, so that clients do not return all at once.
 JITTER_SHARE = 1 / 16
 BLOCKING_MARGIN_S = 2.0
@@ -109,7 +101,7 @@ class ConsulApi:
         passing for ever.
         """
         try:
-            found = as_dict(_read(lambda: self._single.service(registration.id)))
+            found = read_as(_Object, _read(lambda: self._single.service(registration.id)))
         except ConsulRefused as error:
             if error.status == 404:
                 return False
@@ -122,7 +114,7 @@ class ConsulApi:
         ):
             return False
         return registration.check is None or bool(
-            as_dict(_read(lambda: self._single.own_check(registration.id)))
+            read_as(_Object, _read(lambda: self._single.own_check(registration.id)))
         )
 
     # -- the catalog
@@ -138,13 +130,13 @@ class ConsulApi:
         client, when = self._when(index, wait_s)
         consistency = "consistent" if consistent else None
         found, data = _indexed(lambda: client.catalog.services(consistency=consistency, **when))
-        return found, frozenset(as_dict(data))
+        return found, frozenset(read_as(_Object, data))
 
     def nodes_index(self, index: int = 0, wait_s: float = 0.0) -> tuple[int, None]:
         """The index of the list of nodes, which moves with a node's address and not with its checks. Blocks."""
         client, when = self._when(index, wait_s)
         found, data = _indexed(lambda: client.nodes_index(**when))
-        as_list(data)
+        read_as(list[Any], data)
         return found, None
 
     def health_state(
@@ -156,7 +148,7 @@ class ConsulApi:
         """
         client, when = self._when(index, wait_s)
         found, data = _indexed(lambda: client.health.state(state, **when))
-        return found, {(check.node, check.check_id): check for check in map(check_state, as_list(data))}
+        return found, {(check.node, check.check_id): check for check in read_as(list[CheckState], data)}
 
     def service_index(self, name: str) -> ServiceRead:
         """A service's index alone, which moves with any change of its instances, checks and nodes. Kept connection."""
@@ -186,9 +178,8 @@ class ConsulApi:
             raise ConsulUnreachable(str(error)) from error
         if answer.status != 200:
             raise ConsulRefused(answer.status, answer.data.decode(errors="replace"))
-        data = read_json(answer.data)
         index = read_index(answer.headers.get("X-Consul-Index"))
-        return ServiceRead(name, index, parse_instances(name, data) if with_instances else None)
+        return ServiceRead(name, index, parse_instances(name, answer.data) if with_instances else None)
 
     # -- key/value
 
@@ -202,13 +193,14 @@ class ConsulApi:
         found, data = _indexed(lambda: client.kv.get(key, consistency="consistent", **when))
         if data is None:
             return found, 0, None
-        item = as_dict(data)
+        item = read_as(_Object, data)
         return found, int(item.get("ModifyIndex") or 0), item.get("Value") or b""
 
     def kv_list(self, prefix: str) -> dict[str, bytes]:
         """All keys under a prefix, with their values."""
         _, data = _indexed(lambda: self._single.kv.get(prefix, recurse=True))
-        return {str(item.get("Key")): item.get("Value") or b"" for item in map(as_dict, data or ())}
+        items = read_as(list[_Object], data or [])
+        return {str(item.get("Key")): item.get("Value") or b"" for item in items}
 
     def kv_put(self, key: str, value: bytes) -> None:
         """Write a key. At most 512 KiB, Consul's own limit."""

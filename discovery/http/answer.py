@@ -29,7 +29,7 @@ class AnswerParser:
     """One answer. `status` and `headers` stand once `headed`; `done` says that all has come.
 
     `reusable`, once done: the answer ended where it said, nothing came behind it, and both sides keep the connection.
-    `encoding` is the Content-Encoding, empty for none; `length` the Content-Length, None for none. `head_only`: answer to a HEAD.
+    `length` is the Content-Length, None for none. `head_only`: the answer to a HEAD.
     """
 
     __slots__ = (
@@ -40,7 +40,6 @@ class AnswerParser:
         "_raw",
         "_refusal",
         "done",
-        "encoding",
         "headed",
         "headers",
         "length",
@@ -54,7 +53,6 @@ class AnswerParser:
         self.headed = False
         self.done = False
         self.reusable = False
-        self.encoding = ""
         self.length: int | None = None
         self.pieces: list[bytes] = []
         self._head_only = head_only
@@ -163,8 +161,6 @@ class AnswerParser:
             size = len(name)
             if size == 14 and name.lower() == b"content-length":
                 self.length = int(value)
-            elif size == 16 and name.lower() == b"content-encoding":
-                self.encoding = value.decode("latin-1").strip(" \t").lower()
             elif size == 17 and name.lower() == b"transfer-encoding":
                 if self._chunked or version == "1.0" or value.strip(b" \t").lower() != b"chunked":
                     self._refuse(f"transfer coding {value[:40]!r} in HTTP/{version}")

@@ -116,7 +116,7 @@ class Connection:
             whole = False
         self._cut = not whole
         while not self.answer.headed:
-            self._receive(self._until)
+            self.receive(self._until)
 
     def piece(self, until: float) -> bytes:
         """The next of the body, as it has arrived: at most 64 KiB; empty at its end."""
@@ -124,12 +124,8 @@ class Connection:
         while not answer.pieces:
             if answer.done:
                 return b""
-            self._receive(until)
+            self.receive(until)
         return answer.take()
-
-    def more(self, until: float) -> None:
-        """Take in what comes next."""
-        self._receive(until)
 
     def close(self) -> None:
         """From any thread: one that waits for the answer is woken."""
@@ -141,7 +137,8 @@ class Connection:
 
     # -- receiving
 
-    def _receive(self, until: float) -> None:
+    def receive(self, until: float) -> None:
+        """Take in what comes next."""
         left_s = until - self._clock.monotonic()
         if left_s <= 0:
             raise TimeoutError("timed out")

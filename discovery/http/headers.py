@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 # RFC 9110, section 5.6.2.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
@@ -29,10 +29,10 @@ def field_line(name: str, value: str) -> str:
     return f"{name}: {value}\r\n"
 
 
-class Headers:
+class Headers(Mapping[str, str]):
     """The fields of an answer in their order, repeated ones kept apart. Names ignore case; values are Latin-1.
 
-    `[]` and `get` join repeated fields by commas (RFC 9110, section 5.2), which suits all but Set-Cookie: see `items`.
+    A mapping joins repeated fields by commas (RFC 9110, section 5.2), which suits all but Set-Cookie: see `items`.
     """
 
     __slots__ = ("_pairs", "_raw", "_values")
@@ -42,9 +42,8 @@ class Headers:
         self._pairs: list[tuple[str, str]] | None = None
         self._values: dict[str, str] | None = None
 
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """(name as it came, value), in their order."""
+    def items(self) -> list[tuple[str, str]]:  # type: ignore[override]
+        """(name as it came, value), in their order: repeated fields come repeatedly."""
         if self._pairs is None:
             self._pairs = [
                 (name.decode("latin-1"), value.decode("latin-1").strip(" \t")) for name, value in self._raw
@@ -55,39 +54,24 @@ class Headers:
     def _joined(self) -> dict[str, str]:
         if self._values is None:
             values: dict[str, str] = {}
-            for name, value in self.pairs:
+            for name, value in self.items():
                 key = name.lower()
                 values[key] = f"{values[key]}, {value}" if key in values else value
             self._values = values
         return self._values
 
-    def get(self, name: str, default: str | None = None) -> str | None:
+    def get(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
         return self._joined.get(name.lower(), default)
-
-    def items(self) -> list[tuple[str, str]]:
-        """As `pairs`: repeated fields come repeatedly."""
-        return list(self.pairs)
-
-    def keys(self) -> list[str]:
-        """The names in lower case, each once."""
-        return list(self._joined)
-
-    def without(self, *names: str) -> Headers:
-        """A copy that lacks some fields; `names` in lower case."""
-        gone = {name.encode() for name in names}
-        return Headers([pair for pair in self._raw if pair[0].lower() not in gone])
 
     def __getitem__(self, name: str) -> str:
         return self._joined[name.lower()]
 
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self._joined
-
     def __iter__(self) -> Iterator[str]:
+        """The names in lower case, each once."""
         return iter(self._joined)
 
     def __len__(self) -> int:
         return len(self._joined)
 
     def __repr__(self) -> str:
-        return f"Headers({self.pairs!r})"
+        return f"Headers({self.items()!r})"

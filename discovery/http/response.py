@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeVar
 
 from discovery.clock import Clock
 from discovery.errors import AnswerTooLarge, CallError, ResponseLost, ResponseTimeout
 from discovery.http.answer import BadAnswer
-from discovery.http.body import BadEncoding, Decoder
 from discovery.http.connection import Connection
 from discovery.http.pool import Pool
 from discovery.model import Instance
 
-Finish = Callable[[CallError | None], None]
+T = TypeVar("T")
+Finish = Callable[[CallError | None], object]
 # What a connection raises when the answer will not come, or not whole.
-LOST = (OSError, BadAnswer, BadEncoding)
+LOST = (OSError, BadAnswer)
 
 
 class Response:
@@ -34,6 +35,7 @@ class Response:
         "_clock",
         "_connection",
         "_data",
+        "_error",
         "_max_bytes",
         "_open",
         "_pool",
@@ -70,10 +72,10 @@ class Response:
         self._read_timeout_s = read_timeout_s
         self._max_bytes = max_bytes
         self._clock = clock
-        # Popped by the thread that ends the answer first.
-        self._open: list[Finish | None] = [finish]
+        self._open = [True]  # popped by the thread that ends the answer first
         self._data: bytes | None = None
-        self._actions: list[Callable[[], object]] = []
+        self._error: CallError | None = None
+        self._actions = [finish] if finish is not None else []
 
     def __enter__(self) -> Response:
         return self
@@ -86,8 +88,8 @@ class Response:
             with contextlib.suppress(Exception):
                 self.close()
 
-    def on_end(self, action: Callable[[], object]) -> None:
-        """Call `action` once the answer has been read, left or lost: at once when that has happened."""
+    def on_end(self, action: Finish) -> None:
+        """Call `action(error)` once the answer has been read or left (None) or lost: at once when that has happened."""
         self._actions.append(action)
         if not self._open:
             self._act()
@@ -103,13 +105,14 @@ class Response:
         """The body as JSON. Raises ValueError when it is not JSON."""
         return json.loads(self.data)
 
-    def iter_bytes(self) -> Iterator[bytes]:
-        """The body as it arrives, in pieces of at most 64 KiB; as it was sent, any content encoding left in place."""
+    def iter_bytes(self, until: float = math.inf) -> Iterator[bytes]:
+        """The body as it arrives, in pieces of at most 64 KiB, by a point in time; as it was sent, any content encoding left
+        in place."""
         if self._data is not None:
             yield self._data
             return
         try:
-            while piece := self._piece(self._clock.monotonic() + self._read_timeout_s):
+            while piece := self._piece(min(until, self._clock.monotonic() + self._read_timeout_s)):
                 yield piece
         finally:
             self.close()
@@ -126,40 +129,26 @@ class Response:
     def gather(self, most_bytes: int, until: float) -> None:
         """Wait for the rest of a body that says it has at most so many bytes, but only until then: what has come by that time is
         read as ever. Raises ResponseLost."""
-        answer = self._answer
-        if answer.length is None or answer.length > most_bytes:
-            return
-        try:
-            while self._open and not answer.done:
-                self._connection.more(until)
-            self._end(None)
-        except TimeoutError:
-            return
-        except LOST as error:
-            lost = translate(error, self._service, self.instance)
-            self._end(lost)
-            raise lost from error
-        except BaseException:
-            self.close()
-            raise
+        answer, connection = self._answer, self._connection
+
+        def gather_rest() -> None:
+            with contextlib.suppress(TimeoutError):
+                while not answer.done:
+                    connection.receive(until)
+
+        if self._open and answer.length is not None and answer.length <= most_bytes:
+            self._read(gather_rest)
 
     def read_whole(self, until: float) -> None:
-        """Read the body into memory by a point in time, and undo its content encoding; the headers then name none.
-
-        Raises ResponseLost, ResponseTimeout, AnswerTooLarge.
-        """
+        """Read the body into memory by a point in time. Raises ResponseLost, ResponseTimeout, AnswerTooLarge."""
         answer = self._answer
-        if answer.done and not answer.encoding and self._open:  # as most are: all came with the head
+        if answer.done:  # as most are: all came with the head
             self._end(None)
-            self._data = self._bound(answer.take())
-            return
-        if (answer.length or 0) > self._max_bytes and not answer.done:
+            self._data = self._join([answer.take()])
+        elif (answer.length or 0) > self._max_bytes:
             self._too_large()
-        pieces = self._pieces_until(until)
-        if Decoder.knows(answer.encoding):
-            pieces = self._decode(pieces, Decoder(answer.encoding))
-            self.headers = self.headers.without("content-encoding", "content-length")
-        self._data = self._join(pieces)
+        else:
+            self._data = self._join(self.iter_bytes(until))
 
     def close(self) -> None:
         """Leave the rest of the body unread. The connection is not used again, unless the body was read to its end."""
@@ -168,12 +157,16 @@ class Response:
     def _piece(self, until: float) -> bytes:
         """The next piece; hands the connection back with the last."""
         answer = self._answer
-        if not self._open:
-            if not answer.done:
-                raise ResponseLost(self._service, "the answer was left unread", instance_id=self.instance.id)
-            return answer.take() if answer.pieces else b""
+        if self._open:
+            return self._read(lambda: self._connection.piece(until))
+        if not answer.done:
+            raise ResponseLost(self._service, "the answer was left unread", instance_id=self.instance.id)
+        return answer.take() if answer.pieces else b""
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """What the connection brings; the exchange ends with its last piece, or where that fails."""
         try:
-            piece = self._connection.piece(until)
+            found = read()
         except LOST as error:
             lost = translate(error, self._service, self.instance)
             self._end(lost)
@@ -181,29 +174,11 @@ class Response:
         except BaseException:
             self.close()
             raise
-        if answer.done:
+        if self._answer.done:
             self._end(None)
-        return piece
+        return found
 
-    def _pieces_until(self, until: float) -> Iterator[bytes]:
-        while piece := self._piece(min(until, self._clock.monotonic() + self._read_timeout_s)):
-            yield piece
-
-    def _decode(self, pieces: Iterator[bytes], decoder: Decoder) -> Iterator[bytes]:
-        raw_bytes = 0
-        try:
-            for piece in pieces:
-                raw_bytes += len(piece)
-                if raw_bytes > self._max_bytes:  # some encodings of nothing are long
-                    self._too_large()
-                yield from decoder.feed(piece)
-            decoder.end()
-        except BadEncoding as error:
-            lost = translate(error, self._service, self.instance)
-            self._end(lost)
-            raise lost from error
-
-    def _join(self, pieces: Iterator[bytes]) -> bytes:
+    def _join(self, pieces: Iterable[bytes]) -> bytes:
         size = 0
         held = []
         for piece in pieces:
@@ -213,9 +188,6 @@ class Response:
             held.append(piece)
         return b"".join(held)
 
-    def _bound(self, body: bytes) -> bytes:
-        return body if len(body) <= self._max_bytes else self._too_large()
-
     def _too_large(self) -> NoReturn:
         self.close()
         detail = f"an answer of more than {self._max_bytes} bytes"
@@ -223,23 +195,20 @@ class Response:
 
     def _end(self, error: CallError | None) -> None:
         try:
-            finish = self._open.pop()
+            self._open.pop()
         except IndexError:
             return
+        self._error = error
         if error is None and self._answer.done:
             self._pool.give(self._connection)
         else:
             self._connection.close()
-        try:
-            if finish is not None:
-                finish(error)
-        finally:
-            self._act()
+        self._act()
 
     def _act(self) -> None:
         while self._actions:
             with contextlib.suppress(IndexError):  # another thread was quicker
-                self._actions.pop()()
+                self._actions.pop()(self._error)
 
 
 def translate(error: Exception, service: str, instance: Instance) -> ResponseLost:

@@ -1,8 +1,8 @@
 """One service's circuit breaker: leave to call, the outcome, and changes of state that come from outside.
 
-pybreaker is the state machine, with two additions: its storage answers with a failure rate over a window in place of a count
-of failures in a row, and only some trials pass while half-open. A call does not run inside pybreaker, which would hold its
-lock meanwhile: the outcome is handed to it at the end, unless the state has been overtaken since the call began.
+pybreaker is the state machine. Its storage answers with a failure rate over a window of time in place of a count of failures
+in a row; one listener caps the trials while half-open, one says what has changed. A call does not run inside pybreaker: its
+outcome is handed in at the end, unless the state has been overtaken since the call began.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import structlog
 
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import BreakerOpen
-from discovery.resilience.window import MAX_CALLERS, CallWindow
+from discovery.resilience.window import MAX_CALLERS, Window
 
 log = structlog.get_logger(__name__)
 
+State = Literal["closed", "open", "half-open"]
 # local: what this process saw itself; shared: what another process has published; hand: an operator.
 Who = Literal["local", "shared", "hand"]
-CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN
 
 REMEMBERED = 20
 MAX_REASON = 200
@@ -50,10 +50,9 @@ class BreakerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change of state, the `number`-th of its breaker. `at` is Unix time.
+    """A change of state, the `number`-th of its breaker. `at` is Unix time; `ref` names the message that caused it.
 
-    `ref` names the message that caused it. `before` and `state` are the same where an open one was opened again, or a closed
-    one reset.
+    `before` and `state` are the same where an open one was opened again, or a closed one reset.
     """
 
     number: int
@@ -67,7 +66,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class BreakerSnapshot:
-    """`state` is `closed`, `open` or `half-open`; `calls` and `failures` count what the window holds, `refused` since the start.
+    """`calls` and `failures` count what the window holds, `refused` since the start.
 
     `held`: an operator opened it, and it opens for nothing else until `retry_after_s` is over. `number` is that of the last
     of `transitions` (0: none yet), of which the last `REMEMBERED` are there, oldest first.
@@ -88,42 +87,25 @@ class UpstreamFailure(Exception):
 
 
 class Storage(pybreaker.CircuitMemoryStorage):
-    """Counts by time, and only while closed. `counter` answers 1 once the rate is reached (with `fail_max=1`)."""
+    """Its `counter` is 1 once the failure rate is reached, with `fail_max=1`."""
 
     def __init__(self, settings: BreakerSettings, clock: Clock) -> None:
-        super().__init__(CLOSED)
+        super().__init__(pybreaker.STATE_CLOSED)
         self._settings = settings
-        self.window = CallWindow(settings.window_s, clock)
-        self.caller = ""  # of the call whose outcome is being counted
-
-    @property
-    def state(self) -> str:
-        return self._state
-
-    @state.setter
-    def state(self, state: str) -> None:
-        self._state = state
-        self.window.clear()
-
-    def increment_counter(self) -> None:
-        if self._state == CLOSED:
-            self.window.count(self.caller, failed=True)
-
-    def reset_counter(self) -> None:
-        if self._state == CLOSED:
-            self.window.count(self.caller, failed=False)
+        self.window = Window(settings.window_s, clock)
 
     @property
     def counter(self) -> int:
+        rate = self._settings.rate
         calls, failures = self.window.totals()
-        if calls < self._settings.min_calls or failures < self._settings.rate * calls:
+        if calls < self._settings.min_calls or failures < rate * calls:
             return 0
         # A caller that has found a request that always fails must not close the service to all others.
         others, others_failed = self.window.without_the_worst()
-        return int(others < OTHERS or others_failed >= self._settings.rate * others)
+        return int(others < OTHERS or others_failed >= rate * others)
 
 
-class Trials:
+class Trials(pybreaker.CircuitBreakerListener):
     """The calls that may pass while half-open: so many per `open_s`, so that one that never ends blocks nothing for ever.
 
     A trial that said nothing is given back, and its caller gets no other in that time: a few impatient callers must not use up
@@ -133,11 +115,13 @@ class Trials:
     def __init__(self, settings: BreakerSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._left = 0
-        self._renew_at = 0.0
         self._said_nothing: set[str] = set()
+        self._renew()
 
-    def renew(self) -> None:
+    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
         self._said_nothing.clear()
         self._left = self._settings.trials
         self._renew_at = self._clock.monotonic() + self._settings.open_s
@@ -146,7 +130,7 @@ class Trials:
         """Take one; returns 0, or for how long there is none for this caller (seconds)."""
         now = self._clock.monotonic()
         if now >= self._renew_at:
-            self.renew()
+            self._renew()
         if self._left <= 0 or caller in self._said_nothing:
             return max(0.001, self._renew_at - now)
         self._left -= 1
@@ -158,42 +142,30 @@ class Trials:
             self._said_nothing.update({caller} - {""})
 
 
+@dataclass(slots=True)
 class Permit:
-    """Leave to make one call. Exactly one of its methods is to be called when the outcome is known; further ones do nothing."""
+    """Leave to make one call, after the `number`-th transition. One of its methods is to be called when the outcome is known."""
 
-    __slots__ = ("_breaker", "_caller", "_number")
-
-    def __init__(self, breaker: Breaker, caller: str, number: int) -> None:
-        self._breaker: Breaker | None = breaker
-        self._caller = caller
-        self._number = number  # of the breaker's last transition when the call began
+    breaker: Breaker
+    caller: str
+    number: int
 
     def succeeded(self) -> None:
-        if breaker := self._spend():
-            breaker.count(self._caller, self._number, None)
+        self.breaker.count(self.caller, self.number, None)
 
     def failed(self, reason: str) -> None:
         """The upstream failed."""
-        if breaker := self._spend():
-            breaker.count(self._caller, self._number, UpstreamFailure(reason))
+        self.breaker.count(self.caller, self.number, reason)
 
     def ignored(self) -> None:
         """The outcome says nothing about the upstream: a caller's mistake, or its impatience. A trial is given back."""
-        if breaker := self._spend():
-            breaker.give_back(self._caller, self._number)
-
-    def _spend(self) -> Breaker | None:
-        breaker, self._breaker = self._breaker, None
-        return breaker
+        self.breaker.give_back(self.caller, self.number)
 
 
 class Breaker(pybreaker.CircuitBreakerListener):
     """One service's breaker. Thread-safe, and under gevent; holds no lock while a call runs.
 
     `on_change(service, transition)` hears of every change of state; it runs within the breaker's lock and must be short.
-
-    `open`, `half_open`, `close` and `prolong` change the state from outside. With `seen`, the number of a snapshot, they do so
-    only if nothing has changed since it; they return whether they did. `ref` and `reason` go into the transition.
     """
 
     def __init__(
@@ -201,7 +173,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
         service: str,
         settings: BreakerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
-        on_change: Callable[[str, Transition], None] | None = None,
+        on_change: Callable[[str, Transition], None] = lambda service, transition: None,
     ) -> None:
         self._service = service
         self.settings = settings or BreakerSettings()
@@ -210,99 +182,102 @@ class Breaker(pybreaker.CircuitBreakerListener):
         self._lock = threading.RLock()
         self._storage = Storage(self.settings, clock)
         self._trials = Trials(self.settings, clock)
+        self._last = Transition(0, clock.time(), "closed", "closed", "local", "")
         self._transitions: deque[Transition] = deque(maxlen=REMEMBERED)
-        self._cause: tuple[Who, str, str] | None = None  # of a change from outside: who, reason, ref
+        # Of a change from outside: who, why, by which message, and for how long if it opens.
+        self._cause: tuple[Who, str, str, float] | None = None
+        self._failure: str | None = None  # of the outcome that is being taken in
         self._until = 0.0
         self._refused = 0
-        self._last_failure = ""
         self._machine = pybreaker.CircuitBreaker(
             fail_max=1,
             success_threshold=self.settings.successes,
             state_storage=self._storage,
-            listeners=[self],
-            name=service,
+            listeners=[self._trials, self],
             throw_new_error_on_trip=False,
         )
+
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half-open`."""
+        return self._last.state
+
+    def snapshot(self) -> BreakerSnapshot:
+        with self._lock:
+            last, left_s = self._last, self._left_s()
+            held = last.state == "open" and last.who == "hand"
+            counts = self._storage.window.totals()
+            return BreakerSnapshot(
+                last.state, *counts, left_s, self._refused, held, last.number, tuple(self._transitions)
+            )
 
     def enter(self, caller: str = "") -> Permit:
         """Leave to make a call; report its outcome on the permit. Raises BreakerOpen.
 
         While others succeed, the failures of one `caller` alone (an address, a subject; empty: unknown) do not open it.
         """
-        if self._storage.state == CLOSED:
+        if self._last.state == "closed":
             return Permit(self, caller, 0)
         with self._lock:
-            wait_s = self._retry_after_s()
-            if self._storage.state == OPEN and not wait_s:
-                self._machine.half_open()
-            if self._storage.state == HALF_OPEN:
+            wait_s = self._left_s()
+            if self._last.state == "open" and not wait_s:
+                self.change("half-open", who="local", reason="its time is over, trying")
+            if self._last.state == "half-open":
                 wait_s = self._trials.take(caller)
             if wait_s:
                 self._refused += 1
                 raise BreakerOpen(self._service, retry_after_s=wait_s)
-            return Permit(self, caller, self._number)
+            return Permit(self, caller, self._last.number)
 
-    def count(self, caller: str, number: int, failure: UpstreamFailure | None) -> None:
-        """Take in how a call ended that began after the `number`-th transition."""
-        if failure is None and self._storage.state == CLOSED:
-            self._storage.window.count(caller, failed=False)
+    def count(self, caller: str, number: int, failure: str | None) -> None:
+        """Take in how a call ended that began after the `number`-th transition; `failure` says what the upstream did wrong."""
+        if failure is None and self._last.state == "closed":  # as nearly all: without the lock
+            self._storage.window.add(1, 0, caller)
             return
         with self._lock:
-            # News of the time before the state changed changes nothing; it only counts where calls are counted.
-            if self._storage.state == CLOSED or self._tries(number):
-                self._storage.caller = caller
-                with contextlib.suppress(UpstreamFailure):
-                    self._machine.call(_end, failure)
+            if self._last.state == "closed":
+                self._storage.window.add(1, int(failure is not None), caller)
+            elif number != self._last.number:
+                return  # news of the time before the state changed
+            self._failure = failure
+            with contextlib.suppress(UpstreamFailure), self._machine.calling():
+                if failure is not None:
+                    raise UpstreamFailure
 
     def lost(self, reason: str, caller: str = "") -> None:
         """An answer that had begun well broke off: one failure more."""
-        self.count(caller, -1, UpstreamFailure(reason))
+        self.count(caller, -1, reason)
 
     def give_back(self, caller: str, number: int) -> None:
         """A call that began after the `number`-th transition said nothing."""
         with self._lock:
-            if self._tries(number):
+            if number == self._last.number:
                 self._trials.give_back(caller)
 
-    @property
-    def state(self) -> str:
-        """`closed`, `open` or `half-open`."""
-        return self._storage.state
-
-    def snapshot(self) -> BreakerSnapshot:
+    def change(
+        self,
+        state: State,
+        for_s: float = 0.0,
+        *,
+        who: Who,
+        reason: str,
+        ref: str = "",
+        seen: int | None = None,
+    ) -> bool:
+        """Change the state from outside; an opening lasts `for_s`. With `seen`, the number of a snapshot, only if nothing has
+        changed since it; returns whether it did. What calls under way then bring changes nothing."""
         with self._lock:
-            calls, failures = self._storage.window.totals()
-            return BreakerSnapshot(
-                self._storage.state,
-                calls,
-                failures,
-                self._retry_after_s(),
-                self._refused,
-                self._opened_by("hand"),
-                self._number,
-                tuple(self._transitions),
-            )
+            if seen not in (None, self._last.number):
+                return False
+            self._cause = (who, reason, ref, for_s)
+            machine = self._machine
+            {"open": machine.open, "half-open": machine.half_open, "closed": machine.close}[state]()
+            return True
 
-    def open(self, for_s: float, *, who: Who, reason: str, ref: str = "", seen: int | None = None) -> bool:
-        """Open it for `for_s` seconds; then trials pass. By hand, failures and successes of calls under way change nothing."""
+    def prolong(self, for_s: float, *, seen: int) -> bool:
+        """Keep an open one open for at least `for_s` more, if nothing has changed since the snapshot with that number."""
         with self._lock:
-            done = self._force(self._machine.open, (who, reason, ref), seen)
-            if done:
-                self._until = self._clock.monotonic() + for_s
-            return done
-
-    def half_open(self, *, who: Who, reason: str, ref: str = "", seen: int | None = None) -> bool:
-        """Let the trials through now."""
-        return self._force(self._machine.half_open, (who, reason, ref), seen)
-
-    def close(self, *, who: Who, reason: str, ref: str = "", seen: int | None = None) -> bool:
-        """Close it, and forget what was counted."""
-        return self._force(self._machine.close, (who, reason, ref), seen)
-
-    def prolong(self, for_s: float, *, seen: int | None = None) -> bool:
-        """Keep an open one open for at least `for_s` more."""
-        with self._lock:
-            if self._storage.state != OPEN or seen not in (None, self._number):
+            if self._last.state != "open" or seen != self._last.number:
                 return False
             self._until = max(self._until, self._clock.monotonic() + for_s)
             return True
@@ -310,65 +285,29 @@ class Breaker(pybreaker.CircuitBreakerListener):
     def reconsider(self, reason: str) -> None:
         """Let the trials through early, if our own calls opened it: the instances it was opened for may have changed."""
         with self._lock:
-            if self._opened_by("local"):
-                self._force(self._machine.half_open, ("local", reason, ""), None)
+            if (self._last.state, self._last.who) == ("open", "local"):
+                self.change("half-open", who="local", reason=reason)
 
-    @property
-    def _number(self) -> int:
-        return self._transitions[-1].number if self._transitions else 0
-
-    def _tries(self, number: int) -> bool:
-        """Whether it is still half-open as it was after that transition."""
-        return self._storage.state == HALF_OPEN and number == self._number
-
-    def _opened_by(self, who: Who) -> bool:
-        return self._storage.state == OPEN and bool(self._transitions) and self._transitions[-1].who == who
-
-    def _retry_after_s(self) -> float:
-        return max(0.0, self._until - self._clock.monotonic()) if self._storage.state == OPEN else 0.0
-
-    def _force(self, change: Callable[[], object], cause: tuple[Who, str, str], seen: int | None) -> bool:
-        with self._lock:
-            if seen not in (None, self._number):
-                return False
-            self._cause = cause
-            try:
-                change()
-            finally:
-                self._cause = None
-            return True
-
-    # -- called by pybreaker, within the lock
-
-    def failure(self, cb: Any, exc: BaseException) -> None:
-        self._last_failure = str(exc)
+    def _left_s(self) -> float:
+        return max(0.0, self._until - self._clock.monotonic()) if self._last.state == "open" else 0.0
 
     def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
-        before, state = old_state.name if old_state else "", new_state.name
-        if state == OPEN:
-            self._until = self._clock.monotonic() + self.settings.open_s
-        elif state == HALF_OPEN:
-            self._trials.renew()
-        who, reason, ref = self._cause or ("local", self._reason(before, state), "")
-        now = self._clock.time()
-        transition = Transition(self._number + 1, now, before, state, who, reason[:MAX_REASON], ref)
-        self._transitions.append(transition)
-        log.info("breaker changed", service=self._service, state=state, before=before, who=who, reason=reason)
-        if self._on_change is not None:
-            self._on_change(self._service, transition)
+        """Called by pybreaker, within the lock."""
+        last, state, now_s = self._last, new_state.name, self._clock.monotonic()
+        cause, self._cause = self._cause, None
+        who, reason, ref, for_s = cause or ("local", self._reason(), "", self.settings.open_s)
+        self._until = now_s + for_s
+        self._storage.window.clear()
+        at = self._clock.time()
+        self._last = Transition(last.number + 1, at, last.state, state, who, reason[:MAX_REASON], ref)
+        self._transitions.append(self._last)
+        log.info(
+            "breaker changed", service=self._service, state=state, before=last.state, who=who, reason=reason
+        )
+        self._on_change(self._service, self._last)
 
-    def _reason(self, before: str, state: str) -> str:
-        if state == HALF_OPEN:
-            return "its time is over, trying"
-        if state == CLOSED:
-            return "its trials succeeded"
-        if before == HALF_OPEN:
-            return f"a trial failed: {self._last_failure}"
-        # The window still stands: pybreaker calls its listeners before its storage.
-        calls, failures = self._storage.window.totals()
-        return f"{failures} of {calls} calls failed, the last: {self._last_failure}"
-
-
-def _end(failure: UpstreamFailure | None) -> None:
-    if failure is not None:
-        raise failure
+    def _reason(self) -> str:
+        if self._last.state == "closed":
+            calls, failures = self._storage.window.totals()
+            return f"{failures} of {calls} calls failed, the last: {self._failure}"
+        return "its trials succeeded" if self._failure is None else f"a trial failed: {self._failure}"

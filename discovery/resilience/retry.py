@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class RetryBudget:
     def __init__(self, settings: RetrySettings | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._settings = settings or RetrySettings()
         self._window = Window(self._settings.window_s, clock)
+        self._lock = threading.Lock()
 
     def called(self) -> None:
         """A call begins."""
@@ -66,7 +68,11 @@ class RetryBudget:
 
     def spend(self) -> bool:
         """Whether one more retry fits; counts it if so."""
-        return self._window.add_second_below(self._settings.ratio, self._settings.floor)
+        with self._lock:
+            fits = self._fits(1)
+            if fits:
+                self.borrow()
+            return fits
 
     def borrow(self) -> None:
         """Count a retry whether it fits or not; later ones pay for it."""
@@ -74,4 +80,8 @@ class RetryBudget:
 
     def overdrawn(self) -> bool:
         """Whether more was borrowed than there is."""
-        return not self._window.second_fits(self._settings.ratio, self._settings.floor)
+        return not self._fits(0)
+
+    def _fits(self, more: int) -> bool:
+        calls, retries = self._window.totals()
+        return retries + more <= max(self._settings.floor, self._settings.ratio * calls)

@@ -9,8 +9,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from discovery.model import Domain
-from discovery.resilience.breaker import Transition
-from gateway.breakers.news import GROUPS, LONGEST_HOLD_S, Name, Picture, State
+from discovery.resilience.breaker import State, Transition
+from gateway.breakers.news import GROUPS, LONGEST_HOLD_S, Name, Picture
 from gateway.breakers.sync import Sharing
 from gateway.metrics import BreakerMetrics
 from services.kit import Problem, ServiceApp, ServiceBlueprint, current, require_scope

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from discovery.model import Domain
-from discovery.resilience.breaker import BreakerSnapshot
+from discovery.resilience.breaker import BreakerSnapshot, State
 
 GROUPS: tuple[Domain, ...] = get_args(Domain)
 # Seconds: the longest that an operator may ask for.
@@ -26,7 +26,6 @@ MAX_NEWS_BYTES = 4096
 MAX_PICTURE_BYTES = 256 * 1024
 MAX_REFS = 8
 
-State = Literal["open", "half-open", "closed"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:/-]{1,250}$")]
 Text = Annotated[str, StringConstraints(max_length=300)]

@@ -26,9 +26,9 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.consul.static import Reading
 from discovery.loop import Loop
 from discovery.model import Domain
-from discovery.resilience.breaker import BreakerSnapshot, Transition
+from discovery.resilience.breaker import BreakerSnapshot, State, Transition
 from gateway.breakers import news as shapes
-from gateway.breakers.news import News, Picture, State
+from gateway.breakers.news import News, Picture
 from gateway.metrics import BreakerMetrics
 from gateway.redis_link import Away, RedisLink
 from gateway.routes import is_gateway
@@ -247,7 +247,7 @@ class Sharing:
         if seen.state != "open":
             self._joined.pop(news.service, None)
             reason = f"{news.origin}: {news.reason}"
-            return breaker.open(wait_s, who="shared", reason=reason, ref=news.id, seen=seen.number)
+            return breaker.change("open", wait_s, who="shared", reason=reason, ref=news.id, seen=seen.number)
         self._joined.setdefault(news.service, deque(maxlen=shapes.MAX_REFS)).appendleft(news.id)
         ours = seen.transitions[-1].who == "local"
         if ours and self.instance < news.origin:
@@ -264,7 +264,7 @@ class Sharing:
             return False
         reason = f"{news.origin}: {news.reason}"
         breaker = self._client.breaker(news.service)
-        return breaker.close(who="shared", reason=reason, ref=news.id, seen=seen.number)
+        return breaker.change("closed", who="shared", reason=reason, ref=news.id, seen=seen.number)
 
     def order(
         self, group: Domain, service: str, state: State, for_s: float, reason: str, request_id: str = ""
@@ -317,14 +317,10 @@ class Sharing:
 
     def _obey(self, news: News) -> bool:
         breaker = self._client.breaker(news.service)
-        if news.state == "open":
-            wait_s = news.left_s(self._clock.time())
-            if news.first not in ("", self.instance):
-                wait_s += breaker.settings.open_s
-            breaker.open(wait_s, who="hand", reason=news.reason, ref=news.id)
-        else:
-            act = breaker.half_open if news.state == "half-open" else breaker.close
-            act(who="hand", reason=news.reason, ref=news.id)
+        wait_s = news.left_s(self._clock.time())
+        if news.first not in ("", self.instance):
+            wait_s += breaker.settings.open_s
+        breaker.change(news.state, wait_s, who="hand", reason=news.reason, ref=news.id)
         self._obeyed.append(news.id)
         log.info(
             "breaker set by hand",

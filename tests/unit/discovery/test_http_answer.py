@@ -50,7 +50,7 @@ def test_cuts_between_the_bytes_change_nothing(name: str, data: st.DataObject) -
     cuts = data.draw(st.lists(st.integers(1, len(whole) - 1), max_size=8))
     answer = parse(whole, cuts=tuple(cuts))
     assert (answer.done, answer.reusable, answer.take()) == (True, True, body)
-    assert answer.headers.pairs == parse(whole).headers.pairs
+    assert answer.headers.items() == parse(whole).headers.items()
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", OK, CHUNKED]), st.booleans())
@@ -67,7 +67,7 @@ def test_any_bytes_are_an_answer_or_refused(noise: bytes, begin: bytes, head_onl
 
 
 def test_trailers_and_interim_heads_are_not_among_the_headers() -> None:
-    assert parse(WHOLE["trailers"][0]).headers.keys() == ["transfer-encoding"]
+    assert parse(WHOLE["trailers"][0]).headers.keys() == {"transfer-encoding"}
     assert parse(WHOLE["interim ones first"][0]).headers.items() == [("Content-Length", "5")]
 
 
@@ -156,7 +156,7 @@ def test_bytes_behind_the_end_change_nothing_and_spend_the_connection(name: str,
     answer = parse(whole + extra)
     assert (answer.status, answer.done, answer.reusable) == (parse(whole).status, True, False)
     assert answer.take() == body
-    assert answer.headers.pairs == parse(whole).headers.pairs
+    assert answer.headers.items() == parse(whole).headers.items()
 
 
 @pytest.mark.parametrize(

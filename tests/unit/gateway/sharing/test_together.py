@@ -83,7 +83,7 @@ def test_others_try_themselves_when_the_one_is_gone(start: Callable[..., Process
 def trip_at_once(*processes: Process) -> bool:
     """Whether they have all tripped by themselves: the news of the first may be faster than the last one's failure."""
     for each in processes:
-        each.breaker.close(who="hand", reason="again")
+        each.breaker.change("closed", who="hand", reason="again")
     permits = [each.breaker.enter() for each in processes for _ in range(SETTINGS.min_calls)]
     for permit in permits:
         permit.failed("status 503")
