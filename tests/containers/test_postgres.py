@@ -15,7 +15,7 @@ import pytest
 from tests.support.accounts import Account
 from tests.support.container_fleet import ContainerFleet
 from tests.support.eventually import eventually
-from tests.support.postgres_faults import crashed, frozen
+from tests.support.postgres import crashed, frozen
 from tests.support.writers import (
     CAUGHT_WITHIN_S,
     Writer,
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.needs_stack
 
 
 class ContainedPostgres:
-    """See `tests.support.postgres_faults.Target`. Each role comes to its own database alone, as the services do."""
+    """See `tests.support.postgres.Target`. Each role comes to its own database alone, as the services do."""
 
     def __init__(self, fleet: ContainerFleet) -> None:
         self._fleet = fleet

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+from stack.run.api import Stack
 from tests.support.accounts import Account, ask
 from tests.support.actor import Actor, actor
 from tests.support.eventually import eventually
@@ -143,9 +144,10 @@ def verdict(fleet: Fleet, service: str, token: str | None = None) -> dict[str, o
 
 
 def test_rogue_service_with_a_valid_token_of_its_own_takes_no_path_and_no_name(
-    fleet: Fleet, account: Account
+    fleet: Fleet, stack: Stack, account: Account
 ) -> None:
-    token = fleet.consul_token("rogue")
+    stack.admit("rogue")
+    token = stack.vault.consul_token("rogue")
     with actor("rogue", "rogue-1") as rogue:
         try:
             register(fleet, rogue, {"edge-path": "/api/users", "edge-auth": "public"}, token=token)

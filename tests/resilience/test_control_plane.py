@@ -31,20 +31,23 @@ CONSUL_OUTAGE_S = 60
 @contextlib.contextmanager
 def consul_down(fleet: Fleet, *, empty: bool = False):  # type: ignore[no-untyped-def]
     """Consul killed for as long as the context lasts, and back afterwards, with `empty` having forgotten everything."""
-    fleet.kill_consul()
+    fleet.kill_server("consul")
     try:
         yield
     finally:
-        fleet.start_consul(empty=empty)
+        if empty:
+            fleet.empty_consul()
+        fleet.start_server("consul")
+        eventually(lambda: fleet.consul("GET", "/v1/acl/token/self"), 30)
 
 
 @contextlib.contextmanager
 def controller_down(fleet: Fleet):  # type: ignore[no-untyped-def]
-    fleet.kill_controller()
+    fleet.kill_server("controller")
     try:
         yield
     finally:
-        fleet.start_controller()
+        fleet.start_server("controller")
 
 
 @pytest.mark.long
@@ -93,7 +96,7 @@ def test_controller_killed_in_mid_change_converges_when_it_is_back(fleet: Fleet,
 def test_consul_killed_for_a_minute_costs_no_request_and_is_followed_again(
     fleet: Fleet, account: Account
 ) -> None:
-    controller = fleet.controller_pid()
+    controller = fleet.server_pid("controller")
     with steady_gets(fleet, account, rate_per_s=50) as load:
         with consul_down(fleet):
             down_s = time.monotonic()
@@ -107,7 +110,7 @@ def test_consul_killed_for_a_minute_costs_no_request_and_is_followed_again(
             eventually(lambda: after.requests > 0, 15)
             followed_s = time.monotonic() - back_s
         fleet.wait_healthy(30)
-    assert fleet.controller_pid() == controller, "the controller was restarted"
+    assert fleet.server_pid("controller") == controller, "the controller was restarted"
     assert followed_s < 10.0 * time_scale()
     assert_nothing_lost(fleet, load.report())
 

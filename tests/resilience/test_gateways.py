@@ -220,18 +220,19 @@ def test_killed_gateways_leave_the_other_groups_untouched(
 
 @contextlib.contextmanager
 def killed(fleet: Fleet) -> Iterator[None]:
-    fleet.kill_redis(CACHE)
+    fleet.kill_server(CACHE)
     try:
         with pytest.raises(RedisError):
             fleet.redis(CACHE, "PING")
         yield
     finally:
-        fleet.start_redis(CACHE)
+        fleet.start_server(CACHE)
+        eventually(lambda: fleet.redis(CACHE, "PING"), 15)
 
 
 @contextlib.contextmanager
 def hung(fleet: Fleet) -> Iterator[None]:
-    with fleet.hang_redis(CACHE):
+    with fleet.hang_server(CACHE):
         with pytest.raises(RedisError, match="Timeout"):
             fleet.redis(CACHE, "PING")
         yield

@@ -18,8 +18,18 @@ import pytest
 
 from tests.support.eventually import eventually, time_scale
 from tests.support.gateway_rig import Answer, Rig, Service, gateway_rig, metric
+from tests.support.load import Report
 from tests.support.scripted import Handler, ok
-from tests.support.storm import Capacity, Crowd, Outcomes, RunningUpstream, crowd, limited_upstream
+from tests.support.storm import (
+    Capacity,
+    Crowd,
+    RunningUpstream,
+    crowd,
+    goodput,
+    limited_upstream,
+    per_second,
+    typical_goodput,
+)
 
 OUTAGE_S = 8.0
 JUDGED_AFTER_S = 30.0
@@ -92,27 +102,28 @@ def test_retry_storm_is_over_when_its_cause_is(wide: Rig) -> None:
             begun = upstream.seen()
             time.sleep(late[1] - time.monotonic())
             begun = upstream.seen() - begun
-            outcomes = running.stop()
-    table = outcomes.per_second(trigger)
-    before, after = outcomes.typical_goodput(*calm), outcomes.typical_goodput(*late)
+            report = running.stop()
+    table = per_second(report, trigger)
+    before, after = typical_goodput(report, *calm), typical_goodput(report, *late)
     assert before >= 0.9 * capacity.per_s, f"less than it can carry:\n{table}"
-    assert outcomes.offered(*calm) >= 1.9 * capacity.per_s, f"no overload:\n{table}"
-    assert outcomes.goodput(trigger + 0.5, trigger + OUTAGE_S) == 0, f"no outage:\n{table}"
+    assert len(report.since(*calm).answers) >= 1.9 * capacity.per_s * WINDOW_S, f"no overload:\n{table}"
+    assert goodput(report, trigger + 0.5, trigger + OUTAGE_S) == 0, f"no outage:\n{table}"
     # More than its capacity is luck, which is not asked for twice.
     assert after >= 0.95 * min(before, capacity.per_s), f"{after:.0f} of {before:.0f} a second:\n{table}"
     # What the upstream does, it does for somebody who waits for it.
-    good = outcomes.goodput(*late) * (late[1] - late[0])
+    good = goodput(report, *late) * (late[1] - late[0])
     assert begun <= 1.1 * good + capacity.workers, f"{begun} begun:\n{table}"
-    _assert_refused_well(outcomes, *calm)
-    _assert_refused_well(outcomes, *late)
+    _assert_refused_well(report, *calm)
+    _assert_refused_well(report, *late)
 
 
-def _assert_refused_well(outcomes: Outcomes, since_s: float, until_s: float) -> None:
+def _assert_refused_well(report: Report, since_s: float, until_s: float) -> None:
     """At once, with a Retry-After that is not the same for all; and who is let in does not wait for long."""
-    assert outcomes.latency_s(503, 0.5, since_s, until_s) < 0.1 * time_scale()
-    assert outcomes.latency_s(200, 0.5, since_s, until_s) < 0.7 * time_scale()
-    within = [each for each in outcomes.all if since_s <= each.ended_s < until_s]
-    assert {each.retry_after for each in within if each.status == 503} == {"1", "2", "3"}
+    within = tuple(each for each in report.answers if since_s <= each.ended_s < until_s)
+    refused = Report(within, ok=frozenset({503}))
+    assert refused.latency_s(0.5) < 0.1 * time_scale()
+    assert Report(within).latency_s(0.5) < 0.7 * time_scale()
+    assert {each.retry_after for each in refused.good()} == {"1", "2", "3"}
 
 
 @contextlib.contextmanager

@@ -20,8 +20,15 @@ from tests.support.databases import Backend
 from tests.support.eventually import eventually, time_scale
 from tests.support.instances import RunningInstance
 from tests.support.load import Load, Plan
-from tests.support.postgres import PostgresServer, postgres
-from tests.support.postgres_faults import connections_taken, crashed, frozen, replica, table_locked
+from tests.support.postgres import (
+    PostgresServer,
+    connections_taken,
+    crashed,
+    frozen,
+    postgres,
+    replica,
+    table_locked,
+)
 from tests.support.writers import (
     CAUGHT_WITHIN_S,
     Writer,

@@ -12,17 +12,16 @@ import subprocess
 import tarfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from docker.models.containers import Container
 
 import docker
 from stack import http
-from stack.servers.consul_agent import ConsulAcl
-from stack.servers.vault import REDIS_OPERATOR
 from stack.settings import REPO
 from tests.support.accounts import new_account, says_ready
-from tests.support.eventually import eventually, time_scale
+from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, Member, RedisName
 from tests.support.servers import free_ports
 
@@ -37,7 +36,7 @@ class ContainerFleet(Fleet):
 
     def __init__(self, project: str, subnet: str, **environment: str) -> None:
         network = ipaddress.ip_network(subnet)
-        self._edge, self._secure, self._stats, consul = free_ports(4)
+        self.edge_port, self.edge_https_port, self.stats_port, consul = free_ports(4)
         self.project = project
         self.host = str(network[1])
         self.environment = {
@@ -45,9 +44,9 @@ class ContainerFleet(Fleet):
             "COMPOSE_PROJECT_NAME": project,
             "COMPOSE_ANSI": "never",
             "EDGE_BIND_ADDRESS": "127.0.0.1",
-            "EDGE_HTTP_PORT": str(self._edge),
-            "EDGE_HTTPS_PORT": str(self._secure),
-            "STATS_PORT": str(self._stats),
+            "EDGE_HTTP_PORT": str(self.edge_port),
+            "EDGE_HTTPS_PORT": str(self.edge_https_port),
+            "STATS_PORT": str(self.stats_port),
             "CONSUL_HTTP_PORT": str(consul),
             "FLEET_SUBNET": subnet,
             "FLEET_GATEWAY": self.host,
@@ -97,7 +96,7 @@ class ContainerFleet(Fleet):
         self._networks = {name: list(one.get("networks", ())) for name, one in services.items()}
         self.wait_healthy(120)
         # The edge takes no token before it has auth's keys, a second after auth is there.
-        first = new_account(self._edge)
+        first = new_account(self.edge_port)
         eventually(lambda: first.ask("GET", f"/api/users/{first.id}").status == 200, 20)
 
     def down(self) -> None:
@@ -130,18 +129,6 @@ class ContainerFleet(Fleet):
             network.reload()
             for end in network.attrs["Containers"].values():
                 network.disconnect(end["Name"], force=True)
-
-    @property
-    def edge_port(self) -> int:
-        return self._edge
-
-    @property
-    def edge_https_port(self) -> int:
-        return self._secure
-
-    @property
-    def stats_port(self) -> int:
-        return self._stats
 
     def services(self) -> Mapping[str, int]:
         return self._counts
@@ -200,10 +187,8 @@ class ContainerFleet(Fleet):
     def _pid(self, member: Member) -> int:
         return int(self.of(member).attrs["State"]["Pid"])
 
-    @contextlib.contextmanager
-    def hang(self, member: Member) -> Iterator[None]:
-        with self._paused(self.of(member)):
-            yield
+    def hang(self, member: Member) -> AbstractContextManager[None]:
+        return self._paused(self.of(member))
 
     @contextlib.contextmanager
     def _paused(self, container: Container) -> Iterator[None]:
@@ -251,22 +236,24 @@ class ContainerFleet(Fleet):
 
     # -- servers
 
-    def kill_consul(self) -> None:
-        self.container("consul").kill()
+    def kill_server(self, name: str) -> None:
+        self.container(name).kill()
 
-    def start_consul(self, *, empty: bool = False) -> None:
-        if empty:
-            wipe = "import shutil; shutil.rmtree('/state/consul/data')"
-            self.compose("run", "--rm", "--no-deps", "init", "python", "-c", wipe)
-            self.compose("run", "--rm", "--no-deps", "init")
-        self.container("consul").start()
-        self._acl().wait_ready(30 * time_scale())
+    def hang_server(self, name: str) -> AbstractContextManager[None]:
+        return self._paused(self.container(name))
 
-    def _acl(self) -> ConsulAcl:
-        return ConsulAcl(self._consul, _Vault(self))  # type: ignore[arg-type]
+    def start_server(self, name: str) -> None:
+        self.container(name).start()
+
+    def empty_consul(self) -> None:
+        wipe = "import shutil; shutil.rmtree('/state/consul/data')"
+        self.compose("run", "--rm", "--no-deps", "init", "python", "-c", wipe)
+        self.compose("run", "--rm", "--no-deps", "init")
+
+    def server_pid(self, name: str) -> int:
+        return int(self.container(name).attrs["State"]["Pid"])
 
     def secret(self, path: str) -> str:
-        """One of the secrets that the first step has made, by its path among them."""
         if path not in self._secrets:
             self._secrets = self.secrets()
         return self._secrets[path]
@@ -291,43 +278,13 @@ class ContainerFleet(Fleet):
                 if member.isfile() and (file := archive.extractfile(member)) is not None
             }
 
-    def kill_redis(self, name: RedisName) -> None:
-        self.container(name).kill()
-
-    def start_redis(self, name: RedisName) -> None:
-        self.container(name).start()
-        eventually(lambda: self.redis(name, "PING"), 15)
-
-    @contextlib.contextmanager
-    def hang_redis(self, name: RedisName) -> Iterator[None]:
-        with self._paused(self.container(name)):
-            yield
-
     def _redis_address(self, name: RedisName) -> tuple[str, int]:
         return self.address(self.container(name), name.removeprefix("redis-")) or "192.0.2.1", 6379
-
-    def _redis_password(self) -> str:
-        return self.secret(f"redis/{REDIS_OPERATOR}.password")
-
-    def kill_controller(self) -> None:
-        self.container("controller").kill()
-
-    def start_controller(self) -> None:
-        self.container("controller").start()
-
-    def controller_pid(self) -> int:
-        return int(self.container("controller").attrs["State"]["Pid"])
 
     # -- questions
 
     def _consul_address(self) -> str:
         return self._consul
-
-    def _consul_master(self) -> str:
-        return self.secret("consul/master.token")
-
-    def consul_token(self, service: str) -> str:
-        return self.secret(f"consul/{service}.token")
 
     def grant_admin(self, email: str) -> None:
         done = self.containers("auth")[0].exec_run(["python", "-m", "services.auth", "grant-admin", email])
@@ -335,7 +292,7 @@ class ContainerFleet(Fleet):
 
     def _stats_csv(self, service: str) -> str:
         # The page, not the Runtime API: its socket is in a volume, and a command in a container takes too long.
-        return http.call(f"127.0.0.1:{self._stats}", "GET", "/stats;csv").text
+        return http.call(f"127.0.0.1:{self.stats_port}", "GET", "/stats;csv").text
 
     def _edge_log_text(self) -> str:
         # The controller writes down the requests, where no file is named for them.
@@ -354,26 +311,14 @@ class ContainerFleet(Fleet):
                 for network in networks:
                     if f"{self.project}_{network}" not in one.attrs["NetworkSettings"]["Networks"]:
                         self.join(one, network)
-        if self.healthy():
-            return
-        for name in (*SERVERS, *self.services()):
-            for one in self.containers(name):
-                if one.status == "paused":
-                    one.unpause()
+        super().repair()
+
+    def _wake_servers(self) -> None:
+        for name in SERVERS:
+            self._wake(name)
             self.start(name)
-        self._acl().wait_ready(30 * time_scale())
-        for service, count in self.services().items():
-            if len(self.instances(service)) != count:
-                self.scale(service, count)
-            self._deregister_strangers(service)
-        self.wait_healthy(60)
 
-
-class _Vault:
-    """As much of a vault as a question to Consul wants."""
-
-    def __init__(self, fleet: ContainerFleet) -> None:
-        self._fleet = fleet
-
-    def consul_token(self, name: str) -> str:
-        return self._fleet.secret(f"consul/{name}.token")
+    def _wake(self, service: str) -> None:
+        for one in self.containers(service):
+            if one.status == "paused":
+                one.unpause()

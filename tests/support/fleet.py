@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from stack.servers.vault import REDIS_OPERATOR
+from tests.support.accounts import says_ready
 from tests.support.eventually import eventually
 from tests.support.servers import ask_consul
 
@@ -50,17 +51,9 @@ class EdgeServer:
 class Fleet(ABC):
     """What a resilience test may do to a stack, and ask of it. Every method that waits raises AssertionError when it waits in vain."""
 
-    @property
-    @abstractmethod
-    def edge_port(self) -> int: ...
-
-    @property
-    @abstractmethod
-    def edge_https_port(self) -> int: ...
-
-    @property
-    @abstractmethod
-    def stats_port(self) -> int: ...
+    edge_port: int
+    edge_https_port: int
+    stats_port: int
 
     @abstractmethod
     def services(self) -> Mapping[str, int]:
@@ -69,10 +62,6 @@ class Fleet(ABC):
     @abstractmethod
     def instances(self, service: str) -> list[Member]:
         """Those that Consul knows and the fleet itself runs, by id."""
-
-    @abstractmethod
-    def ready(self, member: Member) -> bool:
-        """Whether the instance says of itself, now, that it may take traffic. May be called from any thread."""
 
     @abstractmethod
     def kill(self, member: Member) -> None:
@@ -103,35 +92,24 @@ class Fleet(ABC):
         """Run that many instances; returns when the processes have been started or have ended."""
 
     @abstractmethod
-    def kill_consul(self) -> None:
-        """SIGKILL to Consul, which stays down until `start_consul`."""
+    def kill_server(self, name: str) -> None:
+        """SIGKILL to Consul, the controller or a Redis server, which stays down until `start_server`."""
 
     @abstractmethod
-    def start_consul(self, *, empty: bool = False) -> None:
-        """Start it again, with `empty` after its data has been thrown away; returns when it has a leader."""
-
-    @abstractmethod
-    def kill_redis(self, name: RedisName) -> None:
-        """SIGKILL to a Redis server, which stays down until `start_redis`."""
-
-    @abstractmethod
-    def start_redis(self, name: RedisName) -> None:
-        """Start it again; returns when it answers."""
-
-    @abstractmethod
-    def hang_redis(self, name: RedisName) -> AbstractContextManager[None]:
+    def hang_server(self, name: str) -> AbstractContextManager[None]:
         """SIGSTOP to it for as long as the context lasts: it takes connections, and says nothing."""
 
     @abstractmethod
-    def kill_controller(self) -> None:
-        """SIGKILL to the edge controller, which stays down until `start_controller`."""
+    def start_server(self, name: str) -> None:
+        """Start it again; does not wait until it answers."""
 
     @abstractmethod
-    def start_controller(self) -> None: ...
+    def empty_consul(self) -> None:
+        """Throw the data of a Consul that is down away."""
 
     @abstractmethod
-    def consul_token(self, service: str) -> str:
-        """A token that may register this service and no other."""
+    def server_pid(self, name: str) -> int:
+        """0 when it does not run."""
 
     @abstractmethod
     def grant_admin(self, email: str) -> None:
@@ -141,29 +119,18 @@ class Fleet(ABC):
     def reloads(self) -> int:
         """How often HAProxy has been reloaded since it was started."""
 
-    @abstractmethod
-    def controller_pid(self) -> int: ...
-
-    @abstractmethod
-    def repair(self) -> None:
-        """Bring back the healthy state after whatever a test did, and wait for it."""
-
     # -- where things are found
+
+    @abstractmethod
+    def secret(self, path: str) -> str:
+        """One of the stack's secrets, by its path among them."""
 
     @abstractmethod
     def _consul_address(self) -> str:
         """`host:port`."""
 
     @abstractmethod
-    def _consul_master(self) -> str:
-        """The token with all rights."""
-
-    @abstractmethod
     def _redis_address(self, name: RedisName) -> tuple[str, int]: ...
-
-    @abstractmethod
-    def _redis_password(self) -> str:
-        """The operator's."""
 
     @abstractmethod
     def _stats_csv(self, service: str) -> str:
@@ -175,6 +142,14 @@ class Fleet(ABC):
     @abstractmethod
     def _servers_run(self) -> bool:
         """Whether everything but the instances of services runs."""
+
+    @abstractmethod
+    def _wake_servers(self) -> None:
+        """Start those of them that are down, and let those go on that hang."""
+
+    @abstractmethod
+    def _wake(self, service: str) -> None:
+        """Let those of its instances go on that hang."""
 
     # -- Redis
 
@@ -188,7 +163,7 @@ class Fleet(ABC):
             host=host,
             port=port,
             username=REDIS_OPERATOR,
-            password=self._redis_password(),
+            password=self.secret(f"redis/{REDIS_OPERATOR}.password"),
             socket_timeout=1,
             socket_connect_timeout=1,
             retry=Retry(NoBackoff(), 0),
@@ -225,7 +200,8 @@ class Fleet(ABC):
 
         Raises requests.HTTPError for an error status.
         """
-        return ask_consul(self._consul_address(), method, path, body, token=token or self._consul_master())
+        token = token or self.secret("consul/master.token")
+        return ask_consul(self._consul_address(), method, path, body, token=token)
 
     def edge_servers(self, service: str) -> list[EdgeServer]:
         """HAProxy's servers for the service, from its Runtime API."""
@@ -251,6 +227,10 @@ class Fleet(ABC):
 
     # -- health
 
+    def ready(self, member: Member) -> bool:
+        """Whether the instance says of itself, now, that it may take traffic. May be called from any thread."""
+        return says_ready(member.host, member.port)
+
     def healthy(self) -> bool:
         """Whether every service has its instances, all passing and all up at the edge, and nothing else is there."""
         return self._servers_run() and all(self._whole(*one) for one in self.services().items())
@@ -268,6 +248,20 @@ class Fleet(ABC):
     def wait_healthy(self, within_s: float = 60.0) -> None:
         """Return once every service has its instances, passing in Consul and up at the edge, and nothing more."""
         eventually(self.healthy, within_s, every_s=0.05)
+
+    def repair(self) -> None:
+        """Bring back the healthy state after whatever a test did, and wait for it."""
+        if self.healthy():
+            return
+        self._wake_servers()
+        eventually(lambda: self.consul("GET", "/v1/acl/token/self"), 30)
+        for service, count in self.services().items():
+            self._wake(service)
+            if len(self.instances(service)) != count:
+                self.scale(service, count)
+            self.start(service)
+            self._deregister_strangers(service)
+        self.wait_healthy()
 
     def _deregister_strangers(self, service: str) -> None:
         ours = {member.id for member in self.instances(service)}

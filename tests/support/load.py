@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from tests.support.wire import Wire, WireError
+from tests.support.wire import Reply, Wire, WireError
 
 # More than any test asks for: 60 s at 2,000/s. A load that passes it stops, rather than eat the machine's memory.
 MAX_ANSWERS = 120_000
@@ -58,13 +58,13 @@ class Answer(NamedTuple):
     due_s: float
     ended_s: float
     status: int
-    error: str | None
-    cut: bool
-    served_by: str
-    lane: str
-    retry_after: str
-    request_id: str
-    path: str
+    error: str | None = None
+    cut: bool = False
+    served_by: str = ""
+    lane: str = ""
+    retry_after: str = ""
+    request_id: str = ""
+    path: str = ""
     cache: str = ""
     sent_s: float = 0.0
 
@@ -161,18 +161,32 @@ class _Worker:
 
     def _ask(self, due: float, path: str) -> Answer:
         request_id, sent = uuid.uuid4().hex, time.monotonic()
+        came: Reply | WireError
+        error, cut = None, False
         try:
-            reply = self.wire.exchange(self._request(path, request_id), head=self.plan.method == "HEAD")
-        except WireError as error:
-            cut = error.started and error.kind in ("closed", "reset")
-            if error.kind == "connect":
+            came = self.wire.exchange(self._request(path, request_id), head=self.plan.method == "HEAD")
+        except WireError as failure:
+            came, error = failure, failure.kind
+            cut = failure.started and failure.kind in ("closed", "reset")
+            if failure.kind == "connect":
                 self.stop.wait(0.01)  # a refused connection returns at once: without this it would spin
-            return self._record(due, sent, path, request_id, error.status, error.headers, error.kind, cut)
-        right = (
-            reply.status not in self.plan.ok or self.plan.right is None or self.plan.right(path, reply.body)
+        else:
+            if came.status in self.plan.ok and self.plan.right and not self.plan.right(path, came.body):
+                error = "wrong"
+        return Answer(
+            due_s=due,
+            sent_s=sent,
+            ended_s=time.monotonic(),
+            status=came.status,
+            error=error,
+            cut=cut,
+            served_by=came.headers.get("x-served-by", ""),
+            lane=came.headers.get("x-served-lane", ""),
+            retry_after=came.headers.get("retry-after", ""),
+            request_id=request_id,
+            path=path,
+            cache=came.headers.get("x-cache", ""),
         )
-        error_kind = None if right else "wrong"
-        return self._record(due, sent, path, request_id, reply.status, reply.headers, error_kind, False)
 
     def _request(self, path: str, request_id: str) -> bytes:
         plan = self.plan
@@ -186,32 +200,6 @@ class _Worker:
         if body or plan.method not in ("GET", "HEAD", "DELETE"):
             lines.append(f"Content-Length: {len(body)}")
         return "\r\n".join([*lines, "", ""]).encode() + body
-
-    @staticmethod
-    def _record(
-        due: float,
-        sent: float,
-        path: str,
-        request_id: str,
-        status: int,
-        headers: Mapping[str, str],
-        error: str | None,
-        cut: bool,
-    ) -> Answer:
-        return Answer(
-            due_s=due,
-            ended_s=time.monotonic(),
-            status=status,
-            error=error,
-            cut=cut,
-            served_by=headers.get("x-served-by", ""),
-            lane=headers.get("x-served-lane", ""),
-            retry_after=headers.get("retry-after", ""),
-            request_id=request_id,
-            path=path,
-            cache=headers.get("x-cache", ""),
-            sent_s=sent,
-        )
 
 
 class Load:

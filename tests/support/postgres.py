@@ -1,4 +1,4 @@
-"""A real PostgreSQL in a temporary folder, with a database and a role of its own for each asker."""
+"""A real PostgreSQL in a temporary folder, with a database and a role of its own for each test, and what may go wrong with it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import psycopg
 
+from stack.run import processes
 from tests.support.eventually import eventually
 from tests.support.servers import Process, ProcessEnded, _folder, free_port
 
@@ -61,19 +63,11 @@ class PostgresServer:
 
     def freeze(self) -> None:
         """Stop it where it stands: it neither answers nor closes anything."""
-        os.kill(self.process.pid, signal.SIGSTOP)
-        self._signal_children(signal.SIGSTOP)
+        os.kill(self.process.pid, signal.SIGSTOP)  # first, so that it makes no more children
+        processes.send(signal.SIGSTOP, processes.tree(self.process.pid))
 
     def thaw(self) -> None:
-        self._signal_children(signal.SIGCONT)
-        os.kill(self.process.pid, signal.SIGCONT)
-
-    def _signal_children(self, number: int) -> None:
-        """Each has a process group of its own."""
-        pid = self.process.pid
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), number)
+        processes.send(signal.SIGCONT, processes.tree(self.process.pid))
 
     def crash(self) -> None:
         """What `pg_ctl stop -m immediate` does: every session is cut off at once, nothing is written down."""
@@ -118,3 +112,92 @@ def program(name: str) -> str:
     if found is None:
         raise ProcessEnded(f"{name} is missing: install the package postgresql")
     return found
+
+
+# -- faults, each undone in its end; what runs the server is none of their business
+
+MINE = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename = current_user"
+OTHERS = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename <> current_user"
+
+
+class Target(Protocol):
+    """A server that can be hurt: see `PostgresServer`."""
+
+    def connect(self, database: str = ...) -> psycopg.Connection: ...
+
+    def crash(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
+
+
+@contextlib.contextmanager
+def crashed(server: Target) -> Iterator[None]:
+    """Shut down at once, without a word to anybody; in the end started again on what its disk holds."""
+    server.crash()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@contextlib.contextmanager
+def frozen(server: Target) -> Iterator[None]:
+    """It stands still: its kernel takes connections and requests, and nothing answers them."""
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
+
+
+@contextlib.contextmanager
+def replica(server: PostgresServer) -> Iterator[None]:
+    """Restarted as a replica, as one whose place another has taken; in the end it is promoted again."""
+    server.crash()
+    (server.data / "standby.signal").touch()
+    server.start()
+    try:
+        yield
+    finally:
+        with contextlib.closing(server.connect()) as administrator:
+            administrator.execute("SELECT pg_promote(true, 30)")
+
+
+@contextlib.contextmanager
+def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
+    """Administrators hold every connection but those that are kept for them: those of the services are ended meanwhile.
+
+    They come in where a service, whose log-in holds a place for a moment as well, would be before anybody else. Gives a
+    function that tells how many connections are the services'.
+    """
+    with contextlib.ExitStack() as held:
+        administrator = held.enter_context(contextlib.closing(server.connect()))
+
+        def number(query: str) -> int:
+            found = administrator.execute(query).fetchone()
+            assert found is not None
+            return int(found[0])
+
+        kept = number("SELECT current_setting('superuser_reserved_connections')")
+        places = number("SELECT current_setting('max_connections')") - kept
+
+        def take_all() -> bool:
+            number(f"SELECT count(pg_terminate_backend(pid, 1000)) {OTHERS}")
+            while number(f"SELECT count(*) {MINE}") < places:
+                held.enter_context(contextlib.closing(server.connect()))
+            return number(f"SELECT count(*) {OTHERS}") == 0
+
+        eventually(take_all, 20)
+        yield lambda: number(f"SELECT count(*) {OTHERS}")
+
+
+@contextlib.contextmanager
+def table_locked(server: Target, database: str, table: str) -> Iterator[None]:
+    """Another session holds a table locked, as a careless change of its schema does."""
+    with contextlib.closing(server.connect(database)) as connection, connection.transaction():
+        connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        yield

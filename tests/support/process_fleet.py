@@ -7,16 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.runtime.socket import Master, Runtime, command
 from stack.run import processes
 from stack.run.api import INFRASTRUCTURE, Stack
-from stack.servers.consul_agent import ConsulAcl
-from stack.servers.vault import REDIS_OPERATOR
 from stack.settings import REPO, StackSettings
-from tests.support.accounts import says_ready
 from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import Fleet, Member, RedisName
 
@@ -28,7 +26,9 @@ class ProcessFleet(Fleet):
         self, var: Path, env: Mapping[str, str], service_env: Mapping[str, Mapping[str, str]]
     ) -> None:
         self.stack = Stack(StackSettings.isolated(var), env=env, service_env=service_env)
-        self._acl = ConsulAcl(self.stack.settings.consul_address, self.stack.vault)
+        self.edge_port = self.stack.settings.edge_http_port
+        self.edge_https_port = self.stack.settings.edge_https_port
+        self.stats_port = self.stack.settings.stats_port
 
     def up(self) -> None:
         self.stack.up(within_s=120 * time_scale())
@@ -40,37 +40,17 @@ class ProcessFleet(Fleet):
         assert processes.wait_gone(running, 0) == []
         assert processes.of_stack(self.stack.settings.var) == []
 
-    @property
-    def edge_port(self) -> int:
-        return self.stack.settings.edge_http_port
-
-    @property
-    def edge_https_port(self) -> int:
-        return self.stack.settings.edge_https_port
-
-    @property
-    def stats_port(self) -> int:
-        return self.stack.settings.stats_port
-
     def services(self) -> Mapping[str, int]:
         return self.stack.counts
 
     def instances(self, service: str) -> list[Member]:
         return [Member(one.service, one.id, one.port, one.pid) for one in self.stack.instances(service)]
 
-    def ready(self, member: Member) -> bool:
-        return says_ready(member.host, member.port)
-
     def kill(self, member: Member) -> None:
         self.stack.kill(member.id)
 
-    @contextlib.contextmanager
-    def hang(self, member: Member) -> Iterator[None]:
-        self.stack.pause(member.id)
-        try:
-            yield
-        finally:
-            self.stack.resume(member.id)
+    def hang(self, member: Member) -> AbstractContextManager[None]:
+        return self.hang_server(member.id)
 
     def stop(self, service: str) -> None:
         self.stack.stop_service(service)
@@ -87,56 +67,36 @@ class ProcessFleet(Fleet):
     def scale(self, service: str, count: int) -> None:
         self.stack.scale(service, count)
 
-    def kill_consul(self) -> None:
-        self.stack.crash("consul")
-
-    def start_consul(self, *, empty: bool = False) -> None:
-        if empty:
-            shutil.rmtree(self.stack.settings.var / "consul" / "data")
-        self.stack.start("consul")
-        self._acl.wait_ready(30 * time_scale())
-
-    def kill_redis(self, name: RedisName) -> None:
+    def kill_server(self, name: str) -> None:
         self.stack.crash(name)
 
-    def start_redis(self, name: RedisName) -> None:
-        self.stack.start(name)
-        eventually(lambda: self.redis(name, "PING"), 15)
-
     @contextlib.contextmanager
-    def hang_redis(self, name: RedisName) -> Iterator[None]:
+    def hang_server(self, name: str) -> Iterator[None]:
         self.stack.pause(name)
         try:
             yield
         finally:
             self.stack.resume(name)
 
-    def _redis_address(self, name: RedisName) -> tuple[str, int]:
-        settings = self.stack.settings
-        ports = {"redis-cache": settings.redis_cache_port, "redis-state": settings.redis_state_port}
-        return "127.0.0.1", ports[name]
+    def start_server(self, name: str) -> None:
+        self.stack.start(name)
 
-    def _redis_password(self) -> str:
-        return self.stack.vault.redis_password(REDIS_OPERATOR)
+    def empty_consul(self) -> None:
+        shutil.rmtree(self.stack.settings.var / "consul" / "data")
 
-    def kill_controller(self) -> None:
-        self.stack.crash("controller")
+    def server_pid(self, name: str) -> int:
+        return self.stack.pid(name)
 
-    def start_controller(self) -> None:
-        self.stack.start("controller")
-
-    def controller_pid(self) -> int:
-        return self.stack.pid("controller")
+    def secret(self, path: str) -> str:
+        return (self.stack.settings.secrets_dir / path).read_text().strip()
 
     def _consul_address(self) -> str:
         return self.stack.settings.consul_address
 
-    def _consul_master(self) -> str:
-        return self.stack.vault.consul_token("master")
-
-    def consul_token(self, service: str) -> str:
-        self._acl.apply([service], production=False)
-        return self.stack.vault.consul_token(service)
+    def _redis_address(self, name: RedisName) -> tuple[str, int]:
+        settings = self.stack.settings
+        ports = {"redis-cache": settings.redis_cache_port, "redis-state": settings.redis_state_port}
+        return "127.0.0.1", ports[name]
 
     def grant_admin(self, email: str) -> None:
         command = [sys.executable, "-m", "services.auth", "grant-admin", email]
@@ -165,20 +125,12 @@ class ProcessFleet(Fleet):
     def _servers_run(self) -> bool:
         return all(self.stack.pid(name) for name in INFRASTRUCTURE)
 
-    def repair(self) -> None:
-        if self.healthy():
-            return
-        stopped = [name for name in INFRASTRUCTURE if not self.stack.pid(name)]
-        self.stack.start(*stopped)
+    def _wake_servers(self) -> None:
+        self.stack.start(*(name for name in INFRASTRUCTURE if not self.stack.pid(name)))
         for name in INFRASTRUCTURE:
             self.stack.resume(name)
-        self._acl.wait_ready(30 * time_scale())
-        for service, count in self.services().items():
-            for member in self.instances(service):
-                if member.pid:
-                    self.stack.resume(member.id)
-            if len(self.instances(service)) != count:
-                self.scale(service, count)
-            self.start(service)
-            self._deregister_strangers(service)
-        self.wait_healthy(60)
+
+    def _wake(self, service: str) -> None:
+        for member in self.instances(service):
+            if member.pid:
+                self.stack.resume(member.id)

@@ -16,12 +16,13 @@ import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any
 
 from tests.support.eventually import time_scale
+from tests.support.load import Answer, Report
 
 START_S = 30.0
 
@@ -68,14 +69,23 @@ class RunningUpstream:
 @contextlib.contextmanager
 def limited_upstream(capacity: Capacity) -> Iterator[RunningUpstream]:
     """An upstream on a free loopback port, in a process of its own."""
+    with _apart(_upstream, capacity) as (process, pipe):
+        assert process.pid is not None
+        yield RunningUpstream(pipe.recv(), capacity, process.pid, pipe)
+
+
+@contextlib.contextmanager
+def _apart(
+    run: Callable[[Any, Connection], None], plan: object
+) -> Iterator[tuple[multiprocessing.process.BaseProcess, Connection]]:
+    """`run(plan, pipe)` in a process of its own, which has said its first word."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_upstream, args=(capacity, theirs), daemon=True)
+    process = context.Process(target=run, args=(plan, theirs), daemon=True)
     process.start()
     try:
-        assert ours.poll(START_S * time_scale()), "the upstream did not start"
-        assert process.pid is not None
-        yield RunningUpstream(ours.recv(), capacity, process.pid, ours)
+        assert ours.poll(START_S * time_scale()), f"{run.__name__} did not start"
+        yield process, ours
     finally:
         process.kill()
         process.join(5)
@@ -131,79 +141,44 @@ class Crowd:
     pause_s: float = 0.2
 
 
-class Outcome(NamedTuple):
-    """One attempt: `user` counts them, `status` 0 is no answer in time."""
-
-    user: int
-    attempt: int
-    began_s: float
-    ended_s: float
-    status: int
-    retry_after: str
+def goodput(report: Report, since_s: float, until_s: float) -> float:
+    """Good answers a second."""
+    return sum(since_s <= each.ended_s < until_s for each in report.good()) / (until_s - since_s)
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """All attempts of a crowd."""
+def typical_goodput(report: Report, since_s: float, until_s: float) -> float:
+    """Good answers in the median second."""
+    seconds = int(until_s - since_s)
+    return statistics.median(goodput(report, since_s + at, since_s + at + 1) for at in range(seconds))
 
-    all: tuple[Outcome, ...]
 
-    def goodput(self, since_s: float, until_s: float) -> float:
-        """Good answers a second."""
-        good = sum(1 for each in self.all if each.status == 200 and since_s <= each.ended_s < until_s)
-        return good / (until_s - since_s)
-
-    def typical_goodput(self, since_s: float, until_s: float) -> float:
-        """Good answers in the median second."""
-        seconds = int(until_s - since_s)
-        return statistics.median(self.goodput(since_s + at, since_s + at + 1) for at in range(seconds))
-
-    def offered(self, since_s: float, until_s: float) -> float:
-        """Attempts a second."""
-        return sum(1 for each in self.all if since_s <= each.began_s < until_s) / (until_s - since_s)
-
-    def latency_s(self, status: int, quantile: float, since_s: float, until_s: float) -> float:
-        values = sorted(
-            each.ended_s - each.began_s
-            for each in self.all
-            if each.status == status and since_s <= each.ended_s < until_s
-        )
-        return values[min(len(values) - 1, int(quantile * len(values)))] if values else 0.0
-
-    def per_second(self, zero_s: float) -> str:
-        """For a failing test: what came in each second from `zero_s` on."""
-        table: dict[int, Counter[int]] = {}
-        for each in self.all:
-            table.setdefault(int((each.ended_s - zero_s) // 1), Counter())[each.status] += 1
-        return "\n".join(f"{second:4d} s {dict(table[second])}" for second in sorted(table))
+def per_second(report: Report, zero_s: float) -> str:
+    """For a failing test: what came in each second from `zero_s` on."""
+    table: dict[int, Counter[int]] = {}
+    for each in report.answers:
+        table.setdefault(int((each.ended_s - zero_s) // 1), Counter())[each.status] += 1
+    return "\n".join(f"{second:4d} s {dict(table[second])}" for second in sorted(table))
 
 
 class RunningCrowd:
-    """A crowd at work; `stop` gives its outcomes."""
+    """A crowd at work; `stop` ends it."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
-    def stop(self) -> Outcomes:
+    def stop(self) -> Report:
+        """All its attempts: of `status` 0 are those without an answer in time."""
         self._pipe.send("stop")
         assert self._pipe.poll(START_S * time_scale()), "the crowd did not come home"
-        return Outcomes(tuple(self._pipe.recv()))
+        return Report(tuple(self._pipe.recv()))
 
 
 @contextlib.contextmanager
 def crowd(plan: Crowd) -> Iterator[RunningCrowd]:
     """The crowd in a process of its own, at work from here on."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_crowd, args=(plan, theirs), daemon=True)
-    process.start()
-    try:
-        assert ours.poll(START_S * time_scale()), "the crowd did not start"
-        ours.recv()
-        yield RunningCrowd(ours)
-    finally:
-        process.kill()
-        process.join(5)
+    with _apart(_crowd, plan) as (_, pipe):
+        pipe.recv()
+        yield RunningCrowd(pipe)
 
 
 def _crowd(plan: Crowd, pipe: Connection) -> None:
@@ -219,12 +194,12 @@ class _Users:
         self._plan = plan
         self._pipe = pipe
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._outcomes: list[Outcome] = []
+        self._answers: list[Answer] = []
         self._random = random.Random(11)
         head = "".join(f"{name}: {value}\r\n" for name, value in plan.headers.items())
         self._head = f"Host: edge.test\r\n{head}\r\n"
 
-    async def run(self) -> list[Outcome]:
+    async def run(self) -> list[Answer]:
         users: set[asyncio.Task[None]] = set()
         began, number = time.monotonic(), 0
         while not self._pipe.poll():
@@ -237,7 +212,7 @@ class _Users:
             await asyncio.sleep(0.01)
         for task in users:
             task.cancel()
-        return self._outcomes
+        return self._answers
 
     async def _user(self, number: int) -> None:
         for attempt in range(1, self._plan.attempts + 1):
@@ -247,8 +222,7 @@ class _Users:
                     status, retry_after = await self._ask(f"{self._plan.path}/{number}/{attempt}")
             except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
                 status, retry_after = 0, ""
-            ended = time.monotonic()
-            self._outcomes.append(Outcome(number, attempt, began, ended, status, retry_after))
+            self._answers.append(Answer(began, time.monotonic(), status, retry_after=retry_after))
             if status == 200:
                 return
             await asyncio.sleep(self._random.random() * self._plan.pause_s * 2**attempt)

@@ -17,8 +17,7 @@ from services.kit.db.migrate import MigrationError, lock
 from services.kit.db.session import Database, database_url, passes
 from services.kit.settings import ServiceSettings
 from tests.support.eventually import eventually, time_scale
-from tests.support.postgres import PostgresServer, postgres
-from tests.support.postgres_faults import frozen, replica
+from tests.support.postgres import PostgresServer, frozen, postgres, replica
 from tests.unit.kit.test_db import Base, Counter, migrations
 
 

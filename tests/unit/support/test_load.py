@@ -148,7 +148,7 @@ def test_answer_that_is_not_right_is_a_failure() -> None:
 
 
 def answer(ended_s: float, status: int = 200, error: str | None = None, cut: bool = False) -> Answer:
-    return Answer(ended_s - 0.01, ended_s, status, error, cut, "one", "direct", "", "id", "/")
+    return Answer(ended_s - 0.01, ended_s, status, error, cut)
 
 
 def test_recovery_is_the_time_of_the_last_bad_answer_after_the_fault() -> None:
