@@ -96,6 +96,7 @@ def postgres(*, durable: bool = False, **settings: object) -> Iterator[PostgresS
         try:
             server.start()
             yield server
+            server.crash()  # to SIGTERM it would wait for its clients to leave
         finally:
             server.process.stop()
 

@@ -7,7 +7,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan
@@ -20,6 +20,7 @@ REGISTRATION_WITHIN_S = 6.5
 CAUGHT_WITHIN_S = 13.0
 PASSWORD = "correct horse battery"
 BACK_WITHIN_S = 5.0
+CREATED = frozenset({201})
 
 
 @dataclass
@@ -40,81 +41,42 @@ class Writer:
 
 def posting(port: int, token: str, *, rate_per_s: float = 15, connections: int = 4) -> Writer:
     """New posts."""
-    fields = {"title": "A load", "tags": ["load"]}
-    return _writer(
-        "posts",
-        port,
-        "POST",
-        "/api/posts",
-        201,
-        fields,
-        "content",
-        token=token,
-        rate_per_s=rate_per_s,
-        connections=connections,
+    plan = Plan(
+        port, ("/api/posts",), method="POST", ok=CREATED, rate_per_s=rate_per_s, connections=connections
     )
+    return _writer("posts", plan, {"title": "A load", "tags": ["load"]}, "content", token)
 
 
 def changing(port: int, token: str) -> Writer:
     """Changes of the caller's own account."""
-    return _writer("users", port, "PATCH", "/api/users/me", 200, {}, "lastName", token=token)
+    plan = Plan(port, ("/api/users/me",), method="PATCH", rate_per_s=15, connections=4)
+    return _writer("users", plan, {}, "lastName", token)
 
 
 def registering(port: int) -> Writer:
     """New accounts: writes to auth and, through it, to users."""
     fields = {"password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace"}
-    return _writer(
-        "auth",
-        port,
-        "POST",
-        "/api/auth/register",
-        201,
-        fields,
-        "email",
-        rate_per_s=4,
-        within_s=REGISTRATION_WITHIN_S,
-    )
+    plan = Plan(port, ("/api/auth/register",), method="POST", ok=CREATED, rate_per_s=4, connections=4)
+    writer = _writer("auth", plan, fields, "email", "")
+    writer.within_s = REGISTRATION_WITHIN_S
+    return writer
 
 
-def _writer(
-    service: str,
-    port: int,
-    method: str,
-    path: str,
-    ok: int,
-    fields: Mapping[str, object],
-    unique: str,
-    *,
-    token: str = "",
-    rate_per_s: float = 15,
-    connections: int = 4,
-    within_s: float = REFUSED_WITHIN_S,
-) -> Writer:
+def _writer(service: str, plan: Plan, fields: Mapping[str, object], unique: str, token: str) -> Writer:
     """`unique` is the field of the body that differs in each request."""
     acknowledged: list[str] = []
 
     def body() -> bytes:
         return json.dumps({**fields, unique: f"{uuid.uuid4().hex}@example.com"}).encode()
 
-    def noted(_: str, answer: bytes) -> bool:
+    def note(_: str, answer: bytes) -> bool:
         content = json.loads(answer)
         acknowledged.append(content.get("user", content.get("data", {}))["id"])
         return True
 
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    plan = Plan(
-        port,
-        (path,),
-        method=method,
-        headers=headers,
-        body=body,
-        connections=connections,
-        rate_per_s=rate_per_s,
-        timeout_s=30.0,
-        ok=frozenset({ok}),
-        right=noted,
-    )
-    return Writer(service, Load(plan), within_s, acknowledged)
+    plan = replace(plan, headers=headers, body=body, timeout_s=30.0, right=note)
+    return Writer(service, Load(plan), acknowledged=acknowledged)
 
 
 @contextlib.contextmanager
