@@ -97,7 +97,6 @@ class ConsulServer:
     """A Consul server: what it knew is gone after `kill()` and `start()`, unless it was given a `data_dir`."""
 
     http_port: int
-    dns_port: int
     process: Process
     token: str | None = None
 
@@ -174,7 +173,7 @@ def _start_consul(folder: Path, acl: bool, extra: dict[str, object]) -> ConsulSe
     env = {key: value for key, value in os.environ.items() if not key.startswith("CONSUL_")}
     kind = ["-server", "-bootstrap"] if "data_dir" in extra else ["-dev"]
     process = Process(["consul", "agent", *kind, f"-config-file={file}"], folder / "consul.log", env=env)
-    server = ConsulServer(http, dns, process, token)
+    server = ConsulServer(http, process, token)
     try:
         server.start()
     except BaseException:
@@ -188,13 +187,11 @@ class RedisServer:
     """A Redis without persistence."""
 
     port: int
-    password: str | None
     process: Process
 
     @property
     def url(self) -> str:
-        secret = f":{self.password}@" if self.password else ""
-        return f"redis://{secret}127.0.0.1:{self.port}/0"
+        return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
         self.process.start()
@@ -205,19 +202,15 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis(
-    tmp: Path | None = None, password: str | None = None, args: Sequence[str] = ()
-) -> Iterator[RedisServer]:
+def redis(args: Sequence[str] = ()) -> Iterator[RedisServer]:
     """A redis-server in memory; `args` are further command line options (`--maxmemory`, `16mb`, …)."""
-    with _folder(tmp, "redis") as folder:
+    with _folder(None, "redis") as folder:
 
         def start() -> RedisServer:
             port = free_port()
             argv = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
             argv += ["--save", "", "--appendonly", "no", "--daemonize", "no", *args]
-            if password:
-                argv += ["--requirepass", password]
-            server = RedisServer(port, password, Process(argv, folder / "redis.log"))
+            server = RedisServer(port, Process(argv, folder / "redis.log"))
             try:
                 server.start()
             except BaseException:
