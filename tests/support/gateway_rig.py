@@ -273,7 +273,7 @@ def gateway_rig(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="rig-", ignore_cleanup_errors=True))
         )
         catalog = stack.enter_context(consul(folder))
-        cache = stack.enter_context(redis(folder)) if with_redis else None
+        cache = stack.enter_context(redis()) if with_redis else None
         issuer = stack.enter_context(signer())
         variables = {
             "CONSUL_HTTP_ADDR": catalog.address,

@@ -80,7 +80,7 @@ def test_wrong_arguments_end_with_2_and_say_why(server: ConsulServer, arguments:
 
 
 def test_consul_that_is_not_there_ends_with_1(server: ConsulServer) -> None:
-    nowhere = ConsulServer(free_port(), 0, server.process)
+    nowhere = ConsulServer(free_port(), server.process)
     for arguments in (["resolve", "x"], ["deregister", "x"], ["register", "x", "--port", "1"]):
         done = run(nowhere, *arguments)
         assert done.returncode == 1
