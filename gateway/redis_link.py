@@ -1,9 +1,7 @@
-"""The way to Redis for what gateways share of breakers and limits: commands behind one circuit, and a subscription that comes back."""
+"""The way to Redis for what gateways share of breakers and limits: commands behind one circuit, and a subscription."""
 
 from __future__ import annotations
 
-import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +22,6 @@ FAILURES = 3
 # A subscription says nothing while nothing happens: it is pinged, and taken for dead when it answers no more.
 BEAT_S = 0.5
 SILENT_S = 3.0
-_RETRY_S = 0.5
 
 
 class RedisLink:
@@ -65,33 +62,33 @@ class RedisLink:
     def follow(
         self,
         *channels: str,
-        stopped: threading.Event,
+        until: Callable[[], bool],
         begun: Callable[[], None],
         heard: Callable[[str, bytes], None],
     ) -> None:
-        """Pass on what is published on the channels until `stopped`. After every subscription `begun` is called: something may have been missed."""
-        while self._redis is not None and not stopped.is_set():
-            try:
-                with self._redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
-                    subscription.subscribe(*channels)
-                    for message, _ in listen(subscription, SYSTEM_CLOCK, beat_s=BEAT_S, silent_s=SILENT_S):
-                        if stopped.is_set():
-                            return
-                        if message is None:
-                            continue
-                        if message["type"] == "message":
-                            heard(message["channel"].decode("utf-8", "replace"), message["data"])
-                        elif message["type"] == "subscribe" and message["data"] == len(channels):
-                            self.hearing = True
-                            begun()
-            except (RedisError, OSError) as error:
-                if self.hearing:
-                    log.warning("news of breakers lost", error=type(error).__name__)
-            except Exception as error:  # a thread that ends would hear of nothing any more
-                log.error("news of breakers failed", error=type(error).__name__, exc_info=error)
-            finally:
-                self.hearing = False
-            stopped.wait(_RETRY_S * (0.5 + random.random()))
+        """Pass on what is published on the channels, `until` that is true or Redis is lost: to be called again then.
+
+        `begun` is called once it listens: something may have been missed before.
+        """
+        assert self._redis is not None
+        try:
+            with self._redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
+                subscription.subscribe(*channels)
+                for message, _ in listen(subscription, SYSTEM_CLOCK, beat_s=BEAT_S, silent_s=SILENT_S):
+                    if until():
+                        return
+                    if message is None:
+                        continue
+                    if message["type"] == "message":
+                        heard(message["channel"].decode("utf-8", "replace"), message["data"])
+                    elif message["type"] == "subscribe" and message["data"] == len(channels):
+                        self.hearing = True
+                        begun()
+        except (RedisError, OSError) as error:
+            if self.hearing:
+                log.warning("news of breakers lost", error=type(error).__name__)
+        finally:
+            self.hearing = False
 
 
 def listen(

@@ -36,6 +36,8 @@ from gateway.routes import is_gateway
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
+# A subscription that was lost is made anew after about so long.
+RETRY_S = 0.5
 # How long an order to close or try holds for processes that hear of it late, and how long its sender waits for answers.
 ORDER_S = 10.0
 ANSWER_S = 1.0
@@ -94,16 +96,16 @@ class Sharing:
         self._outbox: dict[str, Transition] = {}
         self.learned: set[str] = set()
         self._publisher = Loop("breakers", self._publish)
-        self._stopped = threading.Event()
+        self._listener = Loop("breaker-listener", self._listen)
 
     def start(self) -> None:
         """Begin to publish and to listen. Without Redis there is nothing to talk to."""
         if self._link.exists:
             self._publisher.start()
-            threading.Thread(target=self._listen, name="breaker-listener", daemon=True).start()
+            self._listener.start()
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._listener.stop()
         self._publisher.stop()
 
     @property
@@ -202,7 +204,7 @@ class Sharing:
         """Whether there is a service of this name that a gateway may call."""
         return service in self._known() or service in self._client.breakers()
 
-    def _listen(self) -> None:
+    def _listen(self) -> float:
         orders = shapes.orders_channel(self.group)
 
         def learn_all() -> None:
@@ -212,10 +214,12 @@ class Sharing:
         self._link.follow(
             shapes.trips_channel(self.group),
             orders,
-            stopped=self._stopped,
+            until=lambda: self._listener.stopped,
             begun=learn_all,
             heard=lambda channel, data: self._take(data, "hand" if channel == orders else "local"),
         )
+        # Not in step with the other processes.
+        return RETRY_S * (0.5 + self._clock.random())
 
     def _take(self, data: bytes, who: Literal["local", "hand"]) -> None:
         """Obey, believe or ignore what was found or heard, where only `who` may say such things."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
@@ -99,9 +99,27 @@ class AnswerCache:
             answer = load({})
             answer.headers.append(BYPASS)
             return answer
+
+        def judge(answer: Answer) -> Verdict | None:
+            proved = "authorization" in headers and incoming.identify() is not None
+            return verdict(answer.status, answer.headers, subject=proved, sie_s=STALE_IF_ERROR_S)
+
         now = self._clock.monotonic()
-        asked = (incoming.method, base, headers, GUESS, now, incoming.deadline, most_s, incoming)
-        return self._engine.obtain(_Forwarded(*asked, load, self._passing))
+        want = Want(
+            incoming.method,
+            base,
+            headers,
+            GUESS,
+            now,
+            incoming.deadline,
+            most_s,
+            incoming,
+            audience=lambda: audience(incoming.identify()),
+            verdict=judge,
+            load=load,
+            seen=partial(self._passing.learn, base, headers),
+        )
+        return self._engine.obtain(want)
 
     def part(
         self,
@@ -121,8 +139,21 @@ class AnswerCache:
         """
         now = self._clock.monotonic()
         base, spec = base_of_part(service, target, policy.scope), Spec((), own=policy.scope == "subject")
-        deadline = now + PART_PATIENCE_S
-        want = _Part("GET", base, NOTHING, spec, now, deadline, math.inf, asked, load, policy, identity)
+        want = Want(
+            "GET",
+            base,
+            NOTHING,
+            spec,
+            now,
+            now + PART_PATIENCE_S,
+            math.inf,
+            asked,
+            audience=lambda: audience(identity),
+            verdict=lambda given: part_verdict(
+                policy, given.status, given.headers, subject=identity is not None
+            ),
+            load=lambda _: load(),
+        )
         answer = self._engine.obtain(want)
         if not isinstance(answer.body, bytes):
             answer.body = b"".join(answer.body)
@@ -201,50 +232,6 @@ class AnswerCache:
         for change in changes:
             self._memory.change(service, change)
         return True
-
-
-@dataclass(slots=True)
-class _Forwarded(Want):
-    """What a client asks for."""
-
-    asked: Incoming
-    ask: Load
-    passing: Passing
-
-    def audience(self) -> str | None:
-        return audience(self.asked.identify())
-
-    def verdict(self, answer: Answer) -> Verdict | None:
-        proved = "authorization" in self.headers and self.asked.identify() is not None
-        return verdict(answer.status, answer.headers, subject=proved, sie_s=STALE_IF_ERROR_S)
-
-    def load(self, extra: Mapping[str, str]) -> Answer:
-        return self.ask(extra)
-
-    def pass_by(self) -> None:
-        self.passing.mark(self.base, self.headers)
-
-    def look_up(self) -> None:
-        self.passing.unmark(self.base, self.headers)
-
-
-@dataclass(slots=True)
-class _Part(Want):
-    """What a composition asks for, for `identity`."""
-
-    ask: Callable[[], Answer]
-    policy: PartPolicy
-    identity: Identity | None
-
-    def audience(self) -> str | None:
-        return audience(self.identity)
-
-    def verdict(self, answer: Answer) -> Verdict | None:
-        subject = self.identity is not None
-        return part_verdict(self.policy, answer.status, answer.headers, subject=subject)
-
-    def load(self, extra: Mapping[str, str]) -> Answer:
-        return self.ask()
 
 
 def _no_count(_: str) -> None:

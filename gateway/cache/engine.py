@@ -65,10 +65,7 @@ class Engine:
             if answer is not None:
                 return answer
             if want.method == "HEAD":
-                answer = self._from_redis(want, variant, spec)
-                if answer is not None:
-                    return answer
-                break
+                break  # it brings nothing to store
             if not want.patient or (known is None and "authorization" in want.headers):
                 answer = self._lead(self._begin(want, variant, spec), alone=True)
             else:
@@ -98,17 +95,6 @@ class Engine:
         if not resting and not self._link.trusts(held.checked, now):
             return None
         return self._give(want, held, now, lambda: self._refresh(want, variant), resting=resting)
-
-    def _from_redis(self, want: Want, variant: Variant, spec: Spec) -> Answer | None:
-        """What Redis has, without asking the service for it."""
-        run = self._begin(want, variant, spec)
-        try:
-            fetched = self._look(run, lease=False)
-        except Away:
-            return None
-        if fetched.spec is not None or run.held is None or run.held.checked < run.began:
-            return None
-        return self._give(want, run.held, self._clock.monotonic(), lambda: None)
 
     def _from_flight(self, want: Want, flight: Flight[Brought]) -> Answer | None:
         """What another request brought, if it is what is wanted here. Asked for after this request had come, it needs no place in

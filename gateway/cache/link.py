@@ -1,5 +1,5 @@
 """The one thread that keeps in touch with Redis: it hears of changes, notices that Redis has gone or is back, makes up for
-the changes that Redis has missed, and tends the leases."""
+the changes that Redis has missed, and keeps the leases up."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from discovery.clock import Clock
+from discovery.loop import Loop
 from gateway.cache.memory import Memory
 from gateway.cache.store import Leases
 from gateway.cache.trust import would_know
@@ -61,21 +62,18 @@ class Link:
         # Whether the others have heard of it.
         self._pending: dict[tuple[str, Change], bool] = {}
         self._probes = 0
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = Loop("cache-link", self._turn)
         self.heard = 0.0
         self.since = 0.0
 
     def start(self) -> None:
         """In the worker, once."""
-        if self._redis is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="cache-link", daemon=True)
-            self._thread.start()
+        if self._redis is not None:
+            self._loop.start()
 
-    def stop(self, within_s: float = 2.0) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join(within_s)
+    def stop(self) -> None:
+        self._loop.stop()
+        self._loop.join(2.0)
 
     def trusts(self, checked: float, now: float) -> bool:
         """Whether what was asked for at `checked` would be known here to hold no more."""
@@ -92,18 +90,15 @@ class Link:
 
     # -- the thread
 
-    def _run(self) -> None:
-        while not self._over.is_set():
-            try:
-                self._listen()
-            except (RedisError, OSError) as error:
-                self.since = 0.0
-                self._probes = 0
-                self._circuit.open(error)
-            except Exception as error:  # the thread must outlive whatever it meets
-                self.since = 0.0
-                log.error("cache link failed", error=type(error).__name__, exc_info=error)
-            self._over.wait(BEAT_S)
+    def _turn(self) -> float:
+        try:
+            self._listen()
+        except (RedisError, OSError) as error:
+            self._probes = 0
+            self._circuit.open(error)
+        finally:
+            self.since = 0.0
+        return BEAT_S
 
     def _listen(self) -> None:
         assert self._redis is not None
@@ -111,7 +106,7 @@ class Link:
             channel.psubscribe(CHANGED_PATTERN)
             tended = self._clock.monotonic()
             for message, heard in listen(channel, self._clock, beat_s=BEAT_S, silent_s=PATIENCE_S):
-                if self._over.is_set():
+                if self._loop.stopped:
                     return
                 self.heard, now = heard, self._clock.monotonic()
                 if message is not None:
@@ -142,15 +137,14 @@ class Link:
             self._memory.change(service, noted)  # what was read from Redis in between
 
     def _tend(self) -> None:
-        """Tend the leases, make up for what Redis has missed, and open or close the circuit by what it answers."""
+        """Keep up the leases, make up for what Redis has missed, and open or close the circuit by what it answers."""
         if self._circuit.closed and not self._pending:
-            if not self._leases.idle:
-                with contextlib.suppress(Away):
-                    self._circuit.attempt(self._leases.tend)
+            with contextlib.suppress(Away):
+                self._circuit.attempt(self._leases.keep_up)
             return
         try:
             self._make_up()
-            self._circuit.attempt(self._leases.tend)
+            self._circuit.attempt(self._leases.keep_up)
             self._circuit.attempt(self._probe)
         except Away:
             self._probes = 0

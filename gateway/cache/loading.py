@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -35,10 +34,12 @@ PATIENT = 0.8
 
 
 @dataclass(slots=True)
-class Want(ABC):
+class Want:
     """One request for an answer. `began` and `deadline` are points on the monotonic clock.
 
-    `asked` is the request that would be sent, `guess` on what its answer depends while none has been seen.
+    `asked` is the request that would be sent, `guess` on what its answer depends while none has been seen. `audience` says for which
+    caller the answer is, if it is for that one alone (None: cannot be said), and `verdict` how it may be stored. `seen` hears
+    whether what came is stored.
     """
 
     method: str
@@ -49,24 +50,10 @@ class Want(ABC):
     deadline: float
     most_age_s: float
     asked: Incoming | None
-
-    @abstractmethod
-    def audience(self) -> str | None:
-        """For which caller the answer is, if it is for that one alone; None: cannot be said."""
-
-    @abstractmethod
-    def verdict(self, answer: Answer) -> Verdict | None:
-        """How the answer may be stored."""
-
-    @abstractmethod
-    def load(self, extra: Mapping[str, str]) -> Answer:
-        """Ask for it. See `Load`."""
-
-    def pass_by(self) -> None:  # noqa: B027
-        """What comes is never stored, so that waiting for each other is of no use."""
-
-    def look_up(self) -> None:  # noqa: B027
-        """It is stored after all."""
+    audience: Callable[[], str | None]
+    verdict: Callable[[Answer], Verdict | None]
+    load: Load
+    seen: Callable[[bool], None] = lambda _: None
 
     def detach(self, now: float) -> None:
         """The client has its answer: what goes on ends neither with its connection, nor with its time."""
@@ -163,7 +150,7 @@ class Loader:
     def _pass_by(self, run: Loading, answer: Answer) -> Answer:
         run.flight.alone = True
         if answer.status == 200:
-            run.want.pass_by()
+            run.want.seen(False)
             self._memory.drop(run.variant)
         self._count("bypass")
         return pass_on(run.want.headers, answer, "BYPASS")
@@ -179,7 +166,7 @@ class Loader:
         """Keep it here, and in Redis. Whether the lease is given back with it."""
         want, spec = run.want, Spec(verdict.vary, not verdict.shared)
         self._memory.learn(want.base, spec)
-        want.look_up()
+        want.seen(True)
         variant = want.variant(spec)
         if variant is None:
             return False

@@ -156,14 +156,12 @@ class Passing:
     def __len__(self) -> int:
         return len(self._marks)
 
-    def mark(self, base: Base, headers: Mapping[str, str]) -> None:
+    def learn(self, base: Base, headers: Mapping[str, str], stored: bool) -> None:
+        """What came for such a request is stored, or is nothing to store."""
         with self._lock:
-            self._marks[_mark(base, headers)] = self._monotonic() + PASS_S
-
-    def unmark(self, base: Base, headers: Mapping[str, str]) -> None:
-        """There is something to be stored after all."""
-        if self._marks:
-            with self._lock:
+            if not stored:
+                self._marks[_mark(base, headers)] = self._monotonic() + PASS_S
+            elif self._marks:
                 self._marks.pop(_mark(base, headers), None)
 
     def clear(self) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
 from werkzeug.http import parse_date, parse_etags, parse_list_header, unquote_etag, unquote_header_value
 
 from gateway.model import Headers, first
@@ -56,16 +57,21 @@ NOT_STORED = frozenset(
 
 Directives = Mapping[str, str]
 Scope = Literal["public", "subject"]
+Seconds = Annotated[float, Field(ge=0, le=MAX_S)]
 
 
-@dataclass(frozen=True, slots=True)
-class PartPolicy:
-    """How long a part of a composed answer is kept. Seconds: `ttl_s` fresh, then `swr_s` given while a new one is fetched, and
-    `sie_s` given when fetching fails. `scope` `subject`: for that caller (and these scopes of its token) alone."""
+class PartPolicy(BaseModel):
+    """How long a part of a composed answer may be used without asking again, as declarations say it. Seconds: `ttl_s` fresh, then for
+    `stale_while_revalidate_s` while a new one is fetched, and for `stale_if_error_s` when that fails.
 
-    ttl_s: float
-    swr_s: float = 0.0
-    sie_s: float = 0.0
+    `scope` `subject` keeps it for the caller (and these scopes of its token), `public` for all: then it is asked for without a token.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    ttl_s: Seconds
+    stale_while_revalidate_s: Seconds = 0.0
+    stale_if_error_s: Seconds = 0.0
     scope: Scope = "public"
 
 
@@ -216,7 +222,8 @@ def part_verdict(policy: PartPolicy, status: int, headers: Headers, *, subject: 
     varied = _vary(headers)
     if varied is None or (shared and varied[1]):
         return None
-    return Verdict(Lifetime(policy.ttl_s, policy.swr_s, policy.sie_s), shared)
+    lifetime = Lifetime(policy.ttl_s, policy.stale_while_revalidate_s, policy.stale_if_error_s)
+    return Verdict(lifetime, shared)
 
 
 def initial_age_s(headers: Headers) -> float:

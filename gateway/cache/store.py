@@ -7,13 +7,13 @@ instance, is valid no more, whatever its key: nothing has to be found and delete
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cachetools import FIFOCache
 from redis import Redis
 
 from gateway.cache.key import Names, Spec, Variant, read_spec
@@ -29,8 +29,6 @@ MAX_SNAPSHOT_BYTES = 512 * 1024
 LEASE_MS = 1000
 # The time of one load. A lease is not kept up for longer, and what waits for another's load tries by itself after it.
 LOAD_S = 5.0
-# Without an owner, as far as is known; those beyond it end by themselves.
-MAX_LOST = 1024
 
 # A key that holds no string, and a word that is too long, are mischief: they are deleted.
 _FETCH = """
@@ -82,12 +80,10 @@ for i, word in ipairs(words.err and {} or words) do
 end
 return found
 """
-# Which of the leases still are the caller's: those are kept up, or with 0 given back.
-_TEND = """
+# Those of the leases that still are the caller's are kept up.
+_KEEP_UP = """
 for i, key in ipairs(KEYS) do
-  if redis.pcall('GET', key) == ARGV[i + 1] then
-    if ARGV[1] == '0' then redis.call('DEL', key) else redis.call('PEXPIRE', key, ARGV[1]) end
-  end
+  if redis.pcall('GET', key) == ARGV[i + 1] then redis.call('PEXPIRE', key, ARGV[1]) end
 end
 """
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -97,21 +93,14 @@ class Leases:
     """This process's leases in Redis: the one that has a lease loads an answer, and the other processes wait for it. Thread-safe.
 
     By their keys in Redis, each with the token that proves it. A lease is short and kept up while its load lasts, so that nothing
-    waits for long for a process that has died. One that was asked for and never answered may stand in Redis without an owner: it
-    is given back as soon as Redis answers again.
+    waits for long for a process that has died, or for one that Redis answered too late.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._held: dict[str, tuple[str, float]] = {}
-        self._lost: FIFOCache[str, str] = FIFOCache(MAX_LOST)
-        self._script = Redis().register_script(_TEND)  # opens nothing
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to tend."""
-        return not self._held and not self._lost
+        self._script = Redis().register_script(_KEEP_UP)  # opens nothing
 
     def take(self, key: str, token: str) -> None:
         """It is ours now, and kept up until it is given back."""
@@ -124,26 +113,14 @@ class Leases:
             if self._held.get(key, ("", 0.0))[0] == token:
                 del self._held[key]
 
-    def lose(self, key: str, token: str) -> None:
-        """Redis has not answered: it may stand there, and nothing is being loaded."""
-        self.give_back(key, token)
-        with self._lock:
-            self._lost[key] = token
-
-    def tend(self, redis: Redis) -> None:
-        """Keep up what is held, give back what was lost. Raises RedisError."""
+    def keep_up(self, redis: Redis) -> None:
+        """Keep up what is held; asks Redis nothing where nothing is. Raises RedisError."""
         now = self._monotonic()
         with self._lock:
             self._held = {key: each for key, each in self._held.items() if now < each[1]}
             held = {key: token for key, (token, _) in self._held.items()}
-            lost = dict(self._lost)
-        for leases, keep_ms in ((held, LEASE_MS), (lost, 0)):
-            if leases:
-                self._script([*leases], [keep_ms, *leases.values()], client=redis)
-        with self._lock:
-            for key, token in lost.items():
-                if self._lost.get(key) == token:
-                    del self._lost[key]
+        if held:
+            self._script([*held], [LEASE_MS, *held.values()], client=redis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +162,7 @@ class Store:
                 raise Away(refusal.decode("latin-1"))
             return found
 
-        version, spec_text, data, leased = self._ask(key, token if lease else "", ask)
+        version, spec_text, data, leased = self._circuit.run(ask)
         if leased == 1:
             self._leases.take(key, token)
         known = version.decode("latin-1") if version else ""
@@ -197,20 +174,10 @@ class Store:
     def lease(self, text: str, token: str) -> bool:
         """Whether the caller may load the variant: it has its lease, or gets it."""
         key = self._names.lease(text)
-        leased = bool(self._ask(key, token, lambda r: self._lease([key], [token, LEASE_MS], client=r)))
+        leased = bool(self._circuit.run(lambda r: self._lease([key], [token, LEASE_MS], client=r)))
         if leased:
             self._leases.take(key, token)
         return leased
-
-    def _ask(self, key: str, token: str, action: Callable[[Redis], Any]) -> Any:
-        """Do what may take the lease, if a token is given: it may also do so without an answer. Raises Away."""
-        closed = self._circuit.closed
-        try:
-            return self._circuit.run(action)
-        except Away:
-            if token and closed:
-                self._leases.lose(key, token)
-            raise
 
     def save(self, variant: Variant, text: str, spec: Spec, data: bytes, token: str, kept_s: float) -> bool:
         """Store an answer and give the lease back; False where Redis did not take it. Does not raise."""
@@ -228,12 +195,9 @@ class Store:
     def release(self, text: str, token: str) -> None:
         """Give the lease back, where it is still the caller's. Does not raise."""
         key = self._names.lease(text)
-        try:
+        self._leases.give_back(key, token)
+        with contextlib.suppress(Away):
             self._circuit.run(lambda r: self._release([key], [token], client=r))
-        except Away:
-            self._leases.lose(key, token)
-        else:
-            self._leases.give_back(key, token)
 
     def change(self, service: str, changes: Sequence[Change]) -> None:
         """End what is stored of the changes' paths, and publish it to all gateways."""

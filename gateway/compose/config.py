@@ -22,7 +22,6 @@ from discovery.contract import check_name
 from discovery.errors import ContractError
 from discovery.model import Domain
 from gateway.cache import PartPolicy
-from gateway.cache.rules import Scope
 from gateway.compose.jsonpart import Shape
 from gateway.compose.template import RoutePath, TargetPath
 
@@ -66,19 +65,6 @@ class _Declared(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Keeping(_Declared):
-    """How long a part's answer may be used without asking again. Seconds: `ttl_s` fresh, then for `stale_while_revalidate_s`
-    while a new one is fetched, and for `stale_if_error_s` when that fails.
-
-    `scope` `subject` keeps it for the subject of the token, `public` for every caller: then it is asked for without a token.
-    """
-
-    ttl_s: Annotated[float, Field(ge=0, le=86_400)]
-    stale_while_revalidate_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
-    stale_if_error_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
-    scope: Scope = "public"
-
-
 class Part(_Declared):
     """One member of the answer. `share` is the part of the route's timeout that it may take.
 
@@ -94,7 +80,7 @@ class Part(_Declared):
     take: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,39}$")] | None = None
     expect: Shape = "any"
     fallback: Literal["none", "last-good", "empty"] = "none"
-    cache: Keeping | None = None
+    cache: PartPolicy | None = None
     hedge: bool = False
     headers: Annotated[tuple[Annotated[str, AfterValidator(_passable)], ...], Field(strict=False)] = ()
     max_bytes: Annotated[int, Field(ge=1, le=8 * MIB)] = MIB
@@ -112,14 +98,6 @@ class Part(_Declared):
     def target(self) -> TargetPath:
         """`path`, to be filled. Raises ValueError."""
         return TargetPath(self.path)
-
-    @cached_property
-    def policy(self) -> PartPolicy | None:
-        """`cache` as the cache takes it."""
-        kept = self.cache
-        if kept is None:
-            return None
-        return PartPolicy(kept.ttl_s, kept.stale_while_revalidate_s, kept.stale_if_error_s, kept.scope)
 
 
 class Route(_Declared):

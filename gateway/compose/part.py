@@ -94,7 +94,7 @@ class Fetcher:
             return Result(name, part.service, "failed", reason="the gateway failed")
 
     def _ask(self, name: str, part: Part, asked: Incoming) -> Result:
-        policy = part.policy
+        policy = part.cache
         if policy is None or self._cache is None:
             return _check(name, part, self._call(part, asked))
         identity = asked.identify() if policy.scope == "subject" else None

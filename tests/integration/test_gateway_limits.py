@@ -17,11 +17,10 @@ from gateway.errors import LimitExceeded
 from gateway.limits.counts import PREFIX
 from gateway.limits.ratelimit import Limits, LimitSettings, policies
 from gateway.redis_link import RedisLink
-from services.kit.auth.verifier import Identity
 from services.kit.redis_client import connect
 from stack.servers.redis_servers import rules
 from tests.support.eventually import eventually, time_scale
-from tests.support.limited import request
+from tests.support.incoming import incoming, person
 from tests.support.servers import RedisServer, redis
 
 LIMIT = 1000
@@ -50,16 +49,16 @@ def subject() -> str:
     one = gateway(None)
     while True:
         name = uuid.uuid4().hex
-        if one.counts(Identity(name, frozenset(), 9e9))[0].left_s(time.time()) > 120:
+        if one.counts(person(name))[0].left_s(time.time()) > 120:
             return name
 
 
 def passes(one: Limits, name: str, times: int) -> int:
     """How many of so many requests were let through."""
-    incoming, count = request(name), 0
+    asked, count = incoming(who=person(name)), 0
     for _ in range(times):
         with contextlib.suppress(LimitExceeded):
-            one.check(incoming)
+            one.check(asked)
             count += 1
     return count
 
@@ -75,7 +74,7 @@ def _gateway_process(url: str, name: str, per_s: float, seconds: float, pipe: Co
     redis_client = connect(url, None, timeout_s=0.1, connections=4)
     one = Limits(LimitSettings(policies("rate", f"{LIMIT}/hour")), RedisLink(redis_client))
     one.shared.start()
-    incoming = request(name)
+    asked = incoming(who=person(name))
     pipe.send("ready")
     pipe.recv()
     began, sent, passed = time.monotonic(), 0, 0
@@ -83,7 +82,7 @@ def _gateway_process(url: str, name: str, per_s: float, seconds: float, pipe: Co
         while sent < elapsed * per_s:
             sent += 1
             with contextlib.suppress(LimitExceeded):
-                one.check(incoming)
+                one.check(asked)
                 passed += 1
         time.sleep(0.002)
     one.shared.stop()
@@ -143,7 +142,7 @@ def test_new_process_learns_what_has_been_used(server: RedisServer) -> None:
 
 
 def remaining(one: Limits, name: str) -> int:
-    (count,) = one.counts(Identity(name, frozenset(), 9e9))
+    (count,) = one.counts(person(name))
     return count.most - count.used(time.time())
 
 
@@ -258,12 +257,12 @@ def test_redis_that_does_not_serve_costs_nothing_and_limits_go_on_locally(
         assert passes(one, name, 100) == 100
         eventually(lambda: known_of(server, one, name) == 100, 2)
         with fault(server):  # type: ignore[operator]
-            incoming, slowest, passed = request(name), 0.0, 0
+            asked, slowest, passed = incoming(who=person(name)), 0.0, 0
             until = time.monotonic() + 0.6
             while time.monotonic() < until:
                 began = time.perf_counter()
                 with contextlib.suppress(LimitExceeded):
-                    one.check(incoming)
+                    one.check(asked)
                     passed += 1
                 slowest = max(slowest, time.perf_counter() - began)
                 time.sleep(0.0005)
@@ -281,7 +280,7 @@ def test_redis_that_does_not_serve_costs_nothing_and_limits_go_on_locally(
 
 def known_of(server: RedisServer, one: Limits, name: str) -> int:
     """What Redis holds of one subject."""
-    (count,) = one.counts(Identity(name, frozenset(), 9e9))
+    (count,) = one.counts(person(name))
     return sum(int(each) for each in Redis.from_url(server.url).hvals(count.key))  # type: ignore[union-attr]
 
 

@@ -195,7 +195,8 @@ class Stage:
 
     def part(self, ask: Ask, asked: Incoming) -> Answer:
         """As composed answers ask: for what is for everybody without a token."""
-        policy = PartPolicy(60, 600, 600, "subject" if ask.kind == "part-subject" else "public")
+        scope = "subject" if ask.kind == "part-subject" else "public"
+        policy = PartPolicy(ttl_s=60, stale_while_revalidate_s=600, stale_if_error_s=600, scope=scope)
         identity = asked.identify() if policy.scope == "subject" else None
         load = self.load(bare(replace(ask, method="GET")))  # whatever the whole is asked with
 

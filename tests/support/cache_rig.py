@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from redis import Redis
@@ -14,45 +15,14 @@ from redis import Redis
 from discovery.clock import SystemClock
 from gateway.cache import AnswerCache
 from gateway.model import Answer, Incoming
-from services.kit.auth.verifier import Identity
 from services.kit.redis_client import connect
 from tests.support.eventually import eventually
+from tests.support.incoming import incoming as any_incoming
+from tests.support.incoming import person
 
-ANN = Identity("ann", frozenset({"user"}), 9e9)
-BOB = Identity("bob", frozenset({"user"}), 9e9)
-ADMIN = Identity("root", frozenset({"admin"}), 9e9)
+ANN, BOB, ADMIN = person("ann"), person("bob"), person("root", "admin")
 PUBLIC = {"Cache-Control": "public, max-age=60", "ETag": '"1"', "Content-Type": "text/plain"}
 PATH = "/api/pears/1"
-
-
-def incoming(
-    path: str = PATH,
-    query: str = "",
-    *,
-    method: str = "GET",
-    who: Identity | None = None,
-    within_s: float = 10.0,
-    **headers: str,
-) -> Incoming:
-    """A request as the pipeline makes it; `who` is whom the token proves."""
-    sent = {"x-forwarded-host": "edge.test", "accept": "*/*"}
-    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-    if who is not None:
-        sent["authorization"] = f"Bearer {who.subject}"
-    deadline = CLOCK.monotonic() + within_s
-    return Incoming(
-        method,
-        path,
-        query,
-        sent,
-        "pears",
-        "business",
-        "10.0.0.1",
-        "id",
-        "trace",
-        deadline,
-        identify=lambda: who,
-    )
 
 
 @dataclass
@@ -101,6 +71,7 @@ class Leap(SystemClock):
 
 
 CLOCK = Leap()
+incoming = partial(any_incoming, clock=CLOCK)
 
 
 class Instance:

@@ -231,28 +231,12 @@ def test_late_answer_leaves_nobody_waiting_for_a_load_that_is_none(world: World)
     assert 0.1 < time.perf_counter() - began < 1.5 * time_scale(), "it was not left to end"
 
 
-def test_lease_that_was_asked_for_in_vain_is_given_back(world: World) -> None:
-    """On a busy machine it may have ended by itself before."""
-
-    def is_given_back(path: str) -> bool:
-        world.redis.config_resetstat()
-        with hung(world) as is_there:
-            assert is_there()
-            assert world.one.state(path) == "MISS"
-        eventually(lambda: keys(world.redis, "gateway:business:c:l:*"), 3, 0.002)
-        eventually(lambda: not keys(world.redis, "gateway:business:c:l:*"), 3, 0.002)
-        eventually(lambda: world.one.cache.connected, 5)
-        return "cmdstat_del" in world.redis.info("commandstats")
-
-    assert any(is_given_back(f"{PATH}/{number}") for number in range(3))
-
-
 def test_heartbeat_that_is_late_costs_no_more_than_others(world: World) -> None:
     """What is done at each beat is done four times a second, also while an answer is waited for."""
     tended: list[float] = []
 
     class Counted(Leases):
-        def tend(self, redis: Redis) -> None:
+        def keep_up(self, redis: Redis) -> None:
             tended.append(time.monotonic())
 
     circuit, leases = Circuit(world.redis, "test"), Counted(time.monotonic)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,8 @@ from gateway.compose import Compositions
 from gateway.compose.config import load
 from gateway.model import Answer, Incoming
 from services.kit.auth.verifier import Identity
+from tests.support.incoming import incoming
 
-U = "a1" * 16
 PAIR = """
 [[route]]
 name = "pair"
@@ -42,6 +41,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     instance: Instance = field(default_factory=lambda: one("lefts"))
     attempts: int = 1
+    complete: bool = True
 
     @property
     def data(self) -> bytes:
@@ -112,23 +112,8 @@ def compositions(
     return Compositions(load("business", folder), calls=upstreams, view=view, cache=cache)  # type: ignore[arg-type]
 
 
-def incoming(
-    path: str = "/pair/7",
-    method: str = "GET",
-    within_s: float = 10.0,
-    subject: str | None = None,
-    **headers: str,
-) -> Incoming:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    identity = Identity(subject, frozenset({"user"}), 2e9) if subject else None
-    return Incoming(
-        method, path, "", sent, "gateway-business", "business", "10.0.0.9", "r" * 32, "00-trace",
-        time.monotonic() + within_s, identify=lambda: identity,
-    )  # fmt: skip
-
-
 def ask(made: Compositions, request: Incoming | None = None) -> Answer:
-    request = request or incoming()
+    request = request or incoming("/pair/7")
     found = made.find(request)
     assert found is not None
     return found(request)
@@ -177,7 +162,7 @@ class Store:
         return True
 
     def last_good(self, incoming: Incoming) -> Answer | None:
-        self.asked.append((incoming.service, incoming.target, PartPolicy(0), incoming.identify()))
+        self.asked.append((incoming.service, incoming.target, PartPolicy(ttl_s=0), incoming.identify()))
         return self.good
 
 

@@ -175,7 +175,8 @@ def part(
     control: str, *, scope: str = "public", status: int = 200, subject: bool = True, **more: str
 ) -> Verdict | None:
     headers: Headers = [("Cache-Control", control), *((k.replace("_", "-"), v) for k, v in more.items())]
-    return part_verdict(PartPolicy(5, 10, 20, scope), status, headers, subject=subject)  # type: ignore[arg-type]
+    policy = PartPolicy(ttl_s=5, stale_while_revalidate_s=10, stale_if_error_s=20, scope=scope)
+    return part_verdict(policy, status, headers, subject=subject)
 
 
 def test_part_is_kept_as_declared_but_never_against_the_services_word() -> None:
@@ -187,7 +188,7 @@ def test_part_is_kept_as_declared_but_never_against_the_services_word() -> None:
     assert part("public", status=404) is None
     assert part("public", Set_Cookie="a=b") is None
     assert part("public", Vary="Authorization") is None
-    assert part_verdict(PartPolicy(0), 200, [], subject=True) is None
+    assert part_verdict(PartPolicy(ttl_s=0), 200, [], subject=True) is None
 
 
 def test_headers_of_one_exchange_are_not_stored() -> None:

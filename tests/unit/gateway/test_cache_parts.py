@@ -15,11 +15,12 @@ from gateway.cache.loading import Copied, read_whole
 from gateway.cache.memory import MAX_MARKS, MAX_SPECS, PASS_S, Held, Memory, Passing
 from gateway.cache.rules import Lifetime
 from gateway.cache.trust import REMEMBERED
-from gateway.model import Answer, Incoming
+from gateway.model import Answer
 from services.kit.auth.verifier import Identity
 from services.kit.stale.stored_form import Change
 from tests.support.clock import ManualClock
 from tests.support.eventually import time_scale
+from tests.support.incoming import incoming
 
 NOW = 1_800_000_000.0
 ANN = Identity("ann", frozenset({"user"}), NOW)
@@ -39,11 +40,6 @@ def held(size: int = 1) -> Held:
 
 
 # -- names
-
-
-def incoming(**headers: str) -> Incoming:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Incoming("GET", "/api/pears/1", "a=1", sent, "pears", "business", "", "", "", time.monotonic() + 5)
 
 
 def test_host_that_the_client_named_is_in_the_key() -> None:
@@ -170,17 +166,17 @@ def test_marks_are_for_one_kind_of_sender_and_for_a_while() -> None:
     clock = ManualClock()
     passing = Passing(clock.monotonic)
     token = {"authorization": "x"}
-    passing.mark(BASE, token)
+    passing.learn(BASE, token, stored=False)
     assert passing.passes(BASE, {"authorization": "y"}, looks=True)
     assert not passing.passes(BASE, {}, looks=True)
     clock.sleep(PASS_S)
     assert passing.passes(BASE, token, looks=False)
     # One finds out, the others go on as before.
     assert [passing.passes(BASE, token, looks=True) for _ in range(3)] == [False, True, True]
-    passing.unmark(BASE, token)
+    passing.learn(BASE, token, stored=True)
     assert not passing.passes(BASE, token, looks=True)
     for number in range(2 * MAX_MARKS):
-        passing.mark(variant(f"/{number}").base, token)
+        passing.learn(variant(f"/{number}").base, token, stored=False)
     assert len(passing) == MAX_MARKS
 
 

@@ -19,6 +19,7 @@ from discovery import (
 )
 from gateway.errors import Overloaded, PartFailed, Refused
 from tests.support.eventually import time_scale
+from tests.support.incoming import incoming, person
 from tests.unit.gateway.composing import (
     PAIR,
     TOKEN,
@@ -27,7 +28,6 @@ from tests.unit.gateway.composing import (
     answers,
     ask,
     compositions,
-    incoming,
     raises,
     said,
 )
@@ -44,17 +44,9 @@ def test_parts_are_fetched_at_once(tmp_path: Path) -> None:
 
 def test_a_part_is_asked_with_the_callers_token_and_nothing_else_of_his(tmp_path: Path) -> None:
     upstreams = Upstreams({"lefts": answers(), "rights": answers(b"1")})
-    request = incoming(
-        authorization="Bearer x", cookie="c", x_auth_subject="root", accept_language="de", if_none_match="*"
-    )
-    ask(
-        compositions(
-            tmp_path,
-            PAIR.replace('"/rights/<id>"', '"/rights/<id>", headers = ["Accept-Language"]'),
-            upstreams,
-        ),
-        request,
-    )
+    sent = {"cookie": "c", "x_auth_subject": "root", "accept_language": "de", "if_none_match": "*"}
+    text = PAIR.replace('"/rights/<id>"', '"/rights/<id>", headers = ["Accept-Language"]')
+    ask(compositions(tmp_path, text, upstreams), incoming("/pair/7", authorization="Bearer x", **sent))
     by_service = {service: (target, options["headers"]) for service, target, options in upstreams.sent}
     own = {
         "accept": "application/json",
@@ -65,7 +57,7 @@ def test_a_part_is_asked_with_the_callers_token_and_nothing_else_of_his(tmp_path
     assert by_service["lefts"] == ("/lefts/7", own | {"authorization": "Bearer x"})
     assert by_service["rights"] == ("/rights/7", own | {"authorization": "Bearer x", "accept-language": "de"})
     assert upstreams.sent[0][2]["max_body_bytes"] == 1024 * 1024
-    assert upstreams.sent[0][2]["source_key"] == "10.0.0.9"
+    assert upstreams.sent[0][2]["source_key"] == "10.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +149,7 @@ def test_the_callers_deadline_is_shorter_than_the_routes(tmp_path: Path) -> None
     upstreams = Upstreams({"lefts": answers(after_s=30), "rights": answers(b"1")})
     began = time.monotonic()
     with pytest.raises(PartFailed) as caught:
-        ask(compositions(tmp_path, PAIR, upstreams), incoming(within_s=0.2))
+        ask(compositions(tmp_path, PAIR, upstreams), incoming("/pair/7", within_s=0.2))
     assert time.monotonic() - began < 0.9
     assert caught.value.status == 504
     assert all(options["deadline_s"] <= 0.2 for _, _, options in upstreams.sent)
@@ -185,7 +177,7 @@ def test_a_route_for_a_token_needs_one_and_asks_for_its_subject(tmp_path: Path) 
         assert caught.value.status == 401
         assert challenge in dict(caught.value.headers)["WWW-Authenticate"]
     assert upstreams.sent == []
-    answer = ask(made, incoming("/mine", subject="a&limit=9", authorization="Bearer x"))
+    answer = ask(made, incoming("/mine", who=person("a&limit=9")))
     assert upstreams.sent[0][1] == "/posts?author=a%26limit%3D9"
     assert answer.header("cache-control") == "private, max-age=60"
 
@@ -200,7 +192,7 @@ def test_a_token_that_cannot_be_checked_is_not_called_a_false_one(tmp_path: Path
 
 def test_a_subject_that_cannot_stand_in_a_path_is_asked_for_nowhere(tmp_path: Path) -> None:
     upstreams = Upstreams({"posts": answers(b"[]")})
-    told = said(ask(compositions(tmp_path, TOKEN, upstreams), incoming("/mine", subject="a\r\nX: y")))
+    told = said(ask(compositions(tmp_path, TOKEN, upstreams), incoming("/mine", who=person("a\r\nX: y"))))
     assert told["_parts"]["posts"]["status"] == "invalid"
     assert upstreams.sent == []
 

@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.compose.merge import problem, strictest, varied, whole
 from gateway.compose.result import Result
-from gateway.model import Incoming
-
-
-def incoming(**headers: str) -> Incoming:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Incoming("GET", "/api/x", "", sent, "gateway-business", "business", "10.0.0.1", "r" * 32, "", 0.0)
+from tests.support.incoming import incoming
 
 
 def part(

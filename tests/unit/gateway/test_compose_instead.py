@@ -14,23 +14,23 @@ from discovery import (
     ConnectFailed,
 )
 from gateway.cache import PartPolicy
+from gateway.cache.rules import Scope
 from gateway.compose import Compositions
 from gateway.errors import PartFailed
-from gateway.model import Answer, Incoming
+from gateway.model import Answer
 from services.kit.auth.verifier import Identity
 from tests.support.eventually import time_scale
+from tests.support.incoming import incoming, person
 from tests.unit.gateway.composing import (
     PAIR,
     PUBLIC,
     Behave,
     Reply,
     Store,
-    U,
     Upstreams,
     answers,
     ask,
     compositions,
-    incoming,
     one,
     raises,
     said,
@@ -41,7 +41,7 @@ def test_the_last_good_answer_stands_in_for_a_part(tmp_path: Path) -> None:
     text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
     store = Store(good=Answer(200, [("X-Stale-Age", "12")], b'{"data":{"old":1}}', source="snapshot"))
     upstreams = Upstreams({"lefts": raises(ConnectFailed("lefts", attempts=3)), "rights": answers(b"1")})
-    answer = ask(compositions(tmp_path, text, upstreams, cache=store), incoming(subject=U))
+    answer = ask(compositions(tmp_path, text, upstreams, cache=store), incoming("/pair/7", who=person()))
     told = said(answer)
     assert told["left"] == {"old": 1}
     assert told["_parts"]["left"] == {
@@ -54,7 +54,7 @@ def test_the_last_good_answer_stands_in_for_a_part(tmp_path: Path) -> None:
     assert told["_complete"] is True
     assert answer.header("x-stale-age") == "12"
     assert answer.header("cache-control") == "no-store"
-    assert store.asked == [("lefts", "/lefts/7", PartPolicy(0), Identity(U, frozenset({"user"}), 2e9))]
+    assert store.asked == [("lefts", "/lefts/7", PartPolicy(ttl_s=0), person())]
 
 
 def test_there_is_time_left_for_what_stands_in_for_a_part_that_hangs(tmp_path: Path) -> None:
@@ -92,26 +92,15 @@ def kept_as(scope: str) -> str:
     return PAIR.replace("required = true", f'required = true, cache = {{ ttl_s = 5, scope = "{scope}" }}')
 
 
-def test_what_is_kept_for_all_is_asked_for_without_a_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scope", "kept_for"), [("public", None), ("subject", person())])
+def test_what_is_kept_for_all_is_asked_for_without_a_token(
+    tmp_path: Path, scope: Scope, kept_for: Identity | None
+) -> None:
     upstreams, store = Upstreams({"lefts": answers(), "rights": answers(b"1")}), Store()
-    ask(
-        compositions(tmp_path, kept_as("public"), upstreams, cache=store),
-        incoming(authorization="Bearer x", subject=U),
-    )
+    ask(compositions(tmp_path, kept_as(scope), upstreams, cache=store), incoming("/pair/7", who=person()))
     sent = {service: options["headers"] for service, _, options in upstreams.sent}
-    assert "authorization" not in sent["lefts"]
-    assert "authorization" in sent["rights"]
-    assert store.asked == [("lefts", "/lefts/7", PartPolicy(5.0), None)]
-
-
-def test_what_is_kept_for_one_is_kept_for_whose_token_it_is(tmp_path: Path) -> None:
-    upstreams, store = Upstreams({"lefts": answers(), "rights": answers(b"1")}), Store()
-    ask(
-        compositions(tmp_path, kept_as("subject"), upstreams, cache=store),
-        incoming(authorization="Bearer x", subject=U),
-    )
-    assert upstreams.sent[0][2]["headers"]["authorization"] == "Bearer x"
-    assert store.asked[0][3] == Identity(U, frozenset({"user"}), 2e9)
+    assert ("authorization" in sent["lefts"], "authorization" in sent["rights"]) == (scope == "subject", True)
+    assert store.asked == [("lefts", "/lefts/7", PartPolicy(ttl_s=5, scope=scope), kept_for)]
 
 
 def test_a_part_out_of_the_cache_says_so(tmp_path: Path) -> None:
@@ -131,18 +120,9 @@ def test_what_is_of_no_use_is_never_kept(tmp_path: Path) -> None:
     raised: list[BaseException] = []
 
     class Watching(Store):
-        def part(
-            self,
-            service: str,
-            target: str,
-            policy: PartPolicy,
-            load: Any,
-            *,
-            identity: Identity | None = None,
-            asked: Incoming | None = None,
-        ) -> Answer:
+        def part(self, *given: Any, **options: Any) -> Answer:
             try:
-                return super().part(service, target, policy, load)
+                return super().part(*given, **options)
             except Exception as error:
                 raised.append(error)
                 raise
@@ -182,8 +162,8 @@ def test_a_whole_with_a_part_that_is_kept_for_its_subject_is_nobody_elses(tmp_pa
     upstreams = Upstreams({"lefts": named, "rights": answers(b"1", **PUBLIC)})
     made = compositions(tmp_path, kept_as("subject"), upstreams, cache=Store())
     for who in ("ann", "bob", "ann"):
-        answer = ask(made, incoming(authorization=who, subject=who))
-        assert said(answer)["left"] == {"of": who}
+        answer = ask(made, incoming("/pair/7", who=person(who)))
+        assert said(answer)["left"] == {"of": f"Bearer {who}"}
         assert answer.header("cache-control") == "private, max-age=60"
 
 
@@ -193,7 +173,9 @@ def test_a_whole_is_kept_apart_by_what_was_passed_on(tmp_path: Path) -> None:
         {"lefts": answers(**PUBLIC), "rights": answers(b"1", vary="Accept-Language", **PUBLIC)}
     )
     made = compositions(tmp_path, text, upstreams)
-    told = [ask(made, incoming(accept_language=each)).header("x-cache") for each in ("de", "fr", "de")]
+    told = [
+        ask(made, incoming("/pair/7", accept_language=each)).header("x-cache") for each in ("de", "fr", "de")
+    ]
     assert told == ["MISS", "MISS", "HIT"]
 
 

@@ -3,90 +3,37 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from discovery.calls.client import Relay
 from discovery.errors import NoInstance, ResponseLost
-from discovery.model import Balance, Domain, Instance, Protocol, Route
+from discovery.model import Balance, Domain, Route
 from gateway.disconnects import Departures
 from gateway.errors import Overloaded, Refused, RouteUnknown
 from gateway.model import Answer, Incoming
 from gateway.problems import Fallbacks, Problems
-from gateway.proxy import SMALL_BYTES, Calls, Forward, answer_of
+from gateway.proxy import SMALL_BYTES, Calls, Forward
+from tests.support.incoming import incoming
+from tests.unit.gateway.composing import Upstreams, answers
 
 PEARS = Route("pears", ("/api/pears", "/api/pears/ripe"))
 
 
-def incoming(
-    method: str = "GET", path: str = "/api/pears/1", route: Route | None = PEARS, **fields: Any
-) -> Incoming:
-    values: dict[str, Any] = {
-        "query": "",
-        "headers": {"accept": "*/*"},
-        "service": route.service if route else "gateway-business",
-        "domain": "business",
-        "client": "10.0.0.1",
-        "request_id": "0123456789abcdef",
-        "traceparent": "",
-        "deadline": time.monotonic() + 5,
-        "route": route,
-    }
-    return Incoming(method=method, path=path, **(values | fields))
-
-
-@dataclass
-class Reply:
-    """As much of a Response as is looked at."""
-
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    chunks: tuple[bytes, ...] = (b"{}",)
-    attempts: int = 1
-    complete: bool = True
-    read: int = 0
-    closed: bool = False
-    instance: Instance = field(default_factory=lambda: Instance("pears", "pears-1", "n", "127.0.0.1", 1))
-
-    @property
-    def data(self) -> bytes:
-        return b"".join(self.iter_bytes())
-
-    def iter_bytes(self) -> Iterator[bytes]:
-        for chunk in self.chunks:
-            self.read += 1
-            yield chunk
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self.iter_bytes()
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Recorder:
-    """In place of `Calls`: remembers what it was asked."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
-        self.sent: list[dict[str, Any]] = []
-
-    def send(self, incoming: Incoming, method: str, service: str, target: str, **options: Any) -> Reply:
-        self.sent.append({"method": method, "service": service, "target": target, **options})
-        return self.reply
-
-
-def forward(
-    asked: Incoming, reply: Reply | None = None, extra: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    calls = Recorder(reply or Reply())
+def forward(asked: Incoming, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the service is asked with."""
+    calls = Upstreams({"pears": answers()})
     Forward(cast(Calls, calls), Departures())(asked, extra or {})
-    (sent,) = calls.sent
-    return sent
+    ((_, target, options),) = calls.sent
+    return {"target": target, **options}
+
+
+def pears(path: str = "/api/pears/1", query: str = "", **changes: Any) -> Incoming:
+    """A request on the route of pears with these changes."""
+    return incoming(path, query, route=replace(PEARS, **changes))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +51,7 @@ def forward(
 def test_the_target_is_as_it_came_or_without_its_longest_prefix(
     strip: bool, path: str, query: str, target: str
 ) -> None:
-    assert forward(incoming(path=path, query=query, route=replace(PEARS, strip=strip)))["target"] == target
+    assert forward(pears(path, query, strip=strip))["target"] == target
 
 
 @pytest.mark.parametrize(
@@ -120,15 +67,14 @@ def test_the_target_is_as_it_came_or_without_its_longest_prefix(
 )
 def test_what_is_inside_and_other_gateways_are_not_called(route: Route | None, path: str) -> None:
     with pytest.raises(RouteUnknown):
-        forward(incoming(path=path, route=route))
+        forward(incoming(path, route=route))
 
 
 def test_what_cannot_be_passed_on_in_time_or_in_http_1_is_refused() -> None:
     with pytest.raises(Refused, match="time") as late:
-        forward(incoming(deadline=time.monotonic() - 1))
-    protocol: Protocol = "h2c"
+        forward(incoming(route=PEARS, within_s=-1))
     with pytest.raises(Refused) as grpc:
-        forward(incoming(route=replace(PEARS, protocol=protocol)))
+        forward(pears(protocol="h2c"))
     assert (late.value.status, grpc.value.status) == (504, 502)
 
 
@@ -136,34 +82,22 @@ def test_what_cannot_be_passed_on_in_time_or_in_http_1_is_refused() -> None:
     ("balance", "key"), [("source", "10.0.0.1"), ("uri", "/api/pears/1"), ("leastconn", "10.0.0.1")]
 )
 def test_balancing_goes_by_the_client_or_by_the_path(balance: Balance, key: str) -> None:
-    assert forward(incoming(route=replace(PEARS, balance=balance)))["source_key"] == key
+    assert forward(pears(balance=balance))["source_key"] == key
 
 
 def test_the_caches_conditions_replace_the_callers_headers_and_leave_them_as_they_were() -> None:
-    asked = incoming(headers={"if-none-match": '"old"', "range": "bytes=0-1", "accept": "*/*"})
+    asked = incoming(route=PEARS, if_none_match='"old"', range="bytes=0-1")
     sent = forward(asked, extra={"if-none-match": '"new"', "range": ""})
-    assert sent["headers"] == {"if-none-match": '"new"', "accept": "*/*"}
+    assert sent["headers"] == {"if-none-match": '"new"', "accept": "*/*", "x-forwarded-host": "edge.test"}
     assert asked.headers["if-none-match"] == '"old"'
 
 
-@pytest.mark.parametrize("complete", [True, False])
-def test_an_answer_that_is_here_is_taken_whole_and_another_passed_on_as_it_comes(complete: bool) -> None:
-    reply = Reply(headers={"Content-Length": "2"}, complete=complete)
-    given = answer_of(cast(Any, reply))
-    assert isinstance(given.body, bytes) == complete
-    if not complete:
-        assert reply.read == 0
-        given.close()
-        assert reply.closed
-    assert (given.source, given.attempts) == ("pears-1", 1)
-
-
 def test_what_a_route_and_the_client_say_goes_with_the_call() -> None:
-    route = replace(PEARS, strip=True, idle_s=7)
-    sent = forward(incoming(path="/api/pears/ripe/1", route=route, timeout_s=3.0, host="shop.example:8080"))
+    asked = pears("/api/pears/ripe/1", strip=True, idle_s=7)
+    sent = forward(replace(asked, timeout_s=3.0, host="shop.example:8080"))
     assert sent["relay"] == Relay(3.0, 7.0, SMALL_BYTES, "shop.example:8080")
     assert sent["headers"]["x-forwarded-prefix"] == "/api/pears/ripe"
-    assert "x-forwarded-prefix" not in forward(incoming())["headers"]
+    assert "x-forwarded-prefix" not in forward(pears())["headers"]
 
 
 # -- fallbacks
@@ -185,7 +119,7 @@ def fallback(domain: Domain, method: str, *, stored: bool = True) -> tuple[Answe
         return GOOD if stored else None
 
     path = "/v1/chat/completions" if domain == "ai" else "/api/pears/1"
-    asked = incoming(method, path, domain=domain)
+    asked = incoming(path, method=method, domain=domain)
     return Fallbacks(PROBLEMS, last_good).of_error(asked, NoInstance("pears")), looked
 
 
@@ -235,13 +169,13 @@ def test_overload_is_refused_without_looking_for_something_better() -> None:
     def last_good(_: Incoming) -> Answer | None:
         raise AssertionError("Redis was asked")
 
-    given = Fallbacks(PROBLEMS, last_good).of_error(incoming("GET"), Overloaded("pears", "upstream"))
+    given = Fallbacks(PROBLEMS, last_good).of_error(incoming(), Overloaded("pears", "upstream"))
     assert given.status == 503
     assert given.header("retry-after")
 
 
 def test_a_write_that_was_lost_may_have_happened() -> None:
-    given = Fallbacks(PROBLEMS).of_error(incoming("POST"), ResponseLost("pears", attempts=1))
+    given = Fallbacks(PROBLEMS).of_error(incoming(method="POST"), ResponseLost("pears", attempts=1))
     assert json.loads(cast(bytes, given.body))["known"]["done"] == "unknown"
 
 

@@ -15,11 +15,15 @@ from gateway.model import Headers, Incoming
 from gateway.redis_link import RedisLink
 from gateway.settings import GatewaySettings
 from tests.support.clock import ManualClock
-from tests.support.limited import request
+from tests.support.incoming import incoming, person
 
 # RFC 9651: a List of Strings with Integer parameters.
 _ITEM = r'"[\x20-\x21\x23-\x5b\x5d-\x7e]+"(?:;[a-z]+=[0-9]{1,15})+'
 LIST = re.compile(rf"{_ITEM}(?:, {_ITEM})*")
+
+
+def request(subject: str = "alice", *scopes: str, by_key: bool = False) -> Incoming:
+    return incoming(who=person(subject, *scopes, by_key=by_key))
 
 
 def limits(rates: str, quotas: str = "off", *, key: str = "off", clock: ManualClock | None = None) -> Limits:
@@ -27,9 +31,9 @@ def limits(rates: str, quotas: str = "off", *, key: str = "off", clock: ManualCl
     return Limits(settings, RedisLink(None), now=(clock or ManualClock()).time)
 
 
-def refusal(one: Limits, incoming: Incoming) -> LimitExceeded:
+def refusal(one: Limits, asked: Incoming) -> LimitExceeded:
     with pytest.raises(LimitExceeded) as caught:
-        one.check(incoming)
+        one.check(asked)
     return caught.value
 
 
@@ -101,10 +105,10 @@ def test_subjects_count_apart() -> None:
     one.check(request("bob"))
 
 
-@pytest.mark.parametrize("incoming", [request(None), request("svc", scopes=("service",))])
-def test_anonymous_callers_and_services_are_not_limited(incoming: Incoming) -> None:
+@pytest.mark.parametrize("asked", [incoming(), request("svc", "service")])
+def test_anonymous_callers_and_services_are_not_limited(asked: Incoming) -> None:
     one = limits("1/minute")
-    assert [one.check(incoming) for _ in range(50)] == [[]] * 50
+    assert [one.check(asked) for _ in range(50)] == [[]] * 50
 
 
 def test_limits_that_are_off_tell_nothing() -> None:

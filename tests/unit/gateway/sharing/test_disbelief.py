@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from discovery import BreakerSettings, Instance
+from discovery.loop import Loop
 from gateway.breakers.news import MAX_PICTURE_BYTES, hand_key, picture_key, trip_key, trips_channel
 from gateway.redis_link import TIMEOUT_S, RedisLink
 from services.kit.redis_client import connect
@@ -132,17 +133,18 @@ def test_picture_under_another_ones_name_is_ignored(start: Callable[..., Process
 def test_what_goes_wrong_with_one_news_does_not_end_the_listening(server: RedisServer) -> None:
     link = RedisLink(connect(server.url, None, timeout_s=TIMEOUT_S, connections=4))
     heard: list[bytes] = []
-    begun, stopped = threading.Semaphore(0), threading.Event()
+    begun = threading.Semaphore(0)
 
     def hear(_: str, data: bytes) -> None:
         heard.append(data)
         raise RuntimeError("a mistake of ours")
 
-    def follow() -> None:
-        link.follow("channel", stopped=stopped, begun=begun.release, heard=hear)
+    def follow() -> float:
+        link.follow("channel", until=lambda: loop.stopped, begun=begun.release, heard=hear)
+        return 0.0
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
+    loop = Loop("listener", follow)
+    loop.start()
     try:
         with Redis(port=server.port) as raw:
             for number in (1, 2):
@@ -150,8 +152,8 @@ def test_what_goes_wrong_with_one_news_does_not_end_the_listening(server: RedisS
                 raw.publish("channel", str(number))
                 eventually(lambda number=number: heard[-1:] == [b"%d" % number], 5)
     finally:
-        stopped.set()
-        thread.join(5)
+        loop.stop()
+        loop.join(5)
 
 
 def test_picture_of_thousands_of_services_can_still_be_read(start: Callable[..., Process]) -> None:
