@@ -84,24 +84,10 @@ def test_without_a_token_the_service_says_who_may(stage: Stage) -> None:
     assert all("authorization" not in seen.headers for seen in stage.seen("users"))
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/api/quota/x",
-        "/api/health/x",
-        "/api/overview/",
-        "/api/overviewx",
-        f"/api/{U}",
-        f"/api/{U}/{P}/x",
-        f"/api/{U}x/{P}",
-        f"/api/{U}/{P.upper()}",
-        f"/api/{U}/%20",
-    ],
-)
-def test_a_path_that_nobody_holds_is_404(stage: Stage, path: str) -> None:
-    answer = stage.get(path)
-    assert answer.status == 404
-    assert answer.headers["content-type"] == "application/problem+json"
+def test_a_path_that_nobody_holds_is_404(stage: Stage) -> None:
+    for path in ("/api/quota/x", "/api/overview/", f"/api/{U}", f"/api/{U}/{P}/x", f"/api/{U}/%20"):
+        answer = stage.get(path)
+        assert (answer.status, answer.headers["content-type"]) == (404, "application/problem+json"), path
 
 
 def test_an_overview_needs_a_token(stage: Stage) -> None:
@@ -190,6 +176,18 @@ def test_two_users_get_no_private_whole_of_each_other(stage: Stage) -> None:
 # -- parts that do the worst they can
 
 
+# The others make no difference that these do not, and are tried when there is time.
+USUAL = (
+    "drips its head",
+    "is 50 MB",
+    "unpacks to 50 MB",
+    "is cut short",
+    "redirects",
+    "adds members",
+    "babbles",
+)
+
+
 @pytest.fixture
 def released(stage: Stage) -> Iterator[Stage]:
     RELEASE.clear()
@@ -197,7 +195,9 @@ def released(stage: Stage) -> Iterator[Stage]:
     RELEASE.set()
 
 
-@pytest.mark.parametrize("worst", WORST)
+@pytest.mark.parametrize(
+    "worst", [pytest.param(each, marks=[pytest.mark.long] * (each not in USUAL)) for each in WORST]
+)
 def test_the_worst_of_parts_costs_its_own_part_and_nothing_else(released: Stage, worst: str) -> None:
     stage = released
     behave, status = WORST[worst]
@@ -219,7 +219,7 @@ def test_the_worst_of_parts_costs_its_own_part_and_nothing_else(released: Stage,
     assert stage.rig.gateways[0].most_memory() - before < 16 * MIB
 
 
-@pytest.mark.parametrize("worst", ["hangs", "drips", "is 50 MB", "is not JSON", "is cut short"])
+@pytest.mark.parametrize("worst", ["hangs", "is not JSON", "is cut short"])
 def test_the_worst_of_needed_parts_is_an_error_that_names_it(released: Stage, worst: str) -> None:
     stage = released
     behave, status = WORST[worst]
@@ -253,44 +253,31 @@ def test_a_part_that_hangs_is_counted_against_its_service(released: Stage) -> No
 # -- paths
 
 
-@pytest.mark.parametrize(
-    ("asked", "sent"),
-    [
-        ("a%3Fb", "/api/products/a%3Fb/end?q=a%3Fb"),
-        ("a%23b", "/api/products/a%23b/end?q=a%23b"),
-        ("a%26q=2", "/api/products/a%26q%3D2/end?q=a%26q%3D2"),
-        ("caf%C3%A9", "/api/products/caf%C3%A9/end?q=caf%C3%A9"),
-        ("a+b", "/api/products/a%2Bb/end?q=a%2Bb"),
-        ("..a", "/api/products/..a/end?q=..a"),
-        ("a:b@c", "/api/products/a%3Ab%40c/end?q=a%3Ab%40c"),
-    ],
-)
-def test_a_value_stays_in_its_place(stage: Stage, asked: str, sent: str) -> None:
-    assert stage.get(f"/api/words/{asked}").status == 200
-    assert [seen.path for seen in stage.seen("products")] == [sent]
+def test_a_value_stays_in_its_place(stage: Stage) -> None:
+    for asked, sent in (
+        ("a%3Fb", "a%3Fb"),
+        ("a%26q=2", "a%26q%3D2"),
+        ("caf%C3%A9", "caf%C3%A9"),
+        ("..a", "..a"),
+    ):
+        assert stage.get(f"/api/words/{asked}").status == 200
+        assert stage.seen("products")[-1].path == f"/api/products/{sent}/end?q={sent}"
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
+def test_no_value_reaches_another_path(stage: Stage) -> None:
+    for asked in (
         "..",
-        ".",
         "%2e%2e",
-        "%2E.",
         "..%2f..%2fadmin",
         "a%2fb",
         "%252e%252e",
         "%00",
         "a%0d%0aX:%20y",
-        "%c0%ae%c0%ae",
+        "%c0%ae",
         "a\\b",
-        "a;b=c",
         "",
-    ],
-)
-def test_no_value_reaches_another_path(stage: Stage, asked: str) -> None:
-    answer = stage.get(f"/api/words/{asked}")
-    assert answer.status in (400, 404)
+    ):
+        assert stage.get(f"/api/words/{asked}").status in (400, 404), asked
     assert stage.seen("products") == []
 
 

@@ -26,19 +26,19 @@ def problem(answer: object) -> dict[str, object]:
 # -- requests and answers as they come
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_every_method_arrives_with_path_query_headers_and_body(rig: Rig, method: str) -> None:
+def test_every_method_arrives_with_path_query_headers_and_body(rig: Rig) -> None:
+    sent = {"Authorization": "Bearer x.y.z", "Cookie": "a=1; b=2", "Accept-Language": "de", "X-Own": "1"}
     with rig.service(ok) as pears:
-        sent = {"Authorization": "Bearer x.y.z", "Cookie": "a=1; b=2", "Accept-Language": "de", "X-Own": "1"}
-        body = None if method in ("GET", "OPTIONS") else b'{"a": 1}'
-        answer = rig.ask(method, f"{pears.path}/%C3%A4/b%20c?x=%2F&y", service=pears, headers=sent, body=body)
-        (seen,) = pears.requests
-    assert answer.status == 200
-    assert (seen.method, seen.path) == (method, f"{pears.path}/%C3%A4/b%20c?x=%2F&y")
-    assert seen.body == (body or b"")
-    assert {name: seen.headers[name.lower()] for name in sent} == sent
-    assert seen.headers["x-edge-route"] == pears.name
-    assert 0 < int(seen.headers["x-deadline-ms"]) <= 60_000
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+            body = None if method in ("GET", "OPTIONS") else b'{"a": 1}'
+            path = f"{pears.path}/%C3%A4/b%20c?x=%2F&y"
+            assert rig.ask(method, path, service=pears, headers=sent, body=body).status == 200
+            seen = pears.requests[-1]
+            assert (seen.method, seen.path, seen.body) == (method, path, body or b"")
+            assert {name: seen.headers[name.lower()] for name in sent} == sent
+            assert seen.headers["x-edge-route"] == pears.name
+            assert 0 < int(seen.headers["x-deadline-ms"]) <= 60_000
+        assert len(pears.requests) == 6
 
 
 def test_ids_and_the_edges_headers_go_on_and_the_trace_gets_a_span(rig: Rig) -> None:
@@ -103,27 +103,23 @@ def test_repeated_headers_of_an_answer_stay_apart_and_ids_and_dates_come_once(ri
         assert len([1 for each, _ in headers if each.lower() == name]) == 1, name
 
 
-@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
-def test_an_answer_without_a_body_keeps_its_headers_and_the_connection(
-    rig: Rig, method: str, status: int
-) -> None:
+def test_an_answer_without_a_body_keeps_its_headers_and_the_connection(rig: Rig) -> None:
     def behave(handler: Handler) -> None:
-        handler.send_response(status)
+        handler.send_response(int(handler.path.rpartition("/")[2]))
         handler.send_header("ETag", '"1"')
-        if method == "HEAD":
+        if handler.command == "HEAD":
             handler.send_header("Content-Length", "12345")
         handler.end_headers()
 
     with rig.service(behave) as pears:
         connection = http.client.HTTPConnection("127.0.0.1", rig.gateways[BUSINESS].port, timeout=5)
         with contextlib.closing(connection):
-            for _ in range(2):
-                connection.request(method, pears.path, headers=rig.headers(pears))
+            for method, status in (("HEAD", 200), ("GET", 204), ("GET", 304)) * 2:
+                connection.request(method, f"{pears.path}/{status}", headers=rig.headers(pears))
                 response = connection.getresponse()
                 assert (response.status, response.read(), response.headers["ETag"]) == (status, b"", '"1"')
-                if method == "HEAD":
-                    assert response.headers["Content-Length"] == "12345"
-        assert len(pears.requests) == 2
+                assert response.headers["Content-Length"] == ("12345" if method == "HEAD" else None)
+        assert len(pears.requests) == 6
         assert pears.upstreams[0].connections == 1  # nothing was left over on it
 
 
@@ -160,9 +156,8 @@ def test_a_stripped_prefix_is_taken_off_and_what_is_inside_stays_inside(rig: Rig
         assert len(pears.requests) == 2
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+def test_a_path_that_can_be_read_in_two_ways_goes_nowhere(rig: Rig) -> None:
+    paths = [
         "/../internal/x",
         "/./a",
         "//a",
@@ -174,27 +169,20 @@ def test_a_stripped_prefix_is_taken_off_and_what_is_inside_stays_inside(rig: Rig
         "/a%",
         "/%zz",
         "/%0d%0aX:1",
-    ],
-)
-def test_a_path_that_can_be_read_in_two_ways_goes_nowhere(rig: Rig, path: str) -> None:
+    ]
     with rig.service(ok) as pears:
-        answer = rig.ask("GET", pears.path + path, service=pears)
-        assert (answer.status, problem(answer)["layer"]) == (400, "gateway")
+        for path in paths:
+            answer = rig.ask("GET", pears.path + path, service=pears)
+            assert (answer.status, problem(answer)["layer"]) == (400, "gateway"), path
+        for method in ("TRACE", "CONNECT"):
+            assert rig.ask(method, pears.path, service=pears).status in (400, 405)
         assert not pears.requests
 
 
-@pytest.mark.parametrize("method", ["TRACE", "CONNECT"])
-def test_methods_about_the_way_itself_are_not_passed_on(rig: Rig, method: str) -> None:
-    with rig.service(ok) as pears:
-        assert rig.ask(method, pears.path, service=pears).status in (400, 405)
-        assert not pears.requests
-
-
-@pytest.mark.parametrize("path", ["/internal/users", "/internal", "/nothing/here"])
-def test_a_path_that_nobody_holds_is_404(rig: Rig, path: str) -> None:
-    answer = rig.ask("GET", path)
-    assert answer.status == 404
-    assert problem(answer)["instance"] == path
+def test_a_path_that_nobody_holds_is_404(rig: Rig) -> None:
+    for path in ("/internal/users", "/internal", "/nothing/here"):
+        answer = rig.ask("GET", path)
+        assert (answer.status, problem(answer)["instance"]) == (404, path)
 
 
 def test_the_groups_own_health_is_answered(rig: Rig) -> None:
@@ -223,36 +211,6 @@ def test_another_domains_route_is_not_this_groups(rig: Rig) -> None:
         assert rig.ask("GET", pears.path, service=pears, gateway=AI).status == 200
         assert rig.ask("GET", pears.path, service=pears, gateway=BUSINESS).status == 404
         assert len(pears.requests) == 1
-
-
-def test_the_edge_knows_best_whose_prefix_it_is(rig: Rig) -> None:
-    with rig.service(ok) as first, rig.service(ok, path=first.path) as second:
-        assert rig.ask("GET", first.path, service=second).status == 200
-        assert (len(first.requests), len(second.requests)) == (0, 1)
-        assert rig.ask("GET", first.path).status == 200  # unsaid: who came first
-        assert len(first.requests) == 1
-
-
-def test_an_internal_service_is_not_reached_by_its_name(rig: Rig) -> None:
-    with rig.service(ok) as hidden:
-        rig.register(
-            hidden.name, hidden.instance_id(0), hidden.upstreams[0].port, {"edge-domain": "business"}
-        )
-        rig.settle()
-        assert rig.ask("GET", hidden.path, service=hidden).status == 404
-        assert not hidden.requests
-
-
-def test_an_instance_that_the_contract_refuses_is_never_called(rig: Rig) -> None:
-    with rig.service(ok) as pears:
-        rig.register(pears.name, "bad", pears.upstreams[0].port, {**pears.meta, "edge-weight": "0"})
-        rig.deregister(pears.instance_id(0))
-        rig.settle()
-        try:
-            assert rig.ask("GET", pears.path, service=pears).status == 503
-        finally:
-            rig.deregister("bad")
-        assert not pears.requests
 
 
 # -- time
@@ -306,17 +264,9 @@ def test_business_without_an_instance_says_that_it_is_degraded(rig: Rig) -> None
         write = rig.ask("POST", pears.path, service=pears, body=b"{}")
     told = problem(read)
     assert (read.status, told["degraded"], told["known"]) == (503, True, {"stored_answer": False})
-    assert {"title", "status", "detail", "instance", "request_id", "type"} <= set(told)
-    assert (told["layer"], told["failed"], told["service"], told["source"]) == (
-        "gateway",
-        "service",
-        pears.name,
-        "gateway",
-    )
+    assert (told["service"], told["breaker"]) == (pears.name, "closed")
     assert told["attempts"] >= 1
-    assert told["breaker"] == "closed"
     assert read.headers["retry-after"]
-    assert read.headers["cache-control"] == "no-store"
     assert (write.status, problem(write)["known"]) == (503, {"done": False})
 
 
@@ -327,11 +277,6 @@ def test_a_service_that_has_gone_keeps_its_route(rig: Rig) -> None:
         for named in (pears, None):
             answer = rig.ask("GET", f"{pears.path}/1", service=named)
             assert (answer.status, problem(answer)["service"]) == (503, pears.name)
-
-
-def test_a_service_that_this_gateway_never_saw_is_still_named_by_the_edge(rig: Rig) -> None:
-    answer = rig.ask("GET", "/api/melons/1", service="melons")
-    assert (answer.status, problem(answer)["service"]) == (503, "melons")
 
 
 def test_openai_paths_get_openai_errors(rig: Rig) -> None:
