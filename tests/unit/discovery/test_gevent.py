@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.support.matrix import one_always
+
 ROOT = Path(__file__).parents[3]
 
 SCRIPT = """
@@ -40,10 +44,10 @@ def test_calls_run_side_by_side_in_one_thread() -> None:
     assert done.stdout == "done\n", done.stderr
 
 
-def test_transport_keeps_its_promises_under_gevents_patches() -> None:
+@pytest.mark.parametrize("files", one_always("test_transport_attacks.py", "test_transport*.py"))
+def test_transport_keeps_its_promises_under_gevents_patches(files: str) -> None:
     """The same tests again, where every socket waits in gevent's loop."""
     command = [sys.executable, "-m", "gevent.monkey", "--module", "pytest", "-q", "-p", "no:cacheprovider"]
-    files = sorted(str(file) for file in Path(__file__).parent.glob("test_transport*.py"))
-    assert len(files) >= 4
-    done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    found = sorted(str(file) for file in Path(__file__).parent.glob(files))
+    done = subprocess.run([*command, *found], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -140,13 +140,6 @@ def test_answer_that_ends_early_is_cut_off(data: bytes) -> None:
         answer.end()
 
 
-def test_body_without_a_length_ends_with_the_connection() -> None:
-    answer = parse(OK + b"\r\nhello")
-    assert not answer.done
-    answer.end()
-    assert (answer.done, answer.reusable, answer.take()) == (True, False, b"hello")
-
-
 @pytest.mark.parametrize(
     "extra", [b"H", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad", b"x" * 100, b"\r\n\r\nHTTP/1.1 2"]
 )
