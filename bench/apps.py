@@ -62,7 +62,7 @@ def serve_bare() -> None:
     Arbiter(server).run()
 
 
-# -- the gateway: shared/seeds, second document, word for word but for where the services are
+# -- the tutorial's gateway, word for word but for where the services are
 
 app_gateway = Flask(__name__)
 

@@ -17,7 +17,7 @@ from bench.edge import bearer, generated_edge
 from bench.programs import MEASURED_CORE, pinned, program
 from bench.results import Figure, Result
 from bench.rivals import caddy, minimal_haproxy, nginx_proxy, upstream
-from bench.wrk import Sample, Subject, interleaved, median
+from bench.wrk import Sample, Subject, interleave, median
 from tests.support import servers
 
 PUBLIC, PRIVATE, CACHED = "/api/public/1", "/api/private/1", "/api/cached/1"
@@ -50,7 +50,7 @@ def _subjects(rivals: bool) -> Iterator[list[Subject]]:
         yield subjects
 
 
-def compared(
+def compare(
     part: str,
     title: str,
     samples: Mapping[str, Sequence[Sample]],
@@ -92,8 +92,8 @@ def compared(
 def against_minimum(rounds: int, seconds: float) -> Result:
     """Part (a)."""
     with _subjects(rivals=False) as subjects:
-        samples = interleaved(subjects, rounds, seconds)
-    return compared(
+        samples = interleave(subjects, rounds, seconds)
+    return compare(
         "a",
         "the generated edge against a minimal HAProxy, one core each",
         samples,
@@ -109,8 +109,8 @@ def against_minimum(rounds: int, seconds: float) -> Result:
 def against_rivals(rounds: int, seconds: float) -> Result:
     """Part (b)."""
     with _subjects(rivals=True) as subjects:
-        samples = interleaved(subjects, rounds, seconds)
-    return compared(
+        samples = interleave(subjects, rounds, seconds)
+    return compare(
         "b",
         "the same public route through other proxies, one core each",
         samples,
@@ -130,8 +130,8 @@ def against_flask(rounds: int, seconds: float) -> Result:
             command = pinned(MEASURED_CORE, [sys.executable, "-m", "bench.apps", kind])
             process = stack.enter_context(program(command, folder / f"{kind}.log", port=port, env=env))
             subjects.append(Subject(name, f"http://127.0.0.1:{port}{PATH}", process.pid))
-        samples = interleaved(subjects, rounds, seconds)
-    return compared(
+        samples = interleave(subjects, rounds, seconds)
+    return compare(
         "c",
         "a kit service against bare Flask, one core each, same gunicorn settings",
         samples,

@@ -19,10 +19,10 @@ from typing import Any
 
 from bench import apps
 from bench.edge import Edge, controlled_edge
-from bench.forwarding import compared
+from bench.forwarding import compare
 from bench.programs import FEEDING_CORE, MEASURED_CORE, pinned, program, wait_until
 from bench.results import Figure, Result
-from bench.wrk import Sample, Subject, interleaved, median
+from bench.wrk import Sample, Subject, interleave, median
 from tests.support import servers
 
 INSTANCES = 2
@@ -153,7 +153,7 @@ def _subjects() -> Iterator[list[Subject]]:
         more = stack.enter_context(tutorial_gateway(folder, behind, MORE_WORKERS))
         ours = stack.enter_context(gateway(folder, env))
         edge, _ = stack.enter_context(controlled_edge(folder, consul.address))
-        subjects = list(_compared(theirs, more, ours, edge))
+        subjects = list(_subjects(theirs, more, ours, edge))
         for subject in subjects:
             wait_until(f"{subject.name} at {subject.url}", lambda url=subject.url: _answers(url), 30, 0.1)  # type: ignore[misc]
         by_name = {subject.name: subject.url for subject in subjects}
@@ -162,7 +162,7 @@ def _subjects() -> Iterator[list[Subject]]:
         yield subjects
 
 
-def _compared(theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
+def _subjects(theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
     public = Running(edge.port, (ours.pids[0], edge.pid))
     for kind, work in ((apps.AT_ONCE, "0 ms"), (apps.WAITING, "20 ms")):
         path = f"/api/{_id(kind)}/{_id(kind)}"
@@ -192,8 +192,8 @@ BOUNDS: list[tuple[str, str, float | None]] = [
 def against_tutorial(rounds: int, seconds: float) -> Result:
     """Part (f)."""
     with _subjects() as subjects:
-        samples = interleaved(subjects, rounds, seconds)
-    result = compared("f", "the gateway against the tutorial's and the fast lane", samples, BOUNDS)
+        samples = interleave(subjects, rounds, seconds)
+    result = compare("f", "the gateway against the tutorial's and the fast lane", samples, BOUNDS)
     return with_tails(result, samples)
 
 

@@ -133,7 +133,7 @@ def plain_haproxy(port: int, servers: list[int]) -> str:
     )
 
 
-def measured(port: int, load: str, seconds: int, masters: list[int]) -> dict[str, float]:
+def run_wrk(port: int, load: str, seconds: int, masters: list[int]) -> dict[str, float]:
     """One run of wrk, which no core is kept for: the candidates may use them all."""
     subject = Subject(load, f"http://127.0.0.1:{port}/{load}", masters[0], others=tuple(masters[1:]))
     return asdict(drive(["wrk"], subject, seconds, CONNECTIONS))
@@ -155,11 +155,11 @@ def measure(candidate: Candidate, folder: Path, upstream: int, seconds: int) -> 
         edge = free_ports(1)[0]
         with haproxy(plain_haproxy(edge, ports), wait_port=edge):
             for load in LOADS:
-                measured(edge, load, 1, masters)
+                run_wrk(edge, load, 1, masters)
                 ways = {"edge": edge} if candidate.instances > 1 else {"direct": ports[0], "edge": edge}
                 for way, port in ways.items():
                     with hashing(port, seconds + 1) if load == "mixed" else contextlib.nullcontext():
-                        answers[f"{load} {way}"] = measured(port, load, seconds, masters)
+                        answers[f"{load} {way}"] = run_wrk(port, load, seconds, masters)
     return answers
 
 

@@ -89,7 +89,7 @@ def drive(wrk: Sequence[str], subject: Subject, seconds: float, connections: int
     )
 
 
-def interleaved(subjects: Sequence[Subject], rounds: int, seconds: float) -> dict[str, list[Sample]]:
+def interleave(subjects: Sequence[Subject], rounds: int, seconds: float) -> dict[str, list[Sample]]:
     """Name → one sample a round. Every round measures each subject once, so that a drift of the machine hits all alike."""
     for subject in subjects:
         measure(subject, 1)

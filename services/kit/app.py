@@ -24,7 +24,7 @@ from services.kit.web.middleware import REFUSED, Forwarded, Front, Observer
 
 
 class RouteOptions(TypedDict, total=False):
-    """What a service asks of the edge beside its paths (CONTRACT, section 2)."""
+    """What a service asks of the edge beside its paths. Ref: docs/your-own-service.md, "What a route may ask for"."""
 
     auth: Auth
     balance: Balance

@@ -1,4 +1,4 @@
-"""docker-compose.yml as it is written: what every container is denied, who is on which network, what is published."""
+"""docker-compose.yml as it is written: what every container is denied, which network it is on, what is published."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_stores_network_holds_those_alone_that_keep_something_in_it(services: 
         there = {name for name, one in services.items() if network in (one.get("networks") or ())}
         assert there - STEPS_OF_STORES == users | {store}
         assert list(services[store]["networks"]) == [network]
-        assert users, f"nobody uses {store}"
+        assert users, f"no service uses {store}"
 
 
 def test_only_the_ways_in_lead_out_of_the_networks() -> None:

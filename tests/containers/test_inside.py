@@ -1,4 +1,4 @@
-"""What somebody could do who has taken over one container, and what another machine can reach: as little as may be."""
+"""What an attacker in one container could do, and what another machine can reach: as little as may be."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STORES = {
     "redis-state": (6379, "state", "REDIS_STATE_URL"),
     "postgres": (5432, "database", "DATABASE_URL_FILE"),
 }
-# Server → the secrets of the vault that it needs to know, beside those who have a folder of their own.
+# Server → the secrets of the vault that it needs to know, beside those with a folder of their own.
 SERVERS_KNOW = {
     "consul": r"consul/",
     "consul-tokens": r"consul/[a-z-]+\.token$",
@@ -135,7 +135,7 @@ def test_a_container_has_its_own_secrets_and_they_are_its_own_alone(each: dict[s
         for entry in files:
             if entry.path.startswith("/secrets/") or "/secrets/" in entry.path:
                 assert entry.mode == 0o600, (name, entry)
-        # What is in a folder that nobody else may enter is nobody else's, whatever its own permissions are.
+        # A folder that no other user may enter protects what is in it, whatever the permissions of that are.
         tops = [e for e in found if e.path in {"/secrets", *(f"/state/{folder}" for folder in folders)}]
         assert tops
         assert all(entry.mode & 0o077 == 0 for entry in tops), (name, tops)
@@ -180,7 +180,7 @@ def test_nothing_that_docker_tells_has_a_secret_in_it(containers: ContainerFleet
         log = one.logs().decode(errors="replace")
         said += bool(log)
         assert not inside.found_in(secrets, log), name
-    assert said > 10, "hardly anybody said anything"
+    assert said > 10, "too few containers answered"
     image = containers.docker.images.get(one_of_each(containers)["users"].attrs["Config"]["Image"])
     assert not inside.found_in(secrets, json.dumps([image.attrs, image.history()]))
 
@@ -199,7 +199,7 @@ def stores(containers: ContainerFleet) -> dict[str, list[Place]]:
     return found
 
 
-def test_a_store_is_reached_by_those_who_keep_something_there_and_by_nobody_else(
+def test_a_store_is_reached_by_its_users_and_by_no_other_container(
     containers: ContainerFleet, each: dict[str, Container], stores: dict[str, list[Place]]
 ) -> None:
     reached = {}
@@ -248,7 +248,7 @@ def test_no_way_leads_out(
     containers: ContainerFleet, each: dict[str, Container], elsewhere: Container
 ) -> None:
     there = (its_network(elsewhere)["IPAddress"], 8000)
-    assert reach(containers, elsewhere, [there])[there] == "open", "nobody would have got an answer there"
+    assert reach(containers, elsewhere, [there])[there] == "open", "the address does not answer at all"
     for name, answers in inside.reach_from_each(containers, each, [there]).items():
         assert answers[there] == "no answer", name
         if name not in {"haproxy", "consul"}:

@@ -71,7 +71,7 @@ def test_stopped_container_drains_and_ends_well(containers: ContainerFleet, acco
         ended = containers.of(victim).attrs["State"]
     for report in (gets.report(), posts.report()):
         assert report.since(0, fault_s).served()[victim.id] > 0, "the victim served nothing"
-        assert set(report.since(fault_s).served()) - {victim.id}, "nobody stood in"
+        assert set(report.since(fault_s).served()) - {victim.id}, "no other instance answered"
         assert_nothing_lost(containers, report)
     assert (ended["Status"], ended["ExitCode"], ended["OOMKilled"]) == ("exited", 0, False)
 

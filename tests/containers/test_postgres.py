@@ -82,7 +82,7 @@ def assert_kept(server: ContainedPostgres, writers: list[Writer]) -> None:
 
 
 def assert_untouched(fleet: ContainerFleet, before: dict[str, int]) -> None:
-    """No instance was started anew meanwhile, and all are in their places."""
+    """No instance was restarted meanwhile, and all are in their places."""
     fleet.wait_healthy(15)
     assert pids(fleet) == before
 
@@ -108,7 +108,7 @@ def test_killed_postgres_loses_no_acknowledged_write_and_all_write_again_within_
     assert_untouched(fleet, before)
 
 
-def test_paused_postgres_holds_nobody_for_long(
+def test_paused_postgres_holds_no_request_for_long(
     fleet: ContainerFleet, account: Account, server: ContainedPostgres
 ) -> None:
     writers, before = all_writers(fleet, account), pids(fleet)

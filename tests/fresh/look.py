@@ -1,4 +1,4 @@
-"""Inside a process namespace that holds nothing but the stack: who runs, as whom, and what listens where.
+"""Inside a process namespace that holds nothing but the stack: what runs, as which user, and what listens where.
 
 `look.py` checks a running stack, `look.py --nothing` that no process is left, `look.py --supervisord` prints its pid.
 """

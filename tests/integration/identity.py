@@ -90,7 +90,7 @@ class Identity:
         return person
 
     def admin(self) -> Person:
-        """The administrator, made once by the command that `make seed` uses, and logged in anew."""
+        """The administrator, made once by the command that `make seed` uses, and logged in again."""
         if self.root is None:
             self.root = self.person()
             done = self.command("grant-admin", self.root.email)

@@ -1,6 +1,6 @@
 """Two real gateways of one group, one Redis: what they keep of a service's answers, as a client sees it.
 
-The cache's finer points are in tests/contract/redis, and whose answers it may give to whom in tests/security.
+The cache's finer points are in tests/contract/redis, and which caller may have which answer in tests/security.
 """
 
 from __future__ import annotations

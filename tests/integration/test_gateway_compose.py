@@ -117,7 +117,7 @@ def test_an_overview_says_which_services_there_are_not(stage: Stage) -> None:
 
 
 def test_composed_paths_are_held_against_who_asks_for_them_later(stage: Stage) -> None:
-    """The edge lets the first who holds a prefix keep it, and of nested ones the longest win."""
+    """The edge lets the first holder of a prefix keep it, and of nested prefixes the longest wins."""
     (entry,) = stage.rig.consul.call("GET", "/v1/health/service/gateway-business")  # type: ignore[misc]
     held = entry["Service"]["Meta"]["edge-path"].split(",")
     assert {"/api", "/api/overview", "/api/health"} <= set(held)
@@ -161,7 +161,7 @@ def test_a_public_whole_is_kept_until_a_part_changes(stage: Stage) -> None:
 
 
 def test_two_users_get_no_private_whole_of_each_other(stage: Stage) -> None:
-    """Whatever has been kept before, and whoever asks first."""
+    """Whatever has been kept before, and whichever user asks first."""
     stage.set("users", lambda handler: handler.answer(
         200, json.dumps({"data": {"of": handler.seen.headers.get("authorization", "")}}).encode(), Cache_Control="private, max-age=60"
     ))  # fmt: skip
@@ -334,7 +334,7 @@ def test_one_dead_of_three_costs_no_composed_answer(stage: Stage) -> None:
         answers = list(pool.map(lambda _: stage.get("/api/hedged"), range(50)))
     assert {answer.status for answer in answers} == {200}
     tried = [body(answer)["_parts"]["nut"]["attempts"] for answer in answers]
-    assert max(tried) > 1, "nobody met the dead one"
+    assert max(tried) > 1, "no request met the dead one"
 
 
 # -- declarations

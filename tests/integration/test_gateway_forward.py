@@ -1,4 +1,4 @@
-"""Forwarding through a real gateway, from real Consul to scripted instances: headers, routes, time, and what is said when nobody answers."""
+"""Forwarding through a real gateway, from real Consul to scripted instances: headers, routes, time, and the answer when no instance gives one."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_a_callers_deadline_ends_the_wait(rig: Rig) -> None:
         assert len(pears.requests) == 1
 
 
-# -- when nobody can answer
+# -- when no instance can answer
 
 
 def test_business_without_an_instance_says_that_it_is_degraded(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""The fleet's health at a real gateway: who is down, and that asking costs the fleet nothing."""
+"""The fleet's health at a real gateway: what is down, and that asking costs the fleet nothing."""
 
 from __future__ import annotations
 

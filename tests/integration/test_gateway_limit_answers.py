@@ -1,4 +1,4 @@
-"""What callers are told of their limits by real gateways that share a Redis."""
+"""What callers learn of their limits from real gateways that share a Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies and streams through a real gateway: in little memory, and cancelled when nobody waits for them.
+"""Bodies and streams through a real gateway: in little memory, and cancelled when no client waits for them.
 
 What becomes of them when an instance fails is in tests/resilience/test_calls.py.
 """

@@ -91,7 +91,7 @@ def test_users_know_the_count_before_the_answer_is_read(
         versions = [version for who, _, version in known.told if who == author]
         assert versions == sorted(set(versions))
         time.sleep(1.0)
-        assert known.counts(author) == [1, 2, 1], "nothing is told twice"
+        assert known.counts(author) == [1, 2, 1], "nothing is reported twice"
 
 
 @on_both
@@ -105,7 +105,7 @@ def test_posting_goes_on_without_users_and_the_count_follows_once_when_they_are_
     with users(around) as known:
         eventually(lambda: known.counts(author) == [4], 30)
         time.sleep(1.5)
-        assert known.counts(author) == [4], "two instances told one count once"
+        assert known.counts(author) == [4], "two instances report one count once"
 
 
 @pytest.mark.parametrize("mode", ["fail", "hang"])

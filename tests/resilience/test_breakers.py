@@ -1,4 +1,4 @@
-"""What opens a breaker, what it lets through and whom it leaves alone: real gateways in front of real upstreams.
+"""What opens a breaker, what it lets through and which services it leaves alone: real gateways in front of real upstreams.
 
 The finer points of the machine are in tests/unit/discovery/test_breaker.py, of the sharing in tests/unit/gateway/sharing;
 clients that leave a stream are in test_calls.
@@ -56,7 +56,7 @@ def open_it(rig: Rig, service: Service) -> None:
 
 
 def tripped(rig: Rig, service: Service, gateway: int = 0) -> dict[str, float]:
-    """How often the breaker opened, by who caused it."""
+    """How often the breaker opened, by cause."""
     labels = {"upstream": service.name, "state": "open"}
     causes = ("local", "shared", "hand")
     name = "gateway_breaker_transitions_total"
@@ -121,7 +121,7 @@ def test_one_client_with_a_request_that_fails_does_not_open_it_for_others(rig: R
 
 @pytest.mark.parametrize("addresses", one_always(3, 1, 10))
 def test_impatient_callers_leave_it_closed_and_keep_none_open(rig: Rig, addresses: int) -> None:
-    """Those who give 30 ms where 30 s are usual, as a service may that has no more time itself."""
+    """Callers that give 30 ms where 30 s are usual, as a service may that has no more time itself."""
     slow = threading.Event()
 
     def behave(handler: Handler) -> None:
@@ -156,7 +156,7 @@ def test_impatient_callers_leave_it_closed_and_keep_none_open(rig: Rig, addresse
         assert tripped(rig, pears)["local"] == 1
 
 
-# -- what it lets through, and whom it leaves alone
+# -- what it lets through, and what it leaves alone
 
 
 def test_half_open_with_twenty_waiting_lets_only_the_trials_through(rig: Rig) -> None:

@@ -64,7 +64,7 @@ def busy(handler: Handler) -> None:
 
 
 def hang(handler: Handler) -> None:
-    """Takes the request and answers too late for anybody."""
+    """Takes the request and answers too late for any caller."""
     time.sleep(3)
     handler.answer()
 
@@ -177,7 +177,7 @@ def test_full_outage_costs_a_fifth_more_attempts_at_most(rig: Rig, broken: Calla
         assert 1 <= retries <= max(3, 0.2 * sent), (retries, sent)
 
 
-def test_clients_who_leave_a_stream_do_not_open_the_breaker(rig: Rig) -> None:
+def test_clients_that_leave_a_stream_do_not_open_the_breaker(rig: Rig) -> None:
     cut = threading.Semaphore(0)
 
     def endless(handler: Handler) -> None:

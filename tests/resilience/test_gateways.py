@@ -22,9 +22,9 @@ from tests.support.wire import Reply
 
 pytestmark = pytest.mark.needs_stack
 
-# Back in the direct lane after the first instance passes. Ref: issue 3, section 3.
+# Back in the direct lane after the first instance passes.
 BACK_S = 2.0
-# A fault of Redis may double the p99, and add this. Ref: issue 3, section 3.
+# A fault of Redis may double the p99, and add this.
 SLOWER_S = 0.05
 CACHE: RedisName = "redis-cache"
 ROUNDS = 3
@@ -296,7 +296,7 @@ class Expected:
         return user["id"] == self._account.id and user["firstName"] in self.names
 
     def rename(self) -> None:
-        """Change the user's name; from a moment after the answer, nobody may see the old one."""
+        """Change the user's name; from a moment after the answer, no reader may see the old one."""
         name = f"Ada {uuid.uuid4().hex[:6]}"
         self.names = {*self.names, name}
         assert self._account.ask("PATCH", self.own, {"firstName": name}).status == 200

@@ -130,7 +130,7 @@ def test_instance_that_answers_500_costs_no_get(fleet: Fleet, account: Account) 
 
 @long_on_processes
 def test_all_instances_down_give_fast_503s_and_return_within_2_s(fleet: Fleet) -> None:
-    """To a user of whom no answer is remembered; what the others get is in `test_gateways`."""
+    """To a user that no answer is stored for; what the others get is in `test_gateways`."""
     nobody = new_account(fleet.edge_port)
     plan = Plan(
         fleet.edge_port, (f"/api/users/{nobody.id}",), headers=nobody.headers(), rate_per_s=50, timeout_s=5

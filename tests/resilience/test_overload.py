@@ -35,13 +35,13 @@ OUTAGE_S = 8.0
 JUDGED_AFTER_S = 30.0
 CALM_S = 2.0
 # Before the outage, and around the moment in question after it. Typical seconds are compared: a machine that is busy with
-# other things stands still now and then, and who stood still has two seconds' answers in the next.
+# other things stands still now and then, and has two seconds' answers in the next.
 WINDOW_S = 5.0
 # Of the small gateway: calls at once in all, for others than identity's services, and to one service.
 GROUP, ORDINARY, UPSTREAM = 50, 40, 20
 # Answers passed on at once: more than calls.
 STREAMS = 2 * UPSTREAM
-# Requests that one who asks may have open.
+# Requests that one caller may have open.
 OPEN = 5
 BOTH = """
 [[route]]
@@ -84,7 +84,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def test_retry_storm_is_over_when_its_cause_is(wide: Rig) -> None:
     """Twice the load that the upstream can carry, 8 s in which it hangs, and users who ask three times as soon as they are refused.
 
-    Every refusal makes another request, and what hung is still worked off for nobody: without a bound on what is under way the
+    Every refusal makes another request, and what hung is still worked off for clients that have left: without a bound on what is under way the
     upstream would be busy with the past for good.
     """
     capacity = Capacity(16, 0.16)
@@ -110,7 +110,7 @@ def test_retry_storm_is_over_when_its_cause_is(wide: Rig) -> None:
     assert goodput(report, trigger + 0.5, trigger + OUTAGE_S) == 0, f"no outage:\n{table}"
     # More than its capacity is luck, which is not asked for twice.
     assert after >= 0.95 * min(before, capacity.per_s), f"{after:.0f} of {before:.0f} a second:\n{table}"
-    # What the upstream does, it does for somebody who waits for it.
+    # What the upstream does, it does for a client that still waits.
     good = goodput(report, *late) * (late[1] - late[0])
     assert begun <= 1.1 * good + capacity.workers, f"{begun} begun:\n{table}"
     _assert_refused_well(report, *calm)
@@ -118,7 +118,7 @@ def test_retry_storm_is_over_when_its_cause_is(wide: Rig) -> None:
 
 
 def _assert_refused_well(report: Report, since_s: float, until_s: float) -> None:
-    """At once, with a Retry-After that is not the same for all; and who is let in does not wait for long."""
+    """At once, with a Retry-After that is not the same for all; and a request that is let in does not wait for long."""
     within = tuple(each for each in report.answers if since_s <= each.ended_s < until_s)
     refused = Report(within, ok=frozenset({503}))
     assert refused.latency_s(0.5) < 0.1 * time_scale()
@@ -265,7 +265,7 @@ def test_open_streams_take_no_calls_place(small: Rig) -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_one_who_asks_holds_so_many_open_requests_and_others_as_many(small: Rig, signed: bool) -> None:
+def test_one_caller_holds_so_many_open_requests_and_others_as_many(small: Rig, signed: bool) -> None:
     ended = threading.Event()
 
     def behave(handler: Handler) -> None:

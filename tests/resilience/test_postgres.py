@@ -45,7 +45,7 @@ pytestmark = pytest.mark.long
 SERVICES = ("auth", "users", "posts")
 # Pools of all instances, and a few for migrations, tests and faults.
 CONNECTIONS = 70
-# Who is not caught in a statement waits for a sign of life, and then for a new connection.
+# A request that is not caught in a statement waits for a sign of life, and then for a new connection.
 FROZEN_WITHIN_S = 5.0
 
 
@@ -235,7 +235,7 @@ def counted_posts(rig: Rig) -> int:
     return int(answer.json()["data"]["postCount"])
 
 
-def test_server_that_stands_still_holds_nobody_for_long(rig: Rig) -> None:
+def test_server_that_stands_still_holds_no_request_for_long(rig: Rig) -> None:
     writers = all_writers(rig)
     with running(writers):
         fault_s = time.monotonic()
@@ -291,8 +291,8 @@ def bearer(person: Person) -> dict[str, str]:
     return {"Authorization": f"Bearer {person.access}"}
 
 
-def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
-    """More want it than an instance has threads. All of them are told so in time, and the others do not notice."""
+def test_lock_on_a_table_costs_only_requests_that_need_it(rig: Rig) -> None:
+    """More requests want it than an instance has threads. All of them get a 503 in time, and the others do not notice."""
     writers = [posting(each.port, rig.author.access, connections=16, rate_per_s=30) for each in rig.posts]
     with running(writers):
         fault_s = time.monotonic()
@@ -304,7 +304,7 @@ def test_lock_on_a_table_costs_only_who_needs_it(rig: Rig) -> None:
     assert_kept(rig, writers)
 
 
-def test_lock_on_a_table_costs_only_those_who_read_it(rig: Rig) -> None:
+def test_lock_on_a_table_costs_only_requests_that_read_it(rig: Rig) -> None:
     """Many ask for the same at once, more than an instance has threads."""
     reader = rig.people.person()
     readers = [

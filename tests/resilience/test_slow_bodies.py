@@ -76,7 +76,7 @@ def statuses(sockets: list[socket.socket]) -> Counter[str]:
 
 
 def be_polite(rig: Rig, service: Service, seconds: float) -> list[float]:
-    """Health, reads and writes of somebody else, all well; how long each took."""
+    """Health, reads and writes of another caller, all well; how long each took."""
     took_s = []
     until = time.monotonic() + seconds
     while time.monotonic() < until:

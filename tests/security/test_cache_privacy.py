@@ -1,7 +1,7 @@
-"""Two users, one cache: nobody gets what was made for somebody else, whatever they ask for and in whatever order.
+"""Two users, one cache: no caller gets what was made for another, whatever they ask for and in whatever order.
 
 Two instances share a real Redis. The service names the caller (by token with its scopes, cookie, key) in every answer that is not
-for everybody. Whatever comes back must name the caller that it is given to, or nobody.
+for all callers. Whatever comes back must name the caller that it is given to, or none.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def scenes(draw: Any) -> list[Ask]:
 
 
 def name_of(ask: Ask) -> str:
-    """Who asks, as a service sees him."""
+    """The caller, as a service sees it."""
     if ask.who == "forged":
         token = "forged"
     else:
@@ -135,12 +135,12 @@ def bare(ask: Ask) -> Ask:
 
 
 def unproved(ask: Ask) -> bool:
-    """Whether credentials come with it that prove nobody to a gateway: the service may answer from them, whatever it says."""
+    """Whether credentials come with it that prove no subject to a gateway: the service may answer from them, whatever it says."""
     return any(name in ("cookie", "x-api-key") for name, _ in ask.headers)
 
 
 def for_all(ask: Ask) -> bool:
-    """Whether the service means its answer for everybody."""
+    """Whether the service means its answer for all callers."""
     if unproved(ask):
         return False
     said = {part.partition("=")[0].strip() for part in ask.control.split(",")}
@@ -194,7 +194,7 @@ class Stage:
             return None
 
     def part(self, ask: Ask, asked: Incoming) -> Answer:
-        """As composed answers ask: for what is for everybody without a token."""
+        """As composed answers ask: without a token for what is public."""
         scope = "subject" if ask.kind == "part-subject" else "public"
         policy = PartPolicy(ttl_s=60, stale_while_revalidate_s=600, stale_if_error_s=600, scope=scope)
         identity = asked.identify() if policy.scope == "subject" else None
@@ -242,7 +242,7 @@ def allowed(ask: Ask) -> set[str]:
     if not unproved(ask) or ask.kind != "serve":
         names.add("all")
     if ask.kind == "last-good":
-        # A last good answer is its subject's, if his token may see at least as much as it could then.
+        # A last good answer is its subject's, if the token may see at least as much as it could then.
         identity = IDENTITIES[ask.who]
         for other, kept in IDENTITIES.items():
             if identity and kept and kept.subject == identity.subject and kept.scopes <= identity.scopes:
@@ -261,7 +261,7 @@ def allowed(ask: Ask) -> set[str]:
     ],
 )
 @given(asks=scenes())
-def test_nobody_gets_an_answer_that_was_made_for_another(stage: Stage, asks: list[Ask]) -> None:
+def test_no_caller_gets_an_answer_that_was_made_for_another(stage: Stage, asks: list[Ask]) -> None:
     prefix = f"/api/{next(_numbers)}"
     for ask in asks:
         later(ask.pause_s)
@@ -287,7 +287,7 @@ def test_the_cache_was_at_work_all_the_while(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("control", ["public, max-age=60", "private, max-age=60", "max-age=60", "no-store"])
-def test_nobody_gets_anothers_answer_though_all_ask_at_once(stage: Stage, control: str) -> None:
+def test_no_caller_gets_anothers_answer_though_all_ask_at_once(stage: Stage, control: str) -> None:
     """The service is slow, and says to some that its answer is for all: each round finds another state of what is known."""
     path = f"/api/{next(_numbers)}"
     askers = [
@@ -306,7 +306,7 @@ def test_nobody_gets_anothers_answer_though_all_ask_at_once(stage: Stage, contro
 
 
 @pytest.mark.parametrize("kind", ["serve", "part-subject", "last-good"])
-def test_each_way_gives_the_caller_his_own_and_the_other_none_of_it(stage: Stage, kind: str) -> None:
+def test_each_way_gives_the_caller_its_own_and_the_other_none_of_it(stage: Stage, kind: str) -> None:
     prefix = f"/api/{next(_numbers)}"
     usual: dict[str, Any] = {
         "method": "GET", "path": "/me", "query": "", "headers": (), "control": "private, max-age=60",

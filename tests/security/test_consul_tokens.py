@@ -1,4 +1,4 @@
-"""What the Consul token of one service can do to everybody else: nothing, at whatever endpoint that writes.
+"""What the Consul token of one service can do to all others: nothing, at whatever endpoint that writes.
 
 Ref: https://developer.hashicorp.com/consul/api-docs, every endpoint of it that is not a GET alone, as of 1.8 and of 1.22
 (those of Enterprise excepted). An endpoint that writes and is not in the list is a reason to write it down.
@@ -238,7 +238,7 @@ BELONGINGS = (
 
 @dataclass
 class World:
-    """A Consul with something of everybody's in it, and a victim that keeps itself registered."""
+    """A Consul with entries of every service in it, and a victim that keeps itself registered."""
 
     consul: Agent
     names: dict[str, str]
@@ -312,13 +312,13 @@ def test_token_of_one_service_changes_nothing_of_another(
     assert world.consul.status("users", "PUT", "/v1/agent/service/register", OWN) == 200
     try:
         assert world.attack(method, path, body) != 400, "not understood, so not tried"
-        # The keeper may need a look to take back a check's id, which Consul lets anybody register.
+        # The keeper may need a look to take back a check's id, which Consul lets every token register.
         eventually(lambda: world.belongings() == world.before, 3)
     finally:
         world.clean()
 
 
 @pytest.mark.parametrize("path", ["/v1/txn", "/v1/catalog/register"])
-def test_endpoints_that_do_not_ask_whose_a_thing_is_are_closed_to_all(world: World, path: str) -> None:
+def test_endpoints_that_check_no_owner_are_closed_to_all(world: World, path: str) -> None:
     for token in ("users", "controller", "operator", "master", None):
         assert world.consul.status(token, "PUT", path, []) == 403

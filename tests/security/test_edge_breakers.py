@@ -1,4 +1,4 @@
-"""`/edge/breakers` changes how everybody is served: no bad token, and no trick with its path, gets past the edge."""
+"""`/edge/breakers` changes how all clients are served: no bad token, and no trick with its path, gets past the edge."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_cookies_of_32_kb_reach_the_instance(shared: Target) -> None:
     assert len(shared.upstream.requests[0].header("cookie") or "") == 32_768
 
 
-def test_instance_is_told_one_host(shared: Target) -> None:
+def test_instance_gets_one_host(shared: Target) -> None:
     assert shared.send(b"GET /api/open/x HTTP/1.1\r\nHost: a\r\nHost: a\r\nConnection: close\r\n\r\n") == 200
     assert shared.upstream.requests[0].header("host") == "a"
 

@@ -44,7 +44,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("path", REFUSED)
-def test_path_trick_is_refused_and_reaches_nobody(shared: Target, path: str) -> None:
+def test_path_trick_is_refused_and_reaches_no_instance(shared: Target, path: str) -> None:
     assert shared.request(path) == 400
     assert shared.upstream.heads == []
 
@@ -69,7 +69,7 @@ def test_honest_path_passes(shared: Target, sent: str, seen: str) -> None:
     "path",
     ["/api/openX", "/api/open.json", "/api/ope", "/API/open/x", "/api", "/", "*", "/edge/x", "/health/other"],
 )
-def test_path_of_nobody_is_404(shared: Target, path: str) -> None:
+def test_path_of_no_service_is_404(shared: Target, path: str) -> None:
     assert shared.request(path, method="OPTIONS" if path == "*" else "GET") == 404
     assert shared.upstream.heads == []
 

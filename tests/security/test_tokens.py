@@ -135,7 +135,7 @@ def _swap(token: str) -> str:
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED.keys())
-def test_bad_token_is_refused_and_reaches_nobody(door: Door, make: Make) -> None:
+def test_bad_token_is_refused_and_reaches_no_instance(door: Door, make: Make) -> None:
     authorization = make(door)
     for attempt in range(2):  # the second time finds whatever the first has left in the memory of tokens
         assert door.ask(authorization) == 401, f"attempt {attempt}"
@@ -143,7 +143,7 @@ def test_bad_token_is_refused_and_reaches_nobody(door: Door, make: Make) -> None
 
 
 @pytest.mark.parametrize("make", PASSES.values(), ids=PASSES.keys())
-def test_good_token_passes_and_its_subject_is_told(door: Door, make: Make) -> None:
+def test_good_token_passes_with_its_subject(door: Door, make: Make) -> None:
     authorization = make(door)
     for _ in range(2):
         assert door.ask(authorization) == 200
@@ -152,7 +152,7 @@ def test_good_token_passes_and_its_subject_is_told(door: Door, make: Make) -> No
         assert request.header("authorization") == authorization
 
 
-def test_scope_is_told_as_it_stands(door: Door) -> None:
+def test_scope_is_passed_on_as_it_stands(door: Door) -> None:
     door.ask("Bearer " + door.one.good(scope="user admin"))
     assert door.upstream.requests[0].header("x-auth-scope") == "user admin"
     door.ask("Bearer " + door.one.good(scope=...))

@@ -1,4 +1,4 @@
-"""Users of the stack, made through the edge as anybody would make them."""
+"""Users of the stack, made through the edge as any client would make them."""
 
 from __future__ import annotations
 

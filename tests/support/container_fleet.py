@@ -112,7 +112,7 @@ class ContainerFleet(Fleet):
             self.docker.close()
 
     def _finish(self, words: Sequence[str]) -> None:
-        """Once more. An endpoint without a container holds its network until the engine starts anew: Docker's own fault."""
+        """Once more. An endpoint without a container holds its network until the engine restarts: Docker's own fault."""
         try:
             self.compose(*words, timeout_s=180)
         except AssertionError as error:

@@ -183,7 +183,7 @@ def provide(repo: Path, python: str, consul: str | None, environment: Mapping[st
 
 
 def _recipe(repo: Path) -> str:
-    """Names what stand-ins are made by: after a change of it they are made anew."""
+    """Names what stand-ins are made by: after a change of it they are made again."""
     text = repr(sorted(STANDINS.items())).encode() + (repo / _BARE).read_bytes()
     return hashlib.sha256(text).hexdigest()[:12]
 

@@ -15,7 +15,7 @@ from tests.support.eventually import eventually, time_scale
 from tests.support.fleet import Fleet, Member
 from tests.support.load import Load, Plan, Report
 
-# Out of rotation after the first failed request. Ref: issue 2, section 6.
+# Out of rotation after the first failed request.
 OUT_OF_ROTATION_S = 0.1
 _POLL_S = 0.003
 

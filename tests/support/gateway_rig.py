@@ -91,7 +91,7 @@ class Gateway:
         return exchange(self.port, "GET", "/health/ready", {}).status == 200
 
     def most_memory(self, *, reset: bool = False) -> int:
-        """The most bytes that its master or a worker has held; `reset` begins anew at what they hold now."""
+        """The most bytes that its master or a worker has held; `reset` starts again from what they hold now."""
         master = self.process.pid
         children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
         peaks = []

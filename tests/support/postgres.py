@@ -137,7 +137,7 @@ class Target(Protocol):
 
 @contextlib.contextmanager
 def crashed(server: Target) -> Iterator[None]:
-    """Shut down at once, without a word to anybody; in the end started again on what its disk holds."""
+    """Shut down at once, with no word to its clients; in the end started again on what its disk holds."""
     server.crash()
     try:
         yield
@@ -172,7 +172,7 @@ def replica(server: PostgresServer) -> Iterator[None]:
 def connections_taken(server: Target) -> Iterator[Callable[[], int]]:
     """Administrators hold every connection but those that are kept for them: those of the services are ended meanwhile.
 
-    They come in where a service, whose log-in holds a place for a moment as well, would be before anybody else. Gives a
+    They come in where a service, whose log-in holds a place for a moment as well, would be before all others. Gives a
     function that tells how many connections are the services'.
     """
     with contextlib.ExitStack() as held:

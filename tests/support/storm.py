@@ -32,7 +32,7 @@ START_S = 30.0
 
 @dataclass
 class Capacity:
-    """`workers` requests at once, each taking about `work_s`; the rest queue without bound, whether or not anybody still waits."""
+    """`workers` requests at once, each taking about `work_s`; the rest queue without bound, whether or not their clients still wait."""
 
     workers: int
     work_s: float

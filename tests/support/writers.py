@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from tests.support.eventually import eventually, time_scale
 from tests.support.load import Load, Plan
 
-# DB_TIMEOUT_S is 2 s; the rest is room for what is done before and after. Ref: issue 4, section 2.
+# DB_TIMEOUT_S is 2 s; the rest is room for what is done before and after.
 REFUSED_WITHIN_S = 3.0
 # auth waits for users for 5 s at most.
 REGISTRATION_WITHIN_S = 6.5
-# Who was in the middle of a statement when the server stopped answering waits as long as that may take.
+# A request that was in the middle of a statement when the server stopped answering waits as long as that may take.
 CAUGHT_WITHIN_S = 13.0
 PASSWORD = "correct horse battery"
 BACK_WITHIN_S = 5.0

@@ -1,4 +1,4 @@
-"""Imports point one way, told from the syntax tree: no code runs, and no import inside a function hides."""
+"""Imports point one way, read from the syntax tree: no code runs, and no import inside a function hides."""
 
 from __future__ import annotations
 

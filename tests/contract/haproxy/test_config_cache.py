@@ -26,7 +26,7 @@ class Shop:
     answer: dict[str, str]
 
     def fresh(self) -> str:
-        """A URL that nobody has asked for, whose answer may be kept for a minute."""
+        """A URL that no client has asked for; its answer may be stored for a minute."""
         self.answer.clear()
         self.answer.update(PUBLIC)
         return f"/api/products/{next(_FRESH)}"

@@ -18,7 +18,7 @@ from tests.support.recorder import Answer, Upstream
 
 
 def connected(running: Edge) -> socket.socket:
-    """To the master, which is deaf for the moment in which it starts (itself anew, for a reload)."""
+    """To the master, which does not answer for the moment in which it starts (or restarts itself, for a reload)."""
     found: list[socket.socket] = []
 
     def listening() -> bool:

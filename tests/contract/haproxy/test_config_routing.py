@@ -41,7 +41,7 @@ def backends(up: dict[str, Upstream], crossed: bool) -> tuple[Backend, ...]:
         backend("empty", domain="identity"),
         backend("dying", up["dying"].port),
         backend("rogue", up["rogue"].port, paths=("/metrics", "/internal/users", "/api/rogue")),
-        # An operator may pin a prefix inside another's, and a gateway holds one around everybody's.
+        # An operator may pin a prefix inside another's, and a gateway holds one around all others.
         backend("admin", up["admin"].port, paths=("/api/users/admin",)),
     ]
     made += CROSSED if crossed else ()

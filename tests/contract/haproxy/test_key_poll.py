@@ -32,7 +32,7 @@ def shared() -> Iterator[Edge]:
 
 @pytest.fixture
 def running(shared: Edge) -> Edge:
-    """Tokens of the key `k1` pass, and nobody's are revoked."""
+    """Tokens of the key `k1` pass, and none is revoked."""
     shared.restore()
     auth = shared.programs[1]
     auth.service, auth.ready = "auth", True
@@ -84,7 +84,7 @@ def test_keys_are_followed_through_their_whole_life(running: Edge, auth: Program
     eventually(lambda: status(running, "k2", FIRST) == 200, 10)
     assert status(running, "k2", SECOND) == 401
 
-    # A file that somebody deletes is needed by the next reload only, which makes it again.
+    # A deleted file is needed by the next reload only, which makes it again.
     (running.settings.keys_dir / "k2.pem").unlink()
     more = fresh("more")
     running.instance(more, f"{more}-1")

@@ -143,7 +143,7 @@ def test_instance_that_is_up_again_keeps_its_requests_and_the_end_is_not_held_up
 
 @pytest.mark.long
 def test_hundreds_that_go_down_at_once_all_lose_their_requests() -> None:
-    """All instances of a machine, say: more at once than anybody is quick enough to read one by one."""
+    """All instances of a machine, say: more at once than can be read one by one in time."""
     count = 300
     with Upstream("users", handler=lambda _: time.sleep(15)) as upstream:
         servers = tuple(Server(f"i{number}", "127.0.0.1", upstream.port) for number in range(count))
@@ -165,7 +165,7 @@ def test_another_worker_is_followed_and_the_one_before_may_end(tmp_path: Path) -
         before = made.worker()
         Master(made.edge.server.master_socket).reload()
         eventually(lambda: made.worker() not in {before, 0}, 5)
-        # Else it would stay for as long as somebody listens to it.
+        # Else it would stay for as long as a session follows its events.
         eventually(lambda: not Path(f"/proc/{before}").exists(), 5)
         with made.load() as load:
             time.sleep(0.5)

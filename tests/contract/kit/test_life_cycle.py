@@ -159,7 +159,7 @@ def test_kept_connections_do_not_hold_up_the_end(tmp_path: Path, kind: str) -> N
             kept.getresponse().read()
         instance.signal(signal.SIGTERM)
         eventually(lambda: not accepts(instance.port), 5)
-        # One that was on its way already is answered, and told that it was the last.
+        # One that was on its way already is answered, with `Connection: close`.
         used.request("GET", "/api/hello")
         answer = used.getresponse()
         assert (answer.status, answer.getheader("Connection")) == (200, "close")

@@ -159,9 +159,7 @@ def test_replica_is_read_and_a_refused_write_leads_to_new_connections(
                 write()
             assert refusal.value.connection_invalidated
             after = backends()
-            assert not after & before, (
-                "who reads would go on with what the server knows that has been replaced"
-            )
+            assert not after & before, "a reader would go on with the server that has been replaced"
             with pytest.raises(DBAPIError, match="read-only") as refusal:
                 write()
             assert refusal.value.connection_invalidated

@@ -153,7 +153,7 @@ def test_many_who_want_what_nobody_has_seen_cost_one_call(pair: Pair, origin: Or
     given = at_once(60, lambda number: pair[number % 2].get())
     assert {answer.body for answer in given} == {b"one"}
     assert len(origin.calls) == 1
-    # Now it is known to be for everybody, also for those who say who they are.
+    # Now it is known to be public, also for requests with a token.
     pair[0].cache.purge("pears", PATH)
     given = at_once(60, lambda number: pair[0].get(who=(ANN, BOB, None)[number % 3]))
     assert {answer.body for answer in given} == {b"one"}
@@ -236,7 +236,7 @@ def test_failure_that_is_the_leaders_own_is_not_the_others(
 
 
 def test_changes_without_end_do_not_let_everybody_ask(pair: Pair, origin: Origin) -> None:
-    """What cannot be kept because its path changes all the time is still shared by those who wait for it."""
+    """What cannot be kept because its path changes all the time is still shared by the requests that wait for it."""
     one, _ = pair
     origin.takes_s = 0.1
     over = threading.Event()
@@ -268,7 +268,7 @@ def test_nobody_waits_for_what_is_not_to_be_stored(pair: Pair, origin: Origin) -
     at_once(20, lambda _: one.get())
     assert time.perf_counter() - began < 0.55 * time_scale()
     assert len(origin.calls) == 40
-    # Once the mark is over one looks again, and nobody waits for it.
+    # Once the mark is over one request looks again, and no other waits for it.
     later(PASS_S + 0.1)
     began = time.perf_counter()
     at_once(20, lambda _: one.get())
@@ -358,7 +358,7 @@ def test_answer_that_pauses_is_passed_on_at_once_and_stored_at_its_end(pair: Pai
     assert (answer.header("x-cache"), answer.header("content-length")) == ("MISS", None)
     chunks = iter(answer.body)
     assert next(chunks) == b"one "  # type: ignore[comparison-overlap]
-    # Nobody waits for the pace of that client.
+    # No other request waits for that client's pace.
     assert other.cache.serve(incoming(), lambda _: Answer(503, [], b"mine")).body == b"mine"
     more.set()
     assert list(chunks) == [b"two"]

@@ -227,7 +227,7 @@ def last_good(who: Identity, pair: Pair, path: str = PATH) -> bytes | None:
 
 
 def keep(redis: Redis, who: Identity, path: str, after_s: float = 0.0) -> None:
-    """As the kit does for a view of scope subject, by the clock of who tells of changes."""
+    """As the kit does for a view of scope subject, by the clock of the instance that publishes the changes."""
     name = stored_form.snapshot_name("pears", path, "", who.subject)
     assert name is not None
     at, scopes = time.time() + after_s, sorted(who.scopes)

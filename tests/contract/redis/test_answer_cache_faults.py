@@ -219,7 +219,7 @@ def test_hung_redis_costs_a_request_one_wait_and_the_next_ones_nothing(world: Wo
 
 
 def test_late_answer_leaves_nobody_waiting_for_a_load_that_is_none(world: World) -> None:
-    """Who has given Redis up may have its lease all the same: Redis does what it was asked once it goes on."""
+    """A process that has given Redis up may get its lease all the same: Redis carries the command out once it goes on."""
     lone = Instance(world.server.url, world.origin, timeout_s=0.1, follow=False)
     lone.state(f"{PATH}/9")  # its connection is there
     with hung(world) as is_there:
@@ -302,7 +302,7 @@ def test_last_good_answer_outlives_a_short_absence_of_redis(world: World) -> Non
 
 
 def test_lost_subscription_ends_trust_in_what_is_held_here(world: World) -> None:
-    """A change that nobody heard of here is not overlooked for longer than a second."""
+    """A change that was not heard of here is not overlooked for longer than a second."""
     first = world.write(world.one)
     assert world.read(world.other, 1) == first
     for client in world.redis.client_list(_type="pubsub"):

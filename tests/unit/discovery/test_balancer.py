@@ -1,4 +1,4 @@
-"""Who is picked: weights, ejections, backups, and what moves when instances come and go."""
+"""Which instance is picked: weights, ejections, backups, and what moves when instances come and go."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 
-# The greenlet of a call is killed once it is in its phase; what is left then is told as JSON, a line a phase.
+# The greenlet of a call is killed once it is in its phase; what is left then is printed as JSON, a line for each phase.
 SCRIPT = """
 from gevent import monkey
 monkey.patch_all()

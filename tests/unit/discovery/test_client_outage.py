@@ -28,7 +28,7 @@ real_connect = socket.create_connection
 
 
 class Simulation(ManualClock):
-    """Who sleeps gives way to whoever is due before him."""
+    """A greenlet that sleeps gives way to those that are due before it."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ Behave = Callable[[dict[str, Any]], Reply]
 
 @dataclass
 class Upstreams:
-    """`Calls` whose services are functions. `sent` is what was asked of whom, `cut` whose call was cut off."""
+    """`Calls` whose services are functions. `sent` lists the calls with their services, `cut` the services whose calls were cut off."""
 
     behave: dict[str, Behave]
     p95_s: float | None = None

@@ -1,4 +1,4 @@
-"""What RFC 9111 lets a shared cache store, for whom and for how long; tried by table, and with what no parser likes."""
+"""What RFC 9111 lets a shared cache store, for which callers and for how long: by a table, and with malformed input."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_answer_to_a_token_is_its_subjects_unless_it_says_otherwise(
     control: str, expected: Verdict | None
 ) -> None:
     assert judged(control, subject=True) == expected
-    # A token that proves nobody has no place of its own.
+    # A token that proves no subject has no answers of its own.
     assert judged(control) == (expected if expected is not None and expected.shared else None)
 
 

@@ -156,7 +156,7 @@ def test_what_was_begun_before_a_change_is_not_kept_after_it() -> None:
     memory.change("pears", Change("/api/pears/1"))
     assert not memory.put(variant(), held(), before)
     assert memory.put(variant(), held(), memory.now())
-    # More changes than are remembered: nobody can tell.
+    # More changes than are remembered: it cannot be known.
     for _ in range(REMEMBERED + 1):
         memory.change("apples", Change("/a"))
     assert not memory.put(variant("/b"), held(), before)

@@ -1,4 +1,4 @@
-"""A composition at work: parts side by side, one deadline, and what is told when they fail. Upstreams are functions here;
+"""A composition at work: parts side by side, one deadline, and the answer when they fail. Upstreams are functions here;
 tests/integration/test_gateway_compose.py has real ones."""
 
 from __future__ import annotations

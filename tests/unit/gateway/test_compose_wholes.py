@@ -1,4 +1,4 @@
-"""Wholes that are kept: for how long, until what changes, and made once for all who wait."""
+"""Wholes that are kept: for how long, until which change, and made once for all requests that wait."""
 
 from __future__ import annotations
 

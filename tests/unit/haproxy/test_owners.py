@@ -1,4 +1,4 @@
-"""Path ownership: who gets a prefix, and what is remembered."""
+"""Path ownership: which service gets a prefix, and what is remembered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing unchecked gets into a configuration, whoever hands it over; and what is rendered is what HAProxy takes."""
+"""Nothing unchecked gets into a configuration, wherever it comes from; and HAProxy takes what is rendered."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ def test_key_set_that_hangs_holds_up_no_caller_for_long() -> None:
     auth.hold.set()
     assert len(refused) == 40
     assert auth.asked == 2
-    assert took_s < PATIENCE_S + 1.0 * time_scale(), "all wait for the fetch once, and nobody for an old one"
+    assert took_s < PATIENCE_S + 1.0 * time_scale(), "all wait for the fetch once, and none for an old one"
 
 
 def test_caller_without_time_spoils_no_fetch_for_the_others() -> None:
