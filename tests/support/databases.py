@@ -60,13 +60,26 @@ def database(
         made.dispose()
 
 
-def migrated(service: ModuleType, metadata: MetaData) -> Any:
-    """The fixture `db`: a service's tables on a real SQLite file and a real PostgreSQL, as its migrations make them."""
-    migrations = Path(service.__file__ or "").parent / "migrations"
+def shared(metadata: MetaData, migrations: Path | None = None) -> tuple[Any, Any]:
+    """The fixtures `tables`, a file's tables on a real SQLite file and a real PostgreSQL, and `db`: the same, empty for each test."""
 
-    @pytest.fixture(params=KINDS)
-    def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-        with database(request, tmp_path, metadata, migrations) as made:
+    @pytest.fixture(scope="module", params=KINDS)
+    def tables(
+        request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Database]:
+        with database(request, tmp_path_factory.mktemp("db"), metadata, migrations) as made:
             yield made
 
-    return db
+    @pytest.fixture
+    def db(tables: Database) -> Database:
+        with tables.session() as session:
+            for table in reversed(metadata.sorted_tables):
+                session.execute(table.delete())
+        return tables
+
+    return tables, db
+
+
+def migrated(service: ModuleType, metadata: MetaData) -> tuple[Any, Any]:
+    """`shared` for a service's tables, as its migrations make them."""
+    return shared(metadata, Path(service.__file__ or "").parent / "migrations")

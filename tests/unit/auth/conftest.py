@@ -7,7 +7,7 @@ from services.auth.store import Base
 from tests.support.clock import ManualClock
 from tests.support.databases import migrated
 
-db = migrated(services.auth, Base.metadata)
+tables, db = migrated(services.auth, Base.metadata)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from services.kit.db.session import Database
 from services.kit.text import now_us
 from services.kit.web.context import set_current
 from tests.unit.kit.owing import KeyRow
-from tests.unit.kit.test_outbox import db
+from tests.unit.kit.test_outbox import db, tables
 
-__all__ = ["db"]
+__all__ = ["db", "tables"]
 
 
 class Body(BaseModel):

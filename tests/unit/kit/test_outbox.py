@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from discovery.errors import CallError
 from services.kit.db.outbox import FIRST_S, Outbox, Owed, retry_s
 from services.kit.db.session import Database
 from tests.support.clock import ManualClock
-from tests.support.databases import KINDS, database
+from tests.support.databases import shared
 from tests.unit.kit.owing import Base, OutboxRow
 
-
-@pytest.fixture(params=KINDS)
-def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    with database(request, tmp_path, Base.metadata) as made:
-        yield made
+tables, db = shared(Base.metadata)
 
 
 class Receiver:

@@ -4,4 +4,4 @@ import services.posts
 from services.posts.store import Base
 from tests.support.databases import migrated
 
-db = migrated(services.posts, Base.metadata)
+tables, db = migrated(services.posts, Base.metadata)

@@ -4,4 +4,4 @@ import services.products
 from services.products.store import Base
 from tests.support.databases import migrated
 
-db = migrated(services.products, Base.metadata)
+tables, db = migrated(services.products, Base.metadata)

@@ -4,4 +4,4 @@ import services.users
 from services.users.store import Base
 from tests.support.databases import migrated
 
-db = migrated(services.users, Base.metadata)
+tables, db = migrated(services.users, Base.metadata)
