@@ -1,4 +1,4 @@
-"""The way of a request: whose path it is, may it pass, what answers it, and what is said when nothing can."""
+"""The way of a request: which service it is for, whether it may pass, what answers it, and the error when nothing can."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gateway.request import Body, Reader
 from services.kit.web.context import current
 from services.kit.web.problems import phrase
 
-# nginx's number for it; goes into logs and metrics, and to no client.
+# nginx's status for it: for logs and metrics, sent to no client.
 CLIENT_GONE = 499
 # Everything under it is Flask's, whatever services hold.
 OWN_PREFIX = "/edge/"
@@ -100,7 +100,7 @@ class Pipeline:
         identity = incoming.identify()
         if identity is not None and EXEMPT_SCOPE in identity.scopes:
             return None
-        # No address has a blank.
+        # An address holds no space.
         holder = f"subject {identity.subject}" if identity is not None else source(incoming.client)
         place = self.open_places.take(holder)
         if place is None:

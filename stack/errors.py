@@ -1,4 +1,4 @@
-"""What goes wrong while starting and running the stack, each with what to do about it."""
+"""What goes wrong while starting and running the stack, each error with a remedy."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def _place(environment: Mapping[str, str], say_why: bool) -> Place:
     if say_why:
         print(
             f"note: {user.name} cannot read {closed}, so a copy of the code in {copy} runs"
-            f" (to run in place: let others in there, chmod o+rX {closed}, or move the checkout)"
+            f" (to run in place: chmod o+rX {closed}, or move the checkout)"
         )
     account.copy_code(REPO, copy)
     return Place(copy, _var(copy, environment), user)

@@ -1,4 +1,4 @@
-"""One service's circuit breaker: leave to call, the outcome, and changes of state that come from outside.
+"""One service's circuit breaker: permission to call, the outcome, and changes of state that come from outside.
 
 pybreaker is the state machine. Its storage answers with a failure rate over a window of time in place of a count of failures
 in a row; one listener caps the trials while half-open, one says what has changed. A call does not run inside pybreaker: its
@@ -212,7 +212,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
             )
 
     def enter(self, caller: str = "") -> Permit:
-        """Leave to make a call; report its outcome on the permit. Raises BreakerOpen.
+        """Permission to make a call; report its outcome on the permit. Raises BreakerOpen.
 
         While others succeed, the failures of one `caller` alone (an address, a subject; empty: unknown) do not open it.
         """

@@ -1,4 +1,4 @@
-"""`/edge/breakers`: the breakers of all gateways, looked at and set by hand; and how they come into the metrics."""
+"""`/edge/breakers`: the breakers of all gateways, shown and set by hand; and their metrics."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from services.kit.web.problems import busy
 log = structlog.get_logger(__name__)
 
 PREFIX = "/edge/breakers"
-# Of an opening for which the operator names no time.
+# How long an opening lasts where the operator names no time.
 USUAL_HOLD_S = 300.0
 CAUSES = ("local", "shared", "hand")
 
 
 class BreakerObserver(CallObserver):
-    """The kit's metrics of calls, and what becomes of breakers. `on_change` is called with every transition, too: see `Sharing.changed`."""
+    """The kit's metrics of calls, and those of breakers. `on_change` is called with every transition too: see `Sharing.changed`."""
 
     def __init__(self, metrics: Metrics, own: BreakerMetrics) -> None:
         super().__init__(metrics)
@@ -148,7 +148,7 @@ def _order(sharing: Sharing, path: BreakerPath, order: Order) -> Any:
     if not outcome.shared:
         answer["detail"] = "Redis is away: only the process that was asked has taken it."
     elif outcome.missing:
-        answer["detail"] = "Not all processes have said in time that they have taken it."
+        answer["detail"] = "Not all processes have confirmed it in time."
     return answer, 200 if not outcome.missing and outcome.taken_by else 202
 
 

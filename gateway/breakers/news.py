@@ -1,4 +1,4 @@
-"""What gateways publish of their breakers in Redis: under which keys, in what shape, and what is not believed.
+"""What gateways publish of their breakers in Redis: under which keys, in what shape, and what is ignored.
 
     channel  gateway:<group>:breakers                        trips and closings of the group's own processes
     key      gateway:<group>:breaker:<service>               the last trip, for as long as it holds
@@ -6,7 +6,7 @@
     key      gateway:shared:breakers:hand:<group>:<service>  an opening by hand, for as long as it holds
     key      gateway:shared:breakers:<group>:<instance>      a process's picture of its breakers, a few seconds long
 
-Only the gateways may write there (Redis' users see to it). Still everything is checked: what is not of this shape is no news.
+Only the gateways may write there (Redis' users see to it). Everything is checked all the same: what is not of this shape is ignored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from discovery.model import Domain
 from discovery.resilience.breaker import BreakerSnapshot, State
 
 GROUPS: tuple[Domain, ...] = get_args(Domain)
-# Seconds: the longest that an operator may ask for.
+# Seconds: the longest opening that an operator may order.
 LONGEST_HOLD_S = 86_400
-# What is longer is not even looked at.
+# Longer messages are ignored.
 MAX_NEWS_BYTES = 4096
 MAX_PICTURE_BYTES = 256 * 1024
 MAX_REFS = 8

@@ -1,4 +1,4 @@
-"""Breakers of one process and those of the rest of its group: what is published, what is believed, and what an operator orders.
+"""The breakers of one process and of the rest of its group: what is published, which news counts, and what an operator orders.
 
 Every process breaks on its own. One that trips publishes it, the others open too, and are quiet: only what a process found
 out itself is published, so that nothing echoes. The process that tripped tries again when its time is over; those that only
@@ -52,7 +52,7 @@ Members = dict[Domain, dict[str, Picture | None]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Which instances carried out an order, and which of the catalog did not say so in time. `shared`: whether Redis took it."""
+    """Which instances carried out an order, and which of the catalog did not confirm it in time. `shared`: whether Redis took it."""
 
     id: str
     taken_by: list[str]
@@ -99,7 +99,7 @@ class Sharing:
         self._listener = Loop("breaker-listener", self._listen)
 
     def start(self) -> None:
-        """Begin to publish and to listen. Without Redis there is nothing to talk to."""
+        """Begin to publish and to listen. Does nothing without Redis."""
         if self._link.exists:
             self._publisher.start()
             self._listener.start()
@@ -273,7 +273,7 @@ class Sharing:
     def order(
         self, group: Domain, service: str, state: State, for_s: float, reason: str, request_id: str = ""
     ) -> Outcome:
-        """Set a breaker in all processes of a group, this one's or another, and wait a moment for them to say so.
+        """Set a breaker in all processes of a group, this one's or another, and wait a moment for them to confirm it.
 
         `for_s` is for `open`. Without Redis it reaches this process alone, if it is of that group.
         """
@@ -376,7 +376,7 @@ class Sharing:
             group: dict.fromkeys(sorted(each.id for each in snapshot.instances(f"gateway-{group}")))
             for group in groups
         }
-        # Its own key among them: there is always something to ask Redis for.
+        # Its own key among them, so that Redis is always asked for something.
         places = [(group, id_) for group, ids in found.items() for id_ in ids] + [(self.group, self.instance)]
         try:
             values = self._link.read(

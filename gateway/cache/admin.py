@@ -1,4 +1,4 @@
-"""`PURGE <own>/cache`: forgetting by hand what gateways have stored of any service, also of one that no gateway stands before."""
+"""`PURGE <own>/cache`: deletes by hand what gateways have stored of any service, also of one in the direct lane."""
 
 from __future__ import annotations
 

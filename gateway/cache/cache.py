@@ -1,4 +1,4 @@
-"""AnswerCache: what the rest of the gateway asks."""
+"""AnswerCache: what the rest of the gateway uses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from services.kit.stale.stored_form import Change, plain_path
 
 # What an answer may be given for when the service fails, if it says nothing of stale-if-error. Ref: RFC 5861.
 STALE_IF_ERROR_S = 300.0
-# What is longer is not looked up: names are memory, and any client can make them up.
+# Longer targets are not looked up: names take memory, and any client can make them up.
 MAX_TARGET_CHARS = 2048
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 BYPASS = ("X-Cache", "BYPASS")

@@ -1,4 +1,4 @@
-"""Leave to send: so many calls at once to each upstream, and so many in all. What finds no room is refused at once.
+"""Permission to send: a bounded number of calls at once to each upstream, and in all. A call that finds no room is refused at once.
 
 The limit of an upstream adapts (see `gateway.limits.concurrency`), the group's does not: it is what one process can hold. A part of
 the group's is for priority calls alone. A call counts until the head of its answer is there; what is left of a stream counts
@@ -97,7 +97,7 @@ class _Room:
 
 
 class Ticket:
-    """Leave to make one call. `head` when the head of its answer is there, `leave` when all of it is over; more do nothing.
+    """Permission to make one call. `head` when the head of its answer is there, `leave` when all of it is over; more do nothing.
 
     `ok`: whether the upstream answered as one that works.
     """
@@ -141,7 +141,7 @@ class Shed:
         self.refused: Counter[tuple[str, str]] = Counter()
 
     def enter(self, service: str, *, priority: bool) -> Ticket:
-        """Leave to make one call to the service now. Raises Overloaded."""
+        """Permission to make one call to the service now. Raises Overloaded."""
         now = self._clock.monotonic()
         with self._lock:
             upstream = self._upstreams.get(service) or self._add(service)

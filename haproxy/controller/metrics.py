@@ -59,9 +59,7 @@ class Metrics:
         self.servers = gauge("servers", "Instances in rotation.")
         self.routes = gauge("routes", "Accepted routes.")
         self.keys = gauge("keys", "Keys that tokens are verified with.")
-        self.problems = gauge(
-            "problems", "Parts of the controller that are not well: /health/ready names them."
-        )
+        self.problems = gauge("problems", "Parts of the controller with a problem: /health/ready names them.")
         self.errors = counter("errors_total", "Failures that are tried again.", "what")
 
     def reject(self, field: str) -> None:

@@ -55,7 +55,7 @@ class Refusal(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """The successor of a refresh token, and whose it is."""
+    """The successor of a refresh token, and its owner."""
 
     token: str
     owner: Identity
@@ -246,7 +246,7 @@ class Clients:
 
 @dataclass(frozen=True, slots=True)
 class BrowserSession:
-    """Whose it is, and when it was opened (Unix time in seconds)."""
+    """Its owner, and when it was opened (Unix time in seconds)."""
 
     account_id: str
     opened_at: int

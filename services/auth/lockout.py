@@ -1,4 +1,4 @@
-"""Who may try a password now. Pure: counters and a time go in, seconds to wait come out.
+"""Whether a password may be tried now. Pure: counters and a time go in, seconds to wait come out.
 
 Guessing must be slow, and slowing must not become a way to keep an owner out. Three counters, each of failures:
 
@@ -12,7 +12,7 @@ Guessing must be slow, and slowing must not become a way to keep an owner out. T
 A *known* source, from which the account was opened or entered within 30 days, is spared the last two, feeds neither, and
 its pair wait ends at 60 s: another client behind the same address can cost the owner one minute, not more.
 An attempt that is refused is not counted, so hammering does not lengthen a wait. An unknown e-mail is counted
-like any other, so the answers tell nothing about which accounts exist.
+like any other, so the answers do not show which accounts exist.
 
 Ref: OWASP, Authentication Cheat Sheet, "Account Lockout"; NIST SP 800-63B, 5.2.2.
 """

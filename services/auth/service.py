@@ -26,7 +26,7 @@ from services.kit.auth.revocations import Revocations
 log = structlog.get_logger(__name__)
 
 USERS_DEADLINE_S = 5.0
-# For so long a registration that is broken off keeps its address from others: longer than users may take.
+# How long a broken-off registration reserves its address: longer than users may take.
 CLAIM_S = 15.0
 # One login in this many sweeps away what has run out: no timer is needed, and no instance is special.
 SWEEP_ONE_IN = 200
@@ -98,7 +98,7 @@ class Auth:
             raise _users_away()
 
     def check_password(self, email: str, password: str, source: str) -> Identity:
-        """Whose e-mail and password these are. Raises Problem 401, 429 while locked out, 503 when saturated.
+        """The account of this e-mail and password. Raises Problem 401, 429 while locked out, 503 when saturated.
 
         Everything but the hash is the same for an unknown address, and the hash costs the same.
         """

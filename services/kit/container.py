@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# No request waits for what is written beside it.
+# Of background writes; no request waits for them.
 BACKGROUND_TIMEOUT_S = 0.5
 # How long the end of a worker waits for the turn of a job: longer than a delivery takes.
 JOB_END_S = 3.0

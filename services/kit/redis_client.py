@@ -69,7 +69,7 @@ class Away(Exception):
 
 
 class Circuit:
-    """Runs commands while Redis is well, so that one that is gone or hung costs one wait, and then nothing. Thread-safe.
+    """Runs commands while Redis works, so that a Redis that is gone or hangs costs one wait, and then nothing. Thread-safe.
 
     After `failures` in a row it opens for `OPEN_S`; then one caller tries, and closes it by succeeding. Without a Redis it is
     always open. The log names `purpose`, once per change.
@@ -143,7 +143,7 @@ class Circuit:
             self._open(cause)
 
     def close(self) -> None:
-        """Redis is well."""
+        """Redis works again."""
         with self._lock:
             self._close()
 
@@ -169,7 +169,7 @@ class Circuit:
 
 
 def is_unwell(error: Exception) -> bool:
-    """Whether an error says that Redis itself is not well, and not this one command."""
+    """Whether an error says that Redis itself is in trouble, and not this one command."""
     if isinstance(error, OutOfMemoryError):
         return False
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
@@ -181,5 +181,5 @@ def is_unwell(error: Exception) -> bool:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a script was given such an answer by a Redis that is not well."""
+    """Whether a script got such an answer, from a Redis in trouble."""
     return text.lstrip("-").startswith(REFUSALS)

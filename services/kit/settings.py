@@ -91,9 +91,9 @@ class ServiceSettings(BaseSettings):
     redis_cache_timeout_s: float = Field(default=0.05, gt=0, le=5)
     redis_state_timeout_s: float = Field(default=0.5, gt=0, le=10)
 
-    # Whose X-Forwarded-* are believed: the edge's, and the gateways', which pass them on.
+    # Whose X-Forwarded-* count: the edge's, and the gateways', which pass them on.
     trusted_proxies: Annotated[str, AfterValidator(check_networks)] = "127.0.0.0/8,::1/128"
-    # `*`, or the origins whose pages may read the answers, with commas between them. Credentials are cookies: tokens need none.
+    # `*`, or the origins whose pages may read the answers, comma-separated. Credentials are cookies: tokens need none.
     cors_origins: Annotated[str, AfterValidator(check_origins)] = ""
     cors_credentials: bool = False
 

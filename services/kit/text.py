@@ -29,7 +29,7 @@ def storable(text: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """The text itself; ValueError when it holds control characters or is no valid Unicode. For pydantic's AfterValidator."""
+    """The text itself; ValueError when it holds control characters or is not valid Unicode. For pydantic's AfterValidator."""
     return _checked(text, "")
 
 
@@ -40,7 +40,7 @@ def prose(text: str) -> str:
 
 def _checked(text: str, allowed: str) -> str:
     if not storable(text) or any(unicodedata.category(c) == "Cc" and c not in allowed for c in text):
-        raise ValueError("holds control characters, or is no valid Unicode")
+        raise ValueError("holds control characters, or is not valid Unicode")
     return text
 
 

@@ -33,7 +33,7 @@ Sort = Literal["newest", "name", "-name", "price", "-price"]
 def check_currency(code: str) -> str:
     """An ISO 4217 code in upper case. Raises ValueError."""
     if code not in CURRENCIES:
-        raise ValueError("is no ISO 4217 currency code in use")
+        raise ValueError("is not an ISO 4217 currency code in use")
     return code
 
 

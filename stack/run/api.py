@@ -1,4 +1,4 @@
-"""The stack as an object: start it, end it, and do things to its processes. Commands and tests drive this same class."""
+"""The stack as an object: start it, end it, and act on its processes. Commands and tests drive this same class."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Startup:
 
 
 def check_machine(stack: Stack) -> None:
-    """Everything that would make the start fail half-way, looked at before anything starts. Raises StackError, ValidationError."""
+    """Everything that would make the start fail half-way, checked before anything starts. Raises StackError, ValidationError."""
     settings = stack.settings
     odd = set(re.sub(r"[\w./+@,~ -]", "", str(settings.var)))
     if odd:

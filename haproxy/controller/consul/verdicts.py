@@ -1,4 +1,4 @@
-"""What the owners learn: one verdict a service in Consul's KV, in the log and in the metrics."""
+"""Verdicts for the owners: one for each service, in Consul's KV, in the log and in the metrics."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Verdicts = dict[str, dict[str, Any]]
 # Consul takes 512 KiB a key; an owner learns enough from the first of many.
 MAX_REASONS = 50
 RETRY_S = 2.0
-# A verdict is not written more often than this.
+# A verdict is written this often at most.
 ROUND_S = 1.0
 # Verdicts may have been deleted or changed, or Consul may be another one.
 COMPARE_EVERY_S = 30.0
 
 
 def verdict(outcome: Outcome) -> dict[str, Any]:
-    """What the owner learns, without edge and time.
+    """A verdict, without edge and time.
 
     `state`: `accepted` (all that was asked for), `partly` (served, but something was refused), `pending` (accepted, but HAProxy
     does not have it yet), `rejected` (not served) or `not-exposed` (asks for nothing). `accepted` is true for the first two.

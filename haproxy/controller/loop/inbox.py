@@ -1,4 +1,4 @@
-"""Where the threads around the loop leave what has changed."""
+"""Where the other threads leave changes for the loop."""
 
 from __future__ import annotations
 

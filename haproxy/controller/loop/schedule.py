@@ -32,7 +32,7 @@ FORGET_S = 120.0
 # pass in a moment. A changed wanted state is tried at once.
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 30.0
-# Reloads that had better wait for something do so this long, and this often.
+# How long, and how often, a reload that had better wait does so.
 HOLD_S = 0.2
 MAX_HOLDS = 6
 
@@ -54,7 +54,7 @@ class Wanted:
 
 
 class Flapping:
-    """How often services have changed their routes lately, and how long the next change of each has to wait. Monotonic seconds.
+    """How often services have changed their routes lately, and how long the next change of each must wait. Monotonic seconds.
 
     A service that flaps its route waits alone: the change of another one brings its own along.
     """
@@ -184,7 +184,7 @@ class Reloads:
         return self._flapping.due(wanted.changed(self._has), soonest)
 
     def ready(self, now: float, hold: bool) -> bool:
-        """Whether to `start` one now; `hold`: it had better wait, if not for long."""
+        """Whether to `start` one now; `hold`: it had better wait for a short time."""
         if self.at is None or now < self._at:
             return False
         if hold and self._holds < MAX_HOLDS:

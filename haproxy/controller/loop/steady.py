@@ -1,4 +1,4 @@
-"""What of the controller is not well, and work that outlives whatever it raises."""
+"""What is wrong in the controller, and work that survives whatever it raises."""
 
 from __future__ import annotations
 

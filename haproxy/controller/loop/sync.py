@@ -59,7 +59,7 @@ class Sync:
         self.to_report: set[str] = set()
         self.on_reload: Callable[[], None] = lambda: None
         self.propose: Callable[[Agreed], None] = lambda _: None
-        # What a reload had better wait for, if not for long.
+        # Why a reload had better wait, for a short time.
         self.busy: Callable[[], bool] = lambda: False
         self.keys = keys
         self._settings = settings
@@ -130,7 +130,7 @@ class Sync:
         self.writer.stop()
 
     def outcome(self, service: str) -> Outcome | None:
-        """What its owner should learn; None for a service that is not in Consul."""
+        """The verdict for its owner; None for a service that is not in Consul."""
         outcome = self.desire.outcome(service)
         if outcome is None or service not in self.reloads.pending:
             return outcome
@@ -256,7 +256,7 @@ class Sync:
             self._begin_full(now)
 
     def _meet(self, process: ProcessInfo) -> None:
-        """Another worker than the one known: the first one, or one that was started past this controller."""
+        """Another worker than the known one: the first, or one that this controller has not started."""
         log.info("following a worker of haproxy", pid=process.pid, known=self._process and self._process.pid)
         self._metrics.haproxy_up.set(1)
         self._health.well("haproxy")

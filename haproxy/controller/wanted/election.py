@@ -140,7 +140,7 @@ class Desire:
         return EdgeState(tuple(backend for backend in backends if backend is not None), keys)
 
     def outcome(self, service: str) -> Outcome | None:
-        """What its owner should learn; None for a service that is not in Consul."""
+        """The verdict for its owner; None for a service that is not in Consul."""
         admission = self._admissions.by_service.get(service)
         if admission is None:
             return None

@@ -1,4 +1,4 @@
-"""Whose tokens have ended before their time: the accounts that are gone, or logged out everywhere. auth keeps the list."""
+"""Which accounts' tokens have ended early: those that are deleted, or logged out everywhere. auth keeps the list."""
 
 from __future__ import annotations
 

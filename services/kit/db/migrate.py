@@ -1,7 +1,7 @@
 """Schema migrations by Alembic, run at start by whichever instance comes first while the others wait.
 
 A service's `migrations/versions/` folder holds its revision files (`0001_accounts.py`: `revision`, `down_revision`,
-`upgrade`, `downgrade`) and nothing else is needed: the environment is the kit's (`services/kit/alembic/env.py`).
+`upgrade`, `downgrade`) and nothing else is needed: the environment is the kit's (`services/kit/db/alembic/env.py`).
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Registrar:
         return pause_s
 
     def leave(self) -> None:
-        """Take the instance out of Consul, which may take `CONNECT_S` and `ANSWER_S`. It has no turn after that."""
+        """Take the instance out of Consul, which may take `CONNECT_S` and `ANSWER_S`. There is no turn after that."""
         self._keeper.stop()
 
     def _registration(self) -> discovery.Registration | None:
@@ -211,7 +211,7 @@ class Server(BaseApplication):
             "loglevel": settings.log_level,
             "proc_name": self._kit.instance_id,
             "control_socket_disable": True,
-            # What a request says about itself is not believed: SCRIPT_NAME would move its path.
+            # What a request says about itself does not count: SCRIPT_NAME would move its path.
             "forwarder_headers": "",
             "forwarded_allow_ips": "",
             "secure_scheme_headers": {},

@@ -25,7 +25,7 @@ class Caller:
     """One request, as the kit knows it.
 
     `subject` is None until `require_scope` has verified a token. `deadline` is a point on `time.monotonic()`.
-    `by_key` tells that the token was made from an API key. `traceparent` is this request's own span, to be passed on; `route` the matched template (for metrics and logs).
+    `by_key`: the token was made from an API key. `traceparent` is this request's own span, to be passed on; `route` the matched template (for metrics and logs).
     """
 
     request_id: str = ""

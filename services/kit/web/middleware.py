@@ -142,14 +142,14 @@ class _Answer:
 
 
 def deadline_s(given_ms: str | None, most_s: float) -> float:
-    """Seconds that a request has: what its sender gives, at most what the service allows; nonsense counts as nothing."""
+    """Seconds that a request has: what its sender gives, at most what the service allows; an invalid value is ignored."""
     if given_ms and len(given_ms) <= 9 and given_ms.isascii() and given_ms.isdigit():
         return min(int(given_ms) / 1000, most_s)
     return most_s
 
 
 class Forwarded:
-    """WSGI middleware: believes the `X-Forwarded-*` of clients in one of `networks`, and of no other.
+    """WSGI middleware: takes `X-Forwarded-*` from clients in one of `networks`, and from no other.
 
     So `request.scheme`, `.host` and `.remote_addr` are the client's, and a redirect or `url_for(…, _external=True)` leads back
     to where the client is. A gateway passes the edge's words on unchanged: one value of each counts, in both lanes.

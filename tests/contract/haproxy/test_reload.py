@@ -121,7 +121,7 @@ def test_health_weight_and_drain_hold_over_a_reload(running: Edge) -> None:
 
 
 def unready(running: Edge) -> str:
-    """What the controller says is not well."""
+    """What the controller says is wrong."""
     answer = http.call(f"127.0.0.1:{running.settings.controller_port}", "GET", "/health/ready")
     problems = answer.json().get("problems", {})
     assert (answer.status_code == 200) == (not problems)
