@@ -52,6 +52,10 @@ def rig() -> Iterator[Rig]:
         "BODY_TIMEOUT_S": "1",
         # What a busy machine makes late is no absence of Redis here.
         "REDIS_CACHE_TIMEOUT_S": "1",
+        # More than any subject of these tests asks, but for those that ask for too much.
+        "GATEWAY_RATE_LIMITS": "60/hour",
+        "GATEWAY_QUOTAS": "off",
+        "GATEWAY_KEY_RATE_LIMITS": "3/hour",
     }
     with gateway_rig("business", "business", "identity", "ai", with_redis=True, env=env) as made:
         yield made

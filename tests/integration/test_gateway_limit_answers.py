@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.test_gateway_limits import subject
-from tests.support.gateway_rig import Rig, gateway_rig, metric
+from tests.support.gateway_rig import Rig, metric
 from tests.support.scripted import Handler, ok
 
+pytestmark = pytest.mark.shares("gateways")
 
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    limits = {"GATEWAY_RATE_LIMITS": "20/hour", "GATEWAY_QUOTAS": "off", "GATEWAY_KEY_RATE_LIMITS": "3/hour"}
-    with gateway_rig("business", "business", with_redis=True, env=limits) as started:
-        yield started
+# A subject's requests in an hour, as the session's gateways are started with.
+LIMIT = 60
 
 
 def bearer(rig: Rig, name: str, **claims: object) -> dict[str, str]:
@@ -32,14 +29,14 @@ def test_answers_tell_the_limit_and_the_refusal_says_when_to_come_back(rig: Rig)
     name = subject()
     sent = bearer(rig, name)
     with rig.service(ok) as pears:
-        answers = [rig.ask("GET", f"{pears.path}/1", service=pears, headers=sent) for _ in range(20)]
+        answers = [rig.ask("GET", f"{pears.path}/1", service=pears, headers=sent) for _ in range(LIMIT)]
         assert {each.status for each in answers} == {200}
-        assert answers[0].headers["ratelimit-policy"] == '"rate-hour";q=20;w=3600'
+        assert answers[0].headers["ratelimit-policy"] == f'"rate-hour";q={LIMIT};w=3600'
         left = [int(each.headers["ratelimit"].split(";")[1].removeprefix("r=")) for each in answers]
-        assert left == list(range(19, -1, -1))
+        assert left == list(range(LIMIT - 1, -1, -1))
         refused = rig.ask("POST", f"{pears.path}/1", service=pears, headers=sent, body=b"{}")
         assert refused.status == 429
-        assert len(pears.requests) == 20
+        assert len(pears.requests) == LIMIT
     problem = json.loads(refused.body)
     assert refused.headers["content-type"] == "application/problem+json"
     assert (problem["status"], problem["layer"]) == (429, "gateway")
@@ -51,7 +48,7 @@ def test_answers_tell_the_limit_and_the_refusal_says_when_to_come_back(rig: Rig)
 def test_two_gateways_share_what_a_subject_has_used(rig: Rig) -> None:
     sent = bearer(rig, subject())
     with rig.service(ok) as pears:
-        for _ in range(8):
+        for _ in range((LIMIT - 4) // 2):
             for gateway_number in (0, 1):
                 rig.ask("GET", pears.path, service=pears, headers=sent, gateway=gateway_number)
         time.sleep(0.3)
@@ -76,7 +73,7 @@ def test_tokens_of_api_keys_have_their_own_limit(rig: Rig) -> None:
 def test_who_proves_nothing_is_not_counted_here(rig: Rig) -> None:
     with rig.service(ok) as pears:
         for sent in ({}, {"Authorization": "Bearer a.b.c"}):
-            for _ in range(25):
+            for _ in range(LIMIT // 2 + 1):
                 answer = rig.ask("GET", pears.path, service=pears, headers=sent)
                 assert answer.status == 200
                 assert "ratelimit" not in answer.headers
@@ -89,7 +86,7 @@ def test_stored_answers_carry_the_numbers_of_who_asks(rig: Rig) -> None:
             with rig.open("GET", f"{pears.path}/stored", service=pears, headers=sent) as answer:
                 answer.read()
                 fields = answer.headers.get_all("RateLimit")
-            left = [19, 18, 19, 17, 18][step]
+            left = LIMIT - [1, 2, 1, 3, 2][step]
             assert fields is not None
             assert len(fields) == 1
             assert f";r={left};" in fields[0]
