@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from operator import attrgetter
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.limits.loadshed import Shed, Upstream
+from gateway.limits.loadshed import Shed
 
 
 class GatewayMetrics:
@@ -83,12 +82,18 @@ class ShedMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         shed, upstreams = self._shed, self._shed.upstreams()
-        for name, text, value_of in _OF_UPSTREAMS:
-            values = {each.service: value_of(each) for each in upstreams}
-            yield _gauge(name, text, "upstream", values)
-        in_flight = dict(zip(("identity", "other"), shed.in_flight(), strict=True))
+        for name, (text, attribute) in _OF_UPSTREAMS.items():
+            gauge = GaugeMetricFamily(name, text, labels=["upstream"])
+            for each in upstreams:
+                value = getattr(each, attribute)
+                if value is not None:  # not known yet
+                    gauge.add_metric([each.service], value)
+            yield gauge
         text = "Calls of this process waiting for a head."
-        yield _gauge("gateway_group_in_flight", text, "priority", in_flight)
+        in_flight = GaugeMetricFamily("gateway_group_in_flight", text, labels=["priority"])
+        for label, count in zip(("identity", "other"), shed.in_flight(), strict=True):
+            in_flight.add_metric([label], count)
+        yield in_flight
         text = "Calls of this process that may be under way at once."
         yield GaugeMetricFamily("gateway_group_limit", text, value=shed.settings.group)
         text = "Answers being passed on by this process."
@@ -102,37 +107,13 @@ class ShedMetrics(Collector):
         yield refused
 
 
-# Name, meaning, value of one upstream (None: not known yet).
-_OF_UPSTREAMS: tuple[tuple[str, str, Callable[[Upstream], float | None]], ...] = (
-    (
-        "gateway_upstream_limit",
-        "Calls to an upstream that may be under way at once.",
-        attrgetter("limit"),
-    ),
-    (
-        "gateway_upstream_in_flight",
-        "Calls waiting for the head of their answer.",
-        attrgetter("in_flight"),
-    ),
-    (
-        "gateway_upstream_streams",
-        "Answers of an upstream being passed on.",
-        attrgetter("streams"),
-    ),
-    (
-        "gateway_upstream_base_seconds",
-        "Latency of an upstream with few calls at once.",
-        attrgetter("base_s"),
-    ),
-)
-
-
-def _gauge(name: str, text: str, label: str, values: Mapping[str, float | None]) -> GaugeMetricFamily:
-    gauge = GaugeMetricFamily(name, text, labels=[label])
-    for labelled, value in values.items():
-        if value is not None:
-            gauge.add_metric([labelled], value)
-    return gauge
+# Meaning, and attribute of an upstream.
+_OF_UPSTREAMS = {
+    "gateway_upstream_limit": ("Calls to an upstream that may be under way at once.", "limit"),
+    "gateway_upstream_in_flight": ("Calls waiting for the head of their answer.", "in_flight"),
+    "gateway_upstream_streams": ("Answers of an upstream being passed on.", "streams"),
+    "gateway_upstream_base_seconds": ("Latency of an upstream with few calls at once.", "base_s"),
+}
 
 
 class LimitMetrics:

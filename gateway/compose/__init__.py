@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.consul.static import Reading
 from gateway.cache import AnswerCache
 from gateway.compose.compose import Composition
 from gateway.compose.config import Declaration, DeclarationError
@@ -21,6 +20,7 @@ from gateway.compose.wholes import Wholes
 from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
 from gateway.proxy import Calls
+from gateway.routes import Exposed
 
 __all__ = ["Composition", "Compositions", "Declaration", "DeclarationError"]
 
@@ -37,9 +37,9 @@ class Compositions:
         declaration: Declaration,
         *,
         calls: Calls,
-        view: Reading,
-        cache: AnswerCache | None = None,
-        metrics: GatewayMetrics | None = None,
+        view: Exposed,
+        cache: AnswerCache,
+        metrics: GatewayMetrics,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         fetcher = Fetcher(calls, view, cache, metrics, clock)

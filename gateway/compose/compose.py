@@ -30,7 +30,7 @@ class Composition:
         route: Route,
         fetcher: Fetcher,
         wholes: Wholes,
-        metrics: GatewayMetrics | None = None,
+        metrics: GatewayMetrics,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.route = route
@@ -76,9 +76,8 @@ class Composition:
         """The whole, from its services. Raises PartFailed."""
         route = self.route
         results = self._gather(incoming, values)
-        if self._metrics is not None:
-            for each in results:
-                self._metrics.parts.labels(route.name, each.name, each.state).inc()
+        for each in results:
+            self._metrics.parts.labels(route.name, each.name, each.state).inc()
         needed = [each for each in results if route.parts[each.name].required and not each.usable]
         if needed:
             # Where several are missing, the one to mend first: a token before what it gives access to.

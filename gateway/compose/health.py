@@ -22,13 +22,11 @@ from pydantic_core import to_json
 
 from discovery.balancing.balancer import usable
 from discovery.clock import SYSTEM_CLOCK, Clock
-from discovery.consul.static import Reading
-from discovery.contract import parse_route
-from discovery.errors import ContractError
 from discovery.model import Instance, Route
 from gateway.compose.config import Health
 from gateway.errors import Refused
 from gateway.model import Answer, Incoming
+from gateway.routes import Exposed
 from services.kit.web.context import current
 
 log = structlog.get_logger(__name__)
@@ -61,7 +59,7 @@ class _Service:
 class FleetHealth:
     """`GET /api/health`. Looks at most once in `remember_s`, however often it is asked. Thread-safe."""
 
-    def __init__(self, declared: Health, view: Reading, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, declared: Health, view: Exposed, clock: Clock = SYSTEM_CLOCK) -> None:
         self._declared = declared
         self._view = view
         self._clock = clock
@@ -109,7 +107,7 @@ class FleetHealth:
     def _services(self) -> list[_Service]:
         """The services that should be there, by name: declared, or in the catalog with a route."""
         snapshot = self._view.snapshot()
-        routes = {name: _route(instances) for name, instances in snapshot.services.items()}
+        routes = {name: self._view.route(name) for name in snapshot.services}
         names = {*self._declared.expected, *(name for name, route in routes.items() if route is not None)}
         found = []
         for name in sorted(names):
@@ -160,12 +158,3 @@ def _ready(service: _Service, instance: Instance, timeout_s: float) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _route(instances: Sequence[Instance]) -> Route | None:
-    for instance in instances:
-        try:
-            return parse_route(instance.service, instance.meta)
-        except ContractError:
-            continue
-    return None

@@ -45,8 +45,8 @@ class Fetcher:
         self,
         calls: Calls,
         view: Reading,
-        cache: AnswerCache | None = None,
-        metrics: GatewayMetrics | None = None,
+        cache: AnswerCache,
+        metrics: GatewayMetrics,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._calls = calls
@@ -95,7 +95,7 @@ class Fetcher:
 
     def _ask(self, name: str, part: Part, asked: Incoming) -> Result:
         policy = part.cache
-        if policy is None or self._cache is None:
+        if policy is None:
             return _check(name, part, self._call(part, asked))
         identity = asked.identify() if policy.scope == "subject" else None
         answer = self._cache.part(
@@ -166,12 +166,12 @@ class Fetcher:
             may=lambda: self._calls.client.spend_retry(part.service),
             good=lambda response: response.status not in FAILED_STATUSES,
         )
-        if won.hedged and self._metrics is not None:
+        if won.hedged:
             self._metrics.hedges.labels(part.service, "second" if won.won else "first").inc()
         return won
 
     def _last_good(self, result: Result, part: Part, asked: Incoming) -> Result:
-        answer = self._cache.last_good(asked) if self._cache is not None else None
+        answer = self._cache.last_good(asked)
         if answer is None:
             return result
         good = _check(result.name, part, answer)

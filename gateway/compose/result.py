@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from discovery.errors import BreakerOpen, CallError, DeadlineExceeded, NoInstance, NotSent, ResponseTimeout
+from discovery.errors import CallError, NoInstance
 from gateway.errors import GatewayError
 from gateway.model import Headers, first
+from gateway.problems import RETRY_AFTER_S, fault_of
 
 # absent: no such service is there. unavailable: nothing was sent, or no instance could be reached. refused: a 4xx.
 # failed: a 5xx, or an answer that broke off. invalid: an answer that cannot be used. cancelled: not waited for.
@@ -45,10 +46,6 @@ class Result:
         return self.data is not None
 
     @property
-    def fresh(self) -> bool:
-        return self.state == "ok"
-
-    @property
     def answer_status(self) -> int:
         """The status of an answer that is missing this part and needs it."""
         if self.upstream_status in PASSED_ON:
@@ -75,24 +72,11 @@ class Result:
 
 
 def describe_failure(name: str, service: str, error: CallError | GatewayError, *, absent: bool) -> Result:
-    """A call that brought no answer. The error's own text stays here: it may name addresses. `absent`: the service has no instance."""
-    attempts = error.attempts if isinstance(error, CallError) else 0
-    state: State
-    retry_after_s = getattr(error, "retry_after_s", 1.0)
-    if isinstance(error, NoInstance):
-        state, reason = (
-            ("absent", "no instance of the service is there")
-            if absent
-            else ("unavailable", "no instance is able to answer")
-        )
-    elif isinstance(error, BreakerOpen):
-        state, reason = "unavailable", "the service's breaker is open"
-    elif isinstance(error, NotSent):
-        state, reason = "unavailable", "no instance could be reached"
-    elif isinstance(error, DeadlineExceeded | ResponseTimeout):
-        state, reason = "timeout", "no answer in time"
-    elif isinstance(error, CallError):
-        state, reason = "failed", "the answer broke off"
-    else:
-        state, reason = "unavailable", error.detail
-    return Result(name, service, state, attempts=attempts, reason=reason, retry_after_s=retry_after_s)
+    """A call that brought no answer, in the words of `gateway.problems`: they name no addresses. `absent`: the service has no
+    instance."""
+    fault = fault_of(error)
+    state: State = "timeout" if fault.status == 504 else "unavailable" if fault.status == 503 else "failed"
+    if isinstance(error, NoInstance) and absent:
+        state = "absent"
+    reason, retry_after_s = fault.detail.rstrip("."), fault.retry_after_s or RETRY_AFTER_S
+    return Result(name, service, state, attempts=fault.attempts, reason=reason, retry_after_s=retry_after_s)

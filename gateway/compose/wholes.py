@@ -51,9 +51,7 @@ class _Kept:
 class Wholes:
     """For the greenlets of one thread. `get_or_make` is all that is needed."""
 
-    def __init__(
-        self, cache: AnswerCache | None = None, clock: Clock = SYSTEM_CLOCK, max_bytes: int = MAX_BYTES
-    ) -> None:
+    def __init__(self, cache: AnswerCache, clock: Clock = SYSTEM_CLOCK, max_bytes: int = MAX_BYTES) -> None:
         self._cache = cache
         self._clock = clock
         self._max_bytes = max_bytes
@@ -99,8 +97,6 @@ class Wholes:
     def _holds(self, kept: _Kept) -> bool:
         if state_of(Lifetime(kept.made.fresh_s), self._clock.monotonic() - kept.at) is None:
             return False
-        if self._cache is None:
-            return True
         mark = self._cache.mark()
         if not self._cache.unchanged(kept.made.places, kept.mark, kept.at):
             return False
@@ -117,7 +113,7 @@ class Wholes:
         )
 
     def _make(self, key: Hashable, make: Callable[[], Made]) -> Answer:
-        at, mark = self._clock.monotonic(), self._cache.mark() if self._cache is not None else 0
+        at, mark = self._clock.monotonic(), self._cache.mark()
         made = make()
         if not made.fresh_s:
             return made.answer

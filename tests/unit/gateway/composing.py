@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from prometheus_client import CollectorRegistry
 
-from discovery import (
-    Instance,
-    StaticView,
-)
+from discovery import Instance, StaticView
 from gateway.cache import PartPolicy
 from gateway.compose import Compositions
 from gateway.compose.config import load
+from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Incoming
 from services.kit.auth.verifier import Identity
 from tests.support.incoming import incoming
@@ -109,7 +108,14 @@ def compositions(
     (folder / "business.toml").write_text(text)
     names = list(upstreams.behave)
     view = StaticView(there if there is not None else [one(name) for name in names])
-    return Compositions(load("business", folder), calls=upstreams, view=view, cache=cache)  # type: ignore[arg-type]
+    metrics = GatewayMetrics(CollectorRegistry())
+    return Compositions(
+        load("business", folder),
+        calls=upstreams,
+        view=view,
+        cache=cache or Store(),
+        metrics=metrics,  # type: ignore[arg-type]
+    )
 
 
 def ask(made: Compositions, request: Incoming | None = None) -> Answer:

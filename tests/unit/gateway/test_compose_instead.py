@@ -49,7 +49,7 @@ def test_the_last_good_answer_stands_in_for_a_part(tmp_path: Path) -> None:
         "source": "snapshot",
         "age": 12,
         "attempts": 3,
-        "reason": "no instance could be reached",
+        "reason": "lefts cannot be reached",
     }
     assert told["_complete"] is True
     assert answer.header("x-stale-age") == "12"

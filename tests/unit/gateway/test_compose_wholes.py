@@ -70,7 +70,7 @@ def clock() -> ManualClock:
 
 
 def test_a_whole_is_kept_for_as_long_as_it_is_fresh(clock: ManualClock) -> None:
-    wholes, maker = Wholes(None, clock), Maker()
+    wholes, maker = Wholes(Changes(), clock), Maker()
     assert get(wholes, maker) == "MISS"
     clock.sleep(59.5)
     answer = wholes.get_or_make("k", maker, give, wait_s=5.0)
@@ -81,7 +81,7 @@ def test_a_whole_is_kept_for_as_long_as_it_is_fresh(clock: ManualClock) -> None:
 
 
 def test_what_nobody_else_may_have_is_not_kept(clock: ManualClock) -> None:
-    wholes, maker = Wholes(None, clock), Maker(fresh_s=0)
+    wholes, maker = Wholes(Changes(), clock), Maker(fresh_s=0)
     assert [get(wholes, maker), get(wholes, maker)] == [None, None]
     assert wholes.bytes == 0
 
@@ -118,14 +118,14 @@ def test_nothing_is_given_while_changes_would_not_be_heard_of(clock: ManualClock
 
 
 def test_who_asks_for_a_new_one_gets_it_and_the_others_have_it(clock: ManualClock) -> None:
-    wholes, maker = Wholes(None, clock), Maker()
+    wholes, maker = Wholes(Changes(), clock), Maker()
     assert [get(wholes, maker), get(wholes, maker, renew=True), get(wholes, maker)] == ["MISS", "MISS", "HIT"]
     assert maker.made == 2
 
 
 def test_the_least_used_go_when_there_is_no_room(clock: ManualClock) -> None:
     room = 10 * (OVERHEAD_BYTES + 2 + len(repr("0")))
-    wholes, maker = Wholes(None, clock, max_bytes=room), Maker()
+    wholes, maker = Wholes(Changes(), clock, max_bytes=room), Maker()
     for number in range(10):
         get(wholes, maker, str(number))
     assert get(wholes, maker, "0") == "HIT"
@@ -136,20 +136,20 @@ def test_the_least_used_go_when_there_is_no_room(clock: ManualClock) -> None:
 
 
 def test_one_that_would_take_all_the_room_is_not_kept(clock: ManualClock) -> None:
-    wholes = Wholes(None, clock, max_bytes=10_000)
+    wholes = Wholes(Changes(), clock, max_bytes=10_000)
     maker = Maker(data=b"x" * 5000)
     assert [get(wholes, maker), get(wholes, maker)] == ["MISS", "MISS"]
     assert wholes.bytes == 0
 
 
 def test_names_and_headers_count(clock: ManualClock) -> None:
-    wholes, maker = Wholes(None, clock), Maker()
+    wholes, maker = Wholes(Changes(), clock), Maker()
     get(wholes, maker, "k" * 10_000)
     assert wholes.bytes > OVERHEAD_BYTES + 10_000
 
 
 def test_of_many_who_want_an_outdated_one_a_single_one_makes_it(clock: ManualClock) -> None:
-    wholes, maker = Wholes(None, clock), Maker()
+    wholes, maker = Wholes(Changes(), clock), Maker()
     get(wholes, maker)
     clock.sleep(60)
     maker.takes_s = 0.05
@@ -160,7 +160,7 @@ def test_of_many_who_want_an_outdated_one_a_single_one_makes_it(clock: ManualClo
 
 
 def test_who_waits_for_one_that_fails_makes_his_own(clock: ManualClock) -> None:
-    wholes, maker = Wholes(None, clock), Maker()
+    wholes, maker = Wholes(Changes(), clock), Maker()
     get(wholes, maker)
     clock.sleep(60)
     failing = Maker(takes_s=0.05, error=ValueError("no"))
@@ -174,7 +174,7 @@ def test_who_waits_for_one_that_fails_makes_his_own(clock: ManualClock) -> None:
 
 
 def test_who_is_cut_off_while_he_makes_it_keeps_nobody_waiting(clock: ManualClock) -> None:
-    wholes, maker = Wholes(None, clock), Maker()
+    wholes, maker = Wholes(Changes(), clock), Maker()
     get(wholes, maker)
     clock.sleep(60)
     first = gevent.spawn(wholes.get_or_make, "k", Maker(takes_s=30), give, wait_s=5.0)
