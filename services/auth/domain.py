@@ -18,6 +18,9 @@ SCOPES = ("user", "admin", "service")
 _LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
+# The same for the OpenAPI document, but for a last part that begins with a digit.
+EMAIL_PATTERN = rf"^(?=[^@]{{1,64}}@){_LOCAL.pattern}@({_LABEL.pattern}\.)+(?=[A-Za-z]){_LABEL.pattern}$"
+
 
 def check_email(value: str) -> str:
     """The address as it was given, without the space around it. Raises ValueError with a reason that can be shown."""

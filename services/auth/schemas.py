@@ -7,13 +7,31 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.auth.domain import MAX_PASSWORD_BYTES, check_email, check_password
-from services.kit.text import ID_PATTERN, Name, one_line
+from services.auth.domain import (
+    EMAIL_PATTERN,
+    MAX_EMAIL_CHARS,
+    MAX_PASSWORD_BYTES,
+    MIN_PASSWORD_CHARS,
+    check_email,
+    check_password,
+)
+from services.kit.text import ID_PATTERN, LINE, Name, described, one_line
 
-Email = Annotated[str, Field(max_length=320), AfterValidator(check_email)]
-NewPassword = Annotated[str, Field(max_length=MAX_PASSWORD_BYTES), AfterValidator(check_password)]
+Email = Annotated[
+    str,
+    Field(max_length=320),
+    AfterValidator(check_email),
+    described(pattern=EMAIL_PATTERN, maxLength=MAX_EMAIL_CHARS),
+]
+# No character takes more than four bytes.
+NewPassword = Annotated[
+    str,
+    Field(max_length=MAX_PASSWORD_BYTES),
+    AfterValidator(check_password),
+    described(minLength=MIN_PASSWORD_CHARS, maxLength=MAX_PASSWORD_BYTES // 4),
+]
 # What is looked up must be text that every database takes: PostgreSQL has no NUL.
-Secret = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(one_line)]
+Secret = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(one_line), LINE]
 Scope = Literal["user", "admin"]
 
 
@@ -33,7 +51,7 @@ class Register(Request):
 class Login(Request):
     """An existing password is only compared: rules for new ones do not apply, its size is bounded."""
 
-    email: Annotated[str, Field(max_length=320), AfterValidator(one_line)]
+    email: Annotated[str, Field(max_length=320), AfterValidator(one_line), LINE]
     password: Annotated[str, Field(max_length=MAX_PASSWORD_BYTES)]
 
 
@@ -63,7 +81,7 @@ class AccountPath(BaseModel):
 
 
 class ApiKeyPath(BaseModel):
-    key_id: Annotated[str, Field(max_length=64), AfterValidator(one_line)]
+    key_id: Annotated[str, Field(max_length=64), AfterValidator(one_line), LINE]
 
 
 class Opened(BaseModel):

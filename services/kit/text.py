@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 import unicodedata
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -13,6 +14,9 @@ from pydantic import AfterValidator, Field, StringConstraints
 ID_PATTERN = "[0-9a-f]{32}"
 
 MAX_NAME_CHARS = 100
+# Unicode's control characters, and those of them that text of several lines does without: as part of a pattern.
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_CONTROL_IN_PROSE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
 # Cc control, Cs lone surrogate (neither UTF-8 nor PostgreSQL takes it), Cn unassigned.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Cn"})
 # They turn the reading direction of what follows, and so make one name look like another.
@@ -30,22 +34,38 @@ def storable(text: str) -> bool:
 
 def one_line(text: str) -> str:
     """The text itself; ValueError when it holds control characters or is not valid Unicode. For pydantic's AfterValidator."""
-    return _checked(text, "")
+    return _checked(text, _CONTROL)
 
 
 def prose(text: str) -> str:
     """Like `one_line`, with line breaks and tabs allowed."""
-    return _checked(text, "\n\r\t")
+    return _checked(text, _CONTROL_IN_PROSE)
 
 
-def _checked(text: str, allowed: str) -> str:
-    if not storable(text) or any(unicodedata.category(c) == "Cc" and c not in allowed for c in text):
+def _checked(text: str, refused: str) -> str:
+    if not storable(text) or re.search(f"[{refused}]", text):
         raise ValueError("holds control characters, or is not valid Unicode")
     return text
 
 
+def described(**schema: Any) -> Any:
+    """For Annotated: what a check asks for, in the terms of the OpenAPI document. The check itself stands beside it."""
+    return Field(json_schema_extra=schema)
+
+
+def _any_of(refused: str) -> Any:
+    return described(pattern=f"^[^{refused}]*$")
+
+
+def _not_blank(refused: str) -> Any:
+    return described(pattern=rf"^[^{refused}]*[^{refused}\s][^{refused}]*$")
+
+
+LINE, SOME_LINE = _any_of(_CONTROL), _not_blank(_CONTROL)
+PROSE, SOME_PROSE = _any_of(_CONTROL_IN_PROSE), _not_blank(_CONTROL_IN_PROSE)
+
 # What a search is asked for; blank searches nothing.
-Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(prose)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(prose), PROSE]
 
 
 def check_name(value: str) -> str:
@@ -59,7 +79,13 @@ def check_name(value: str) -> str:
 
 
 # Of a request's body. Longer than the longest name, whose white space is taken off.
-Name = Annotated[str, Field(max_length=400), AfterValidator(check_name)]
+Name = Annotated[
+    str,
+    Field(max_length=400),
+    AfterValidator(check_name),
+    _not_blank(_CONTROL + "".join(sorted(_BIDI_CONTROLS))),
+    described(maxLength=MAX_NAME_CHARS),
+]
 
 
 def now_us() -> int:

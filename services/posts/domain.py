@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from services.kit.text import Words, iso, one_line, prose
+from services.kit.text import SOME_LINE, SOME_PROSE, Words, described, iso, one_line, prose
 from services.kit.web.paging import Page
 from services.kit.web.resources import ChangeBody
 
@@ -41,19 +41,28 @@ Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE),
     AfterValidator(one_line),
+    SOME_LINE,
 ]
 Content = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CONTENT),
     AfterValidator(prose),
+    SOME_PROSE,
 ]
 CommentText = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_COMMENT),
     AfterValidator(prose),
+    SOME_PROSE,
+]
+# Longer than the longest tag, whose white space is folded.
+_TagText = Annotated[
+    str,
+    StringConstraints(max_length=4 * MAX_TAG),
+    described(pattern=f"^{_TAG.pattern}$", maxLength=MAX_TAG),
 ]
 Tags = Annotated[
-    list[Annotated[str, StringConstraints(max_length=4 * MAX_TAG)]],
+    list[_TagText],
     Field(max_length=MAX_TAGS),
     AfterValidator(_clean_tags),
 ]
@@ -85,7 +94,7 @@ class NewComment(BaseModel):
 class PostQuery(Page):
     """Query of GET /api/posts: newest first; the filters are joined by *and*. A blank `q` searches nothing."""
 
-    tag: Annotated[str, StringConstraints(max_length=4 * MAX_TAG), AfterValidator(clean_tag)] | None = None
+    tag: Annotated[_TagText, AfterValidator(clean_tag)] | None = None
     author: Identifier | None = None
     q: Words | None = None
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
-from services.kit.text import Words, iso, one_line, prose
+from services.kit.text import PROSE, SOME_LINE, Words, described, iso, one_line, prose
 from services.kit.web.paging import Key, Page
 from services.kit.web.resources import ChangeBody
 
@@ -38,10 +38,13 @@ def check_currency(code: str) -> str:
 
 
 Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120), AfterValidator(one_line)
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=120),
+    AfterValidator(one_line),
+    SOME_LINE,
 ]
 Description = Annotated[
-    str, StringConstraints(strip_whitespace=True, max_length=4_000), AfterValidator(prose)
+    str, StringConstraints(strip_whitespace=True, max_length=4_000), AfterValidator(prose), PROSE
 ]
 Sku = Annotated[
     str,
@@ -54,6 +57,7 @@ Currency = Annotated[
     str,
     StringConstraints(strip_whitespace=True, to_upper=True, min_length=3, max_length=3),
     AfterValidator(check_currency),
+    described(enum=sorted(CURRENCIES)),
 ]
 # Strict: a price of 9.99 or "999" is a mistake about the unit, not a number to be rounded.
 Price = Annotated[int, Field(ge=0, le=MAX_PRICE, strict=True)]

@@ -21,7 +21,7 @@ from services.kit import (
     snapshot,
 )
 from services.kit.db.outbox import Outbox, Owed
-from services.kit.text import ID_PATTERN, Name, now_us
+from services.kit.text import ID_PATTERN, Name, described, now_us
 from services.kit.web.paging import Page, page_of
 from services.kit.web.resources import (
     NOTHING,
@@ -34,7 +34,7 @@ from services.kit.web.resources import (
 )
 from services.users import store
 from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
-from services.users.domain import MAX_EMAIL_CHARS, User, check_username, may_change, may_read
+from services.users.domain import MAX_EMAIL_CHARS, USERNAME, User, check_username, may_change, may_read
 
 # The account is its owner's alone, and fetched each time.
 READ = "private, no-cache"
@@ -64,6 +64,11 @@ removals = Outbox(own.db, store.OutboxRow, remove_credentials)
 own.jobs.every(1.0, removals.deliver)
 
 
+Username = Annotated[
+    str, Field(max_length=100), AfterValidator(check_username), described(pattern=f"^{USERNAME.pattern}$")
+]
+
+
 class UserPath(BaseModel):
     user_id: str
 
@@ -75,7 +80,7 @@ class Change(ChangeBody):
 
     firstName: Name | None = None  # noqa: N815 - the wire's spelling
     lastName: Name | None = None  # noqa: N815
-    username: Annotated[str, Field(max_length=100), AfterValidator(check_username)] | None = None
+    username: Username | None = None
 
 
 class NewAccount(BaseModel):

@@ -12,7 +12,7 @@ from services.kit.text import iso
 
 MAX_EMAIL_CHARS = 254
 MAX_USERNAME_CHARS = 30
-_USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,28}[a-z0-9])", re.ASCII)
+USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,28}[a-z0-9])", re.ASCII)
 _NOT_USERNAME = re.compile(r"[^a-z0-9]+", re.ASCII)
 
 
@@ -49,7 +49,7 @@ class User:
 
 def check_username(value: str) -> str:
     """A chosen username: 3–30 of a–z, 0–9, `.`, `_`, `-`, in lower case. Raises ValueError."""
-    if not _USERNAME.fullmatch(value):
+    if not USERNAME.fullmatch(value):
         raise ValueError(
             f"must be 3 to {MAX_USERNAME_CHARS} of a-z, 0-9, . _ and -, and start and end with a letter or digit"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Generic, Self, TypeVar
 
 from flask import Response, current_app, request
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from werkzeug.http import generate_etag
 
 from services.kit.web.paging import Shown
@@ -67,8 +67,15 @@ def _encoded(body: dict[str, Any]) -> bytes:
     return current_app.json.dumps(body).encode()
 
 
+def _asks_for_one(schema: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"not": {"type": "null"}}
+    schema["anyOf"] = [{"required": [name], "properties": {name: given}} for name in schema["properties"]]
+
+
 class ChangeBody(BaseModel):
     """Body of a PATCH: at least one field; what is left out, or null, stays."""
+
+    model_config = ConfigDict(json_schema_extra=_asks_for_one)
 
     @model_validator(mode="after")
     def _something(self) -> Self:
