@@ -158,7 +158,7 @@ class CacheMetrics:
         )
         self._outcomes = {each: outcomes.labels(each) for each in self.OUTCOMES}
         self._bytes = Gauge("gateway_cache_bytes", "Bytes held in the process.", registry=registry)
-        self._away = Gauge("gateway_cache_away", "1 while Redis is left alone.", registry=registry)
+        self._away = Gauge("gateway_cache_away", "1 while Redis is not used.", registry=registry)
 
     def count(self, outcome: str) -> None:
         self._outcomes[outcome].inc()

@@ -171,12 +171,12 @@ def fault_of(error: Exception) -> Fault:
         return _call_fault(error)
     if isinstance(error, LimitExceeded):
         headers = tuple(error.headers)
-        return Fault(429, "You have asked too often.", retry_after_s=error.retry_after_s, headers=headers)
+        return Fault(
+            429, "You have sent too many requests.", retry_after_s=error.retry_after_s, headers=headers
+        )
     if isinstance(error, Overloaded):
         busy = "gateway" if error.scope == "group" else "service"
-        return Fault(
-            503, f"The {busy} has too much to do.", code="overloaded", retry_after_s=error.retry_after_s
-        )
+        return Fault(503, f"The {busy} is overloaded.", code="overloaded", retry_after_s=error.retry_after_s)
     if isinstance(error, RouteUnknown):
         return Fault(404, error.detail)
     if isinstance(error, Refused):
@@ -185,9 +185,13 @@ def fault_of(error: Exception) -> Fault:
         return Fault(503, error.detail, retry_after_s=error.retry_after_s)
     if isinstance(error, BodyFailed):
         cause = error.__cause__
-        return fault_of(cause) if isinstance(cause, Refused) else Fault(400, "The body is not whole.")
+        return (
+            fault_of(cause)
+            if isinstance(cause, Refused)
+            else Fault(400, "The body is incomplete or malformed.")
+        )
     if isinstance(error, ValueError):
-        return Fault(400, "The request cannot be passed on as it is.")
+        return Fault(400, "The request cannot be forwarded as it is.")
     return Fault(500, "The gateway failed to process the request.", code="internal_error")
 
 
@@ -207,18 +211,20 @@ def _refused_fault(error: Refused) -> Fault:
 def _call_fault(error: CallError) -> Fault:
     name, attempts = error.service, error.attempts
     if isinstance(error, BreakerOpen):
-        detail = f"{name} fails too often: it is left alone for a while."
+        detail = f"{name} fails too often: it gets no requests for a while."
         return Fault(503, detail, "service", retry_after_s=error.retry_after_s, attempts=attempts)
     if isinstance(error, NoInstance | BudgetExhausted | NotSent):
         detail = f"{name} cannot be reached."
         if isinstance(error, NoInstance):
             detail = f"{name} has no live instance."
         elif isinstance(error, BudgetExhausted):
-            detail = f"{name} cannot be reached, and too much has been tried again already."
+            detail = f"{name} cannot be reached, and its retry budget is spent."
         return Fault(503, detail, "service", retry_after_s=RETRY_AFTER_S, attempts=attempts)
     if isinstance(error, ResponseTimeout) or (isinstance(error, DeadlineExceeded) and error.sent):
         detail = f"{name} did not answer in time; the request may have run."
         return Fault(504, detail, "service", attempts=attempts)
     if isinstance(error, DeadlineExceeded):
-        return Fault(504, f"There was no time left to ask {name}.", attempts=attempts)
-    return Fault(502, f"{name} gave no whole answer; the request may have run.", "service", attempts=attempts)
+        return Fault(504, f"There was no time left to call {name}.", attempts=attempts)
+    return Fault(
+        502, f"{name} gave no complete answer; the request may have run.", "service", attempts=attempts
+    )

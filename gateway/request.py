@@ -32,7 +32,7 @@ OWN_DEADLINE_S = 10.0
 # What a second try has beyond the route's own time.
 AGAIN_S = 1.0
 TOO_LARGE = "The body is larger than the gateway passes on."
-NOT_WHOLE = "The body is not whole."
+NOT_WHOLE = "The body is incomplete or malformed."
 # They are about the way itself, as at the edge.
 _REFUSED_METHODS = frozenset({"CONNECT", "TRACE"})
 PASSED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"

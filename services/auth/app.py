@@ -45,7 +45,7 @@ def create_app(settings: AuthSettings | None = None) -> ServiceApp:
         return source_of(request.remote_addr)
 
     def on_saturated(error: Saturated) -> Response:
-        detail = "Too many logins at this moment. Try again."
+        detail = "Too many logins at the moment. Try again."
         return render(Problem(503, detail=detail, headers={"Retry-After": str(error.retry_after_s)}), "auth")
 
     def not_to_be_stored(response: Response) -> Response:

@@ -96,10 +96,10 @@ def _beside(file: str | None) -> Path | None:
 
 # What the outermost layer found, by status.
 _REFUSALS = {
-    400: "The body is not whole.",
+    400: "The body is incomplete or malformed.",
     408: "The body did not come in time.",
     413: "The body is larger than this service takes.",
-    503: "Too many bodies are being waited for. Try again.",
+    503: "Too many request bodies are under way. Try again.",
     504: "The time for this request is over.",
 }
 

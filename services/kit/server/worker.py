@@ -48,10 +48,10 @@ def bind_to_master(master_pid: int) -> None:
 # By status, for what gunicorn refuses before it is a request: its own texts repeat what was sent.
 _DETAILS = {
     414: "The target of the request is too long.",
-    417: "Only 100-continue can be expected.",
+    417: "The only expectation that is supported is 100-continue.",
     431: "The header fields are too many or too long.",
     500: None,
-    501: "This transfer coding is not spoken.",
+    501: "This transfer coding is not supported.",
 }
 
 
