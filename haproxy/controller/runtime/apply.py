@@ -80,9 +80,8 @@ class Applier:
         self, service: str, since: dict[str, float], done: list[Step], now: float, refused: bool
     ) -> None:
         removed = {step.server for step in done if step.kind == "remove"}
-        remade = any(name in removed for name in since)
         since = {name: began for name, began in since.items() if name not in removed}
-        if not since and not remade and not refused:
+        if not since and not refused:
             self._draining.pop(service, None)
             self._looks.pop(service, None)
             return

@@ -2,7 +2,8 @@
 
 What HAProxy 2.6 needs (measured): a server added at run time is up before its first check once its health and itself are
 enabled; `del server` wants maintenance, no session and no idle connection; idle connections go when the address changes, but
-those in use go on to the old address for as long as the load lasts. So an instance that has moved gets a server beside its old one.
+those in use go on to the old address for as long as the load lasts; whether a server is a backup cannot be changed. So an instance
+that has moved, or is a backup now or is none any more, gets a server beside its old one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from haproxy.controller.runtime.observed import ObservedServer
 from haproxy.controller.runtime.socket import Command, command
 
 Kind = Literal["add", "ready", "weight", "drain", "remove"]
-# Between the name of an instance and what distinguishes its new place from its old one; no name of an instance has it.
+# Between the name of an instance and what distinguishes its new server from its old one; no name of an instance has it.
 MOVED = ":"
 
 
@@ -38,36 +39,28 @@ def plan_backend(
 ) -> list[Step]:
     """What brings one backend in step, in order: what adds capacity comes before what takes it away.
 
-    `overdue` names servers that have drained for as long as they may. A server that must be replaced (its backup flag
-    changed: 2.6 cannot change it) is drained and removed first, and only while another serves; the next plan adds it.
+    `overdue` names servers that have drained for as long as they may.
     """
     backend = _placed(backend, observed)
-    desired = {server.name: server for server in backend.servers}
     steps: list[Step] = []
     for server in backend.servers:
         seen = observed.get(server.name)
         if seen is None:
             steps.append(_add(backend, server, params))
-        elif seen.backup == server.backup:
+        else:
             steps.extend(_correct(backend.name, server, seen))
-    remake = _to_remake(desired, observed)
-    for name, seen in sorted(observed.items()):
-        if name not in desired:
-            steps.append(_leave(backend.name, seen, "not in rotation any more", name in overdue))
-        elif name == remake:
-            steps.append(_leave(backend.name, seen, "replaced as " + _role(desired[name]), name in overdue))
-        elif seen.backup != desired[name].backup:
-            steps.extend(_correct(backend.name, desired[name], seen))
+    desired = {server.name for server in backend.servers}
+    steps += [
+        _leave(backend.name, seen, name in overdue)
+        for name, seen in sorted(observed.items())
+        if name not in desired
+    ]
     return [step for step in steps if step.commands]
 
 
 def draining(backend: Backend, observed: Mapping[str, ObservedServer]) -> frozenset[str]:
-    """Names of servers that are on their way out, or wait for their turn to be replaced."""
-    backend = _placed(backend, observed)
-    desired = {server.name: server for server in backend.servers}
-    return frozenset(
-        name for name, seen in observed.items() if name not in desired or seen.backup != desired[name].backup
-    )
+    """Names of servers that are on their way out."""
+    return frozenset(observed) - {server.name for server in _placed(backend, observed).servers}
 
 
 def _placed(backend: Backend, observed: Mapping[str, ObservedServer]) -> Backend:
@@ -77,26 +70,13 @@ def _placed(backend: Backend, observed: Mapping[str, ObservedServer]) -> Backend
 
 
 def _name_at(server: Server, observed: Mapping[str, ObservedServer]) -> str:
-    place = hashlib.sha256(address_of(server).encode()).hexdigest()[:8]
-    elsewhere = f"{server.name}{MOVED}{place}"
+    place = f"{address_of(server)} {server.backup}"
+    elsewhere = f"{server.name}{MOVED}{hashlib.sha256(place.encode()).hexdigest()[:8]}"
     seen = observed.get(server.name)
-    moved = seen is not None and (seen.address, seen.port) != (server.address, server.port)
-    return elsewhere if moved or elsewhere in observed else server.name
-
-
-def _to_remake(desired: Mapping[str, Server], observed: Mapping[str, ObservedServer]) -> str | None:
-    """One server at a time whose backup flag differs, and only while another can serve in its place."""
-    wrong = sorted(n for n, s in desired.items() if n in observed and observed[n].backup != s.backup)
-    started = [name for name in wrong if observed[name].mode != "ready"]
-    for name in started or wrong:
-        others = (seen for other, seen in observed.items() if other != name and other in desired)
-        if any(seen.serves for seen in others):
-            return name
-    return None
-
-
-def _role(server: Server) -> str:
-    return "a backup" if server.backup else "an active server"
+    changed = seen is not None and (
+        (seen.address, seen.port, seen.backup) != (server.address, server.port, server.backup)
+    )
+    return elsewhere if changed or elsewhere in observed else server.name
 
 
 def _add(backend: Backend, server: Server, params: Params) -> Step:
@@ -133,7 +113,8 @@ def _correct(backend: str, server: Server, seen: ObservedServer) -> list[Step]:
     return steps
 
 
-def _leave(backend: str, seen: ObservedServer, reason: str, overdue: bool) -> Step:
+def _leave(backend: str, seen: ObservedServer, overdue: bool) -> Step:
+    reason = "not in rotation any more"
     target = f"{backend}/{seen.name}"
     # An instance that shuts down answers "not ready" before its last request has ended, and a server that is
     # marked down loses its requests (Reaper): from here on only the instance itself decides.

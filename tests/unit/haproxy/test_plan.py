@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,6 @@ from haproxy.controller.runtime.socket import command
 ROUTE = Route("users", ("/api/users",))
 A = Server("a", "127.0.0.1", 20001)
 B = Server("b", "127.0.0.1", 20002)
-DRAIN_A = ["set server svc_users/a state drain", "disable health svc_users/a"]
 DRAIN_B = ["set server svc_users/b state drain", "disable health svc_users/b"]
 
 
@@ -109,19 +109,24 @@ def test_instance_left_half_removed_gets_another_server_and_the_old_one_goes() -
     assert lines(steps)[-1] == "del server svc_users/a"
 
 
-def test_moved_instance_gets_a_server_beside_the_old_one_which_drains() -> None:
-    moved = replace(A, port=20009)
-    steps = plan([moved], [seen(A)])
+@pytest.mark.parametrize("changes", [{"port": 20009}, {"address": "127.0.0.9"}, {"backup": True}])
+def test_instance_that_moved_or_is_a_backup_now_gets_a_server_beside_the_old_one_which_drains(
+    changes: dict[str, Any],
+) -> None:
+    changed = replace(A, **changes)
+    steps = plan([changed], [seen(A)])
     (name,) = {step.server for step in steps} - {"a"}
     assert re.fullmatch("a:[0-9a-f]{8}", name)
     assert [(step.kind, step.server) for step in steps] == [("add", name), ("drain", "a")]
-    assert f"add server svc_users/{name} 127.0.0.1:20009" in lines(steps)[0]
-    new = seen(replace(moved, name=name))
+    new = seen(replace(changed, name=name))
+    line = f"add server svc_users/{name} {changed.address}:{changed.port} {server_params(ROUTE, changed)}"
+    assert lines(steps)[0] == line
+    assert draining(Backend(ROUTE, (changed,)), {"a": seen(A), name: new}) == {"a"}
     # It keeps that server, also once the old one has gone, and is itself again after a reload.
-    assert [step.kind for step in plan([moved], [seen(A, mode="drain"), new])] == ["remove"]
-    assert plan([moved], [new]) == []
-    assert plan([moved], [seen(moved)]) == []
-    # Back at the old place while that drains.
+    assert [step.kind for step in plan([changed], [seen(A, mode="drain"), new])] == ["remove"]
+    assert plan([changed], [new]) == []
+    assert plan([changed], [seen(changed)]) == []
+    # As it was before, while that drains.
     assert [(s.kind, s.server) for s in plan([A], [seen(A, mode="drain"), new])] == [
         ("ready", "a"),
         ("drain", name),
@@ -131,17 +136,6 @@ def test_moved_instance_gets_a_server_beside_the_old_one_which_drains() -> None:
 def test_capacity_is_added_before_it_is_taken_away() -> None:
     kinds = [step.kind for step in plan([B], [seen(A)])]
     assert kinds == ["add", "drain"]
-
-
-def test_backup_change_of_the_only_server_waits() -> None:
-    assert plan([replace(A, backup=True)], [seen(A)]) == []
-    assert draining(Backend(ROUTE, (replace(A, backup=True),)), {"a": seen(A)}) == {"a"}
-
-
-def test_backup_changes_go_one_at_a_time() -> None:
-    wanted = [replace(A, backup=True), replace(B, backup=True)]
-    assert lines(plan(wanted, [seen(A), seen(B)])) == DRAIN_A
-    assert plan(wanted, [seen(A, mode="drain", sessions=1, checked=False), seen(B)]) == []
 
 
 @pytest.mark.parametrize(
