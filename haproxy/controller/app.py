@@ -89,10 +89,10 @@ def initialise(settings: EdgeSettings) -> bool:
             return False
     desire = Desire(settings.policy(), owner_book(settings))
     try:
-        reloader.write(desire.state(stored_keys(settings.keys_dir), {}), reloader.turn)
+        reloader.write(desire.state(stored_keys(settings.keys_dir), {}))
     except ConfigRefused as error:
         log.error("what is remembered makes no valid configuration, starting empty", error=str(error))
-        reloader.write(EdgeState(), reloader.turn)
+        reloader.write(EdgeState())
     return True
 
 

@@ -6,12 +6,9 @@ import contextlib
 import hashlib
 import json
 import subprocess
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -22,7 +19,6 @@ from haproxy.controller.config.files import put_in_place, write_atomically, writ
 from haproxy.controller.config.model import EdgeState, VerifyKey
 from haproxy.controller.config.template import prepare_files, render
 from haproxy.controller.errors import ConfigRefused, ReloadFailed, Unreachable
-from haproxy.controller.loop.steady import Health, survives
 from haproxy.controller.runtime.observed import down_lines
 from haproxy.controller.runtime.socket import Master, ProcessInfo, Runtime
 from haproxy.controller.settings import EdgeSettings
@@ -53,15 +49,12 @@ def _settings_print(settings: EdgeSettings) -> str:
 
 
 class Reloader:
-    """Owns the file. Thread-safe: the lazy writer and the sync loop take turns."""
+    """Owns the file. Not thread-safe, but for `loaded`: `Reloads` calls it from one thread."""
 
     def __init__(self, settings: EdgeSettings, runtime: Runtime, master: Master) -> None:
         self._settings = settings
         self._runtime = runtime
         self._master = master
-        self._lock = threading.Lock()
-        # Counts reloads: what was made ready in one turn must not replace the file of the next.
-        self.turn = 0
         self._marker = settings.edge_dir.absolute() / "loaded.json"
         self._settings_mark = settings.edge_dir.absolute() / "settings.sha256"
 
@@ -82,47 +75,33 @@ class Reloader:
         except OSError:
             return False
 
-    def write(self, state: EdgeState, turn: int) -> bool:
-        """Bring the file up to date without a reload; False when it already was, or a reload came since `turn`.
-
-        No reload waits for this: only what takes no time is done under the lock. Raises ConfigRefused, OSError.
-        """
+    def write(self, state: EdgeState) -> None:
+        """Bring the file up to date without a reload. Raises ConfigRefused, OSError."""
         text = _rendered(state, self._settings)
-        with self._lock:
-            if turn != self.turn or text.encode() == self._present():
-                return False
+        if text.encode() != self._present():
             self._prepare(state)
-        try:
-            with self._checked(text, hurry=False) as new, self._lock:
-                if turn == self.turn:
-                    self._put(new)
-        except ConfigRefused:
-            # A reload clears away the maps of the configuration that it replaces.
-            if turn == self.turn:
-                raise
-        return turn == self.turn
+            self._replace(text, hurry=False)
 
     def reload(self, state: EdgeState) -> ProcessInfo:
         """Put a new worker in place, and return it as soon as it answers. Raises ConfigRefused, ReloadFailed, Unreachable, OSError.
 
         The file always holds every server that may serve now; those on their way out are not in it, and finish in the old worker.
         """
-        with self._lock:
-            self.turn += 1
-            before = self._runtime.info()
-            self._prepare(state)
-            former = self._replace(_rendered(state, self._settings))
-            try:
-                self._keep_down_servers()
-                after = self._new_worker(before)
-            except BaseException:
-                # The next start of HAProxy must not meet a file that no worker has come up with.
-                if former is not None:
-                    write_atomically(self._settings.config_path, former)
-                raise
-            finally:
-                self._settings.server_state_file.unlink(missing_ok=True)
-            return after
+        before = self._runtime.info()
+        self._prepare(state)
+        former, text = self._present(), _rendered(state, self._settings)
+        if text.encode() != former:
+            self._replace(text, hurry=True)
+        try:
+            self._keep_down_servers()
+            return self._new_worker(before)
+        except BaseException:
+            # The next start of HAProxy must not meet a file that no worker has come up with.
+            if text.encode() != former:
+                write_atomically(self._settings.config_path, former)
+            raise
+        finally:
+            self._settings.server_state_file.unlink(missing_ok=True)
 
     def mark(self, process: ProcessInfo, print_: str) -> None:
         """Note what a worker was loaded with, so that a controller to come need not load it again. Raises OSError."""
@@ -136,28 +115,16 @@ class Reloader:
             if key.pem:
                 write_if_changed(Path(key.pem_path), key.pem)
 
-    def _replace(self, text: str) -> bytes | None:
-        """Check the text and put it in place; returns the former content, or None when it is the same."""
-        former = self._present()
-        if text.encode() == former:
-            return None
-        with self._checked(text, hurry=True) as new:
-            self._put(new)
-        return former
-
     def _present(self) -> bytes:
         path = self._settings.config_path
         return path.read_bytes() if path.exists() else b""
 
-    @contextlib.contextmanager
-    def _checked(self, text: str, *, hurry: bool) -> Iterator[Path]:
-        """The text in a file of its own beside the one in use, which HAProxy has found good. Raises ConfigRefused."""
-        with written_beside(self._settings.config_path, text.encode(), mode=0o600) as new:
+    def _replace(self, text: str, *, hurry: bool) -> None:
+        """Put the text in place once HAProxy has found it good."""
+        path = self._settings.config_path
+        with written_beside(path, text.encode(), mode=0o600) as new:
             check_config(new, self._settings.haproxy_binary, hurry=hurry)
-            yield new
-
-    def _put(self, new: Path) -> None:
-        put_in_place(new, self._settings.config_path)
+            put_in_place(new, path)
         write_atomically(self._settings_mark, _settings_print(self._settings).encode())
 
     def _keep_down_servers(self) -> None:
@@ -217,26 +184,3 @@ def check_config(path: Path, binary: str = "haproxy", *, hurry: bool = True) -> 
         # The name is another one each time, and the same refusal is logged once.
         output = (done.stdout + done.stderr).decode(errors="replace")
         raise ConfigRefused(output.replace(str(path), "haproxy.cfg"))
-
-
-class FileWriter:
-    """Keeps the file in step with run-time changes, off the hot path. A failure is reported, and tried again with the next state."""
-
-    def __init__(self, reloader: Reloader, health: Health) -> None:
-        self._reloader = reloader
-        self._health = health
-        self._pool = ThreadPoolExecutor(1, "file")
-        self._job: Future[bool] | None = None
-
-    @property
-    def busy(self) -> bool:
-        return self._job is not None and not self._job.done()
-
-    def submit(self, state: EdgeState) -> None:
-        """Write this state soon; a reload in the meantime makes it void."""
-        write = partial(self._reloader.write, state, self._reloader.turn)
-        self._job = self._pool.submit(survives, "file", write, self._health)
-
-    def stop(self) -> None:
-        """Write what is waiting, and end."""
-        self._pool.shutdown(wait=True)

@@ -1,6 +1,6 @@
-"""Reloads: whether one is due, when, carried out on a thread of its own, and what came of it.
+"""Reloads: whether one is due, when, and what came of it; and the file, kept in step with run-time changes.
 
-The loop goes on meanwhile: a check and a reload take tenths of a second, and seconds on a machine under load.
+Both are carried out on one thread beside the loop: a check and a reload take tenths of a second, and seconds on a machine under load.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class Reloads:
         self._flapping = Flapping()
         self._pool = ThreadPoolExecutor(1, "reload")
         self._job: tuple[Future[ProcessInfo], str, Wanted] | None = None
+        self._write: Future[bool] | None = None
         # The fingerprint that the worker was loaded with, and all of that where it is known.
         self._loaded: str | None = None
         self._has: Wanted | None = None
@@ -135,6 +136,10 @@ class Reloads:
     @property
     def under_way(self) -> bool:
         return self._job is not None
+
+    @property
+    def writing(self) -> bool:
+        return self._write is not None and not self._write.done()
 
     @property
     def at(self) -> float | None:
@@ -232,6 +237,10 @@ class Reloads:
                 "reload failed, haproxy keeps what it has", reason=reason, error=str(error) or repr(error)
             )
 
+    def write(self, state: EdgeState) -> None:
+        """Bring the file up to date with this state. A failure is reported, and tried again with the next one."""
+        self._write = self._pool.submit(survives, "file", partial(self._reloader.write, state), self._health)
+
     def stop(self) -> None:
-        """Wait for the one under way."""
+        """Wait for what is under way."""
         self._pool.shutdown(wait=True)

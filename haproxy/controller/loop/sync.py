@@ -14,7 +14,7 @@ from haproxy.controller.config.model import EdgeState, Server, VerifyKey
 from haproxy.controller.config.template import params_for
 from haproxy.controller.errors import Unreachable
 from haproxy.controller.loop.inbox import Inbox, News
-from haproxy.controller.loop.reload import FileWriter, Reloader, fingerprint
+from haproxy.controller.loop.reload import Reloader, fingerprint
 from haproxy.controller.loop.schedule import Reloads, Wanted
 from haproxy.controller.loop.steady import Health
 from haproxy.controller.metrics import Metrics
@@ -54,7 +54,6 @@ class Sync:
         self.inbox = Inbox()
         self.desire = Desire(settings.policy(), book)
         self.guard = Guard(settings.edge_guard_grace_s, settings.edge_guard_minimum)
-        self.writer = FileWriter(reloader, health)
         self.reloads = Reloads(reloader, metrics, health, self.inbox.wake.ring, clock)
         self.to_report: set[str] = set()
         self.on_reload: Callable[[], None] = lambda: None
@@ -124,10 +123,9 @@ class Sync:
 
     def stop(self) -> None:
         """Let a reload that is under way end, and write down what waits."""
-        self.reloads.stop()
         if self._file_at() is not None:
-            self.writer.submit(self._state())
-        self.writer.stop()
+            self.reloads.write(self._state())
+        self.reloads.stop()
 
     def outcome(self, service: str) -> Outcome | None:
         """The verdict for its owner; None for a service that is not in Consul."""
@@ -212,7 +210,7 @@ class Sync:
     def _file_at(self) -> float | None:
         """When to bring the file up to date. Not while a reload is due: it writes the file, and puts back the last good one
         when no worker comes up with it; nor while another state is being written."""
-        return None if self.reloads.busy or self.writer.busy else self._file_due
+        return None if self.reloads.busy or self.reloads.writing else self._file_due
 
     def _route_change(self, reason: str) -> None:
         """Find out whether the worker has what the file should say; if not, a reload is due."""
@@ -354,7 +352,7 @@ class Sync:
         due = self._file_at()
         if due is not None and now >= due:
             self._file_due = None
-            self.writer.submit(self._state())
+            self.reloads.write(self._state())
         busy = self._process is None or self.reloads.busy or self._full or self._touched
         self._metrics.in_step.set(0 if busy else 1)
         self._metrics.guard.set(1 if self.guard.active else 0)
