@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
 import uuid
 from typing import Any
 
@@ -14,11 +13,10 @@ import requests
 
 from stack.run.api import Stack
 from tests.support.accounts import Account, ask
-from tests.support.actor import Actor, actor
+from tests.support.actor import actor
 from tests.support.eventually import eventually
 from tests.support.faults import deregister, guest, register
 from tests.support.fleet import Fleet
-from tests.support.servers import free_port
 from tests.support.wire import Reply
 
 pytestmark = pytest.mark.needs_stack
@@ -43,43 +41,11 @@ def problem(reply: Reply) -> dict[str, object]:
 # -- routes
 
 
-@pytest.mark.parametrize("service", PUBLIC)
-def test_public_route_is_answered_by_an_instance_of_its_service(fleet: Fleet, service: str) -> None:
-    reply = ask(fleet.edge_port, "GET", PUBLIC[service])
-    assert reply.status == 200
-    assert reply.headers["x-served-by"] in {member.id for member in fleet.instances(service)}
-    assert reply.headers["x-served-lane"] == "direct"
-
-
 def test_requests_reach_every_instance_of_a_service(fleet: Fleet, account: Account) -> None:
     ids = {member.id for member in fleet.instances("users")}
     seen = {account.ask("GET", f"/api/users/{account.id}").headers["x-served-by"] for _ in range(30)}
     assert len(ids) == 3
     assert seen == ids
-
-
-def curl(fleet: Fleet, *options: str) -> subprocess.CompletedProcess[str]:
-    """What curl says of an answer over HTTPS: version and status."""
-    told = "%{http_version} %{http_code}"
-    url = f"https://127.0.0.1:{fleet.edge_https_port}/api/posts"
-    argv = ["curl", "-ksSw", told, "-o", "/dev/null", "--noproxy", "*", "--max-time", "10", *options, url]
-    return subprocess.run(argv, capture_output=True, text=True)
-
-
-def test_https_speaks_http_2_and_reaches_the_same_services(fleet: Fleet) -> None:
-    assert curl(fleet).stdout.startswith("2 200")
-
-
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_old_tls_is_refused(fleet: Fleet, version: str) -> None:
-    assert curl(fleet, f"--tlsv{version}", "--tls-max", version).returncode != 0
-
-
-def test_every_answer_carries_protection_headers(fleet: Fleet) -> None:
-    headers = ask(fleet.edge_port, "GET", "/nowhere").headers
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["x-frame-options"].upper() in {"DENY", "SAMEORIGIN"}
-    assert headers["referrer-policy"]
 
 
 @pytest.mark.parametrize(
@@ -91,27 +57,6 @@ def test_unknown_path_is_a_404_of_the_edge_or_of_the_gateway_that_holds_api(
 ) -> None:
     reply = ask(fleet.edge_port, "GET", path)
     assert (reply.status, problem(reply)["layer"]) == (404, layer)
-
-
-def test_error_of_an_instance_is_a_problem_of_the_service(fleet: Fleet) -> None:
-    reply = ask(fleet.edge_port, "GET", "/api/posts/there-is-no-such-post")
-    body = problem(reply)
-    assert (reply.status, body["layer"], body["service"]) == (404, "service", "posts")
-
-
-def by_gateway(reply: Reply) -> Reply | None:
-    return reply if reply.headers.get("x-served-lane") == "gateway" and reply.status != 404 else None
-
-
-def test_route_without_a_live_instance_is_a_503_problem_with_retry_after(fleet: Fleet) -> None:
-    absent = Actor("absent", "absent-1", port=free_port())
-    with guest(fleet, absent, {"edge-path": "/api/absent", "edge-auth": "public"}):
-        # Before its first check of the instance, the edge says 503 for itself.
-        reply = eventually(lambda: by_gateway(ask(fleet.edge_port, "GET", "/api/absent")), 10)
-        assert reply.status == 503
-        assert int(reply.headers["retry-after"]) >= 1
-        body = problem(reply)
-        assert (body["layer"], body["service"], body["degraded"]) == ("gateway", "absent", True)
 
 
 def test_instance_learns_the_subject_of_the_token_and_nothing_that_the_client_claims(
@@ -182,25 +127,6 @@ def product(stack_fleet: Fleet, admin: Account) -> str:
     reply = admin.ask("POST", "/api/products", body)
     assert reply.status == 201, reply
     return reply.headers["location"]
-
-
-@pytest.mark.parametrize("query", ["?fresh=", "?limit=1&q=", "?sort=price&q="])
-def test_second_read_of_products_comes_from_the_edges_cache(fleet: Fleet, product: str, query: str) -> None:
-    path = (product if "fresh" in query else "/api/products") + query + uuid.uuid4().hex
-    first, second = (ask(fleet.edge_port, "GET", path) for _ in range(2))
-    assert (first.status, first.headers["x-cache"]) == (200, "MISS")
-    assert (second.status, second.headers["x-cache"]) == (200, "HIT")
-    assert "age" in second.headers
-    assert second.body == first.body
-    assert second.headers["x-request-id"] != first.headers["x-request-id"]
-
-
-def test_errors_of_products_are_asked_again_each_time(fleet: Fleet) -> None:
-    for path in ("/api/products/" + "0" * 32, "/api/products?limit=0", "/api/products?cursor=x"):
-        for _ in range(2):
-            reply = ask(fleet.edge_port, "GET", path)
-            assert 400 <= reply.status < 500
-            assert reply.headers.get("x-cache") != "HIT"
 
 
 def test_change_by_a_tag_that_the_edge_made_weak_is_seen_at_once_with_a_token_and_soon_without(

@@ -56,7 +56,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("data", ATTACKS.values(), ids=ATTACKS.keys())
 def test_hidden_request_never_reaches_the_instance(shared: Target, data: bytes) -> None:
-    shared.send(data, 1.0)
+    shared.send(data, 1.0, quiet_s=0.4)
     assert not any("smuggled" in target for target in shared.targets)
     assert len(shared.upstream.heads) <= 1
     for request in shared.upstream.requests:
@@ -66,11 +66,13 @@ def test_hidden_request_never_reaches_the_instance(shared: Target, data: bytes) 
 
 @pytest.mark.parametrize("name", ["TE with an empty member", "TE twice, once empty", "HTTP/1.0 with chunks"])
 def test_framing_that_others_read_otherwise_is_refused(shared: Target, name: str) -> None:
-    assert shared.send(ATTACKS[name], 1.0) == 400
+    assert shared.send(ATTACKS[name], 1.0, quiet_s=0.4) == 400
     assert shared.upstream.heads == []
 
 
 def test_pipelined_request_meets_the_lock(shared: Target) -> None:
-    answers = shared.edge.raw(b"GET /api/open/x HTTP/1.1\r\nHost: a\r\n\r\n" + HIDDEN, timeout_s=1.0)
+    answers = shared.edge.raw(
+        b"GET /api/open/x HTTP/1.1\r\nHost: a\r\n\r\n" + HIDDEN, timeout_s=1.0, quiet_s=0.3
+    )
     assert answers.count(b"HTTP/1.1 200") == 1
     assert answers.count(b"HTTP/1.1 401") == 1

@@ -20,7 +20,7 @@ from tests.support.tokens import Issuer, b64, claims, hmac_signed, unsigned
 
 @dataclass
 class Door:
-    """An edge in front of one upstream with three routes, and the keys that it trusts (`one`, `two`) or not (`stray`)."""
+    """An edge in front of one upstream with three routes and a gateway, and the keys that it trusts (`one`, `two`) or not (`stray`)."""
 
     edge: Edge
     upstream: Upstream
@@ -41,6 +41,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     one, two, stray = (Issuer.make(kid, folder) for kid in ("key-1", "key-2", "stray"))
     with Upstream("locked") as upstream:
         routes = (
+            backend("gateway-business", upstream.port, check_identity=False),
             backend("locked", upstream.port, auth="jwt", check_identity=False),
             backend("open", upstream.port, auth="public", check_identity=False),
             backend("read", upstream.port, auth="read-public", check_identity=False),
@@ -134,22 +135,54 @@ def _swap(token: str) -> str:
     return f"{head}.{b64(str(claims(sub='root')).replace(chr(39), chr(34)).encode())}.{signature}"
 
 
+BREAKERS = "/edge/breakers/business/users"
+"""Changes how every client is served."""
+
+
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED.keys())
 def test_bad_token_is_refused_and_reaches_no_instance(door: Door, make: Make) -> None:
     authorization = make(door)
-    for attempt in range(2):  # the second time finds whatever the first has left in the memory of tokens
-        assert door.ask(authorization) == 401, f"attempt {attempt}"
+    # The second time finds whatever the first has left in the memory of tokens.
+    for path, method in (
+        ("/api/locked/x", "GET"),
+        ("/api/locked/x", "GET"),
+        (BREAKERS, "GET"),
+        (BREAKERS, "POST"),
+    ):
+        assert door.ask(authorization, path, method) == 401
         assert door.upstream.requests == []
 
 
 @pytest.mark.parametrize("make", PASSES.values(), ids=PASSES.keys())
 def test_good_token_passes_with_its_subject(door: Door, make: Make) -> None:
     authorization = make(door)
-    for _ in range(2):
-        assert door.ask(authorization) == 200
+    for path in ("/api/locked/x", "/api/locked/x", BREAKERS):
+        assert door.ask(authorization, path) == 200
         (request,) = door.upstream.requests
+        assert request.target == path
         assert request.header("x-auth-subject") in ("user-1", "service:orders")
         assert request.header("authorization") == authorization
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("//edge/breakers", 400),
+        ("/edge//breakers", 400),
+        ("/x/../edge/breakers", 400),
+        ("/edge/breakers/../../api", 400),
+        ("/edge/breakers;x", 400),
+        ("/edge%2fbreakers", 400),
+        ("/edge/breakers%00", 400),
+        ("/%65dge/breakers", 401),
+        ("/edge/%62reakers/", 401),
+        ("http://edge.test/edge/breakers", 401),
+        ("/api/gateway-business/../../../edge/breakers", 400),
+    ],
+)
+def test_no_spelling_of_the_breakers_path_needs_no_token(door: Door, path: str, status: int) -> None:
+    assert door.ask(None, path) == status
+    assert door.upstream.requests == []
 
 
 def test_scope_is_passed_on_as_it_stands(door: Door) -> None:

@@ -74,6 +74,12 @@ def test_two_way_stream_of_http2_goes_on_piece_by_piece(grpc: Edge) -> None:
         assert until(client, b"0\r\n\r\n")
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_old_tls_is_refused(grpc: Edge, version: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        curl(grpc, "/api/grpc/x", f"--tlsv{version}", "--tls-max", version)
+
+
 def test_http2_request_meets_the_same_rules() -> None:
     with Upstream("open") as upstream:
         routes = (

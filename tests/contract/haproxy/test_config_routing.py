@@ -16,6 +16,10 @@ from tests.support.edge import CROSSED, Edge, backend, edge, valid
 from tests.support.eventually import eventually, time_scale
 from tests.support.matrix import one_always
 from tests.support.recorder import Upstream
+from tests.support.tokens import Issuer
+
+GATEWAYS = ("gateway-business", "gateway-identity", "gateway-ai")
+NAMES = (*GATEWAYS, "users", "posts", "orders", "dying", "rogue", "admin")
 
 
 @dataclass
@@ -24,11 +28,19 @@ class Town:
 
     edge: Edge
     up: dict[str, Upstream]
+    issuer: Issuer
 
-    def served(self, path: str) -> tuple[int, str]:
-        """Status, and the instance that answered."""
-        answer = self.edge.get(path)
+    def served(self, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, str]:
+        """With a good token: status, and the instance that answered."""
+        headers = {"Authorization": f"Bearer {self.issuer.good()}"}
+        answer = self.edge.get(path, method, body, **headers)
         return answer.status, answer.headers.get("x-served-by", "")
+
+    def close(self, name: str) -> None:
+        self.up[name].__exit__()
+
+    def open(self, name: str) -> None:
+        self.up[name] = Upstream(name, port=self.up[name].port).__enter__()
 
 
 def backends(up: dict[str, Upstream], crossed: bool) -> tuple[Backend, ...]:
@@ -36,6 +48,8 @@ def backends(up: dict[str, Upstream], crossed: bool) -> tuple[Backend, ...]:
         backend("users", up["users"].port, domain="identity"),
         backend("posts", up["posts"].port, paths=("/api/posts", "/api/articles")),
         backend("gateway-business", up["gateway-business"].port, paths=("/api/composed", "/api")),
+        backend("gateway-identity", up["gateway-identity"].port, paths=("/api/gateway/identity",)),
+        backend("gateway-ai", up["gateway-ai"].port, paths=("/api/gateway/ai",)),
         backend("orders", up["orders"].port, lane="gateway"),
         backend("chat", paths=("/v1", "/chat"), domain="ai", lane="gateway"),
         backend("empty", domain="identity"),
@@ -48,19 +62,15 @@ def backends(up: dict[str, Upstream], crossed: bool) -> tuple[Backend, ...]:
     return tuple(sorted(made, key=lambda b: b.name))
 
 
-NAMES = ("users", "posts", "gateway-business", "orders", "dying", "rogue", "admin")
-
-
 @pytest.fixture(scope="module", params=["acls", "map"])
-def town(request: pytest.FixtureRequest) -> Iterator[Town]:
-    up = {name: Upstream(name) for name in NAMES}
-    for upstream in up.values():
-        upstream.__enter__()
+def town(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    up = {name: Upstream(name).__enter__() for name in NAMES}
+    issuer = Issuer.make("key-1", tmp_path_factory.mktemp("keys"))
     crossed = request.param == "map"
     try:
-        with edge(EdgeState(backends(up, crossed))) as running:
+        with edge(EdgeState(backends(up, crossed), (issuer.verify_key,))) as running:
             assert ("acl is_users " in running.settings.config_path.read_text()) is not crossed
-            yield Town(running, up)
+            yield Town(running, up, issuer)
     finally:
         for upstream in up.values():
             upstream.__exit__()
@@ -79,22 +89,25 @@ ROUTES = {
     "/api": "gateway-business-1",
     "/api/usersX": "gateway-business-1",
     "/api/0123/4567": "gateway-business-1",
+    "/api/users/admin/x": "admin-1",
+    "/api/users/adminX": "users-1",
+    "/api/empty/x": "gateway-identity-1",
+    "/v1/models": "gateway-ai-1",
 }
 
 
 @pytest.mark.parametrize(("path", "instance"), ROUTES.items())
-def test_path_finds_its_owner(town: Town, path: str, instance: str) -> None:
+def test_path_finds_its_owner_by_the_longest_prefix(town: Town, path: str, instance: str) -> None:
     assert town.served(path) == (200, instance)
 
 
-@pytest.mark.parametrize("path", ["/apiX", "/users", "/api.json", "/v1x", "/metrics", "/internal/users", "/"])
+NOBODYS = ("/apiX", "/users", "/api.json", "/v1x", "/metrics", "/internal/users", "/", "/health/other")
+UNDER_EDGE = ("/edge", "/edge/", "/edge/breakersX", "/edge/breaker", "/edge/status", "/EDGE/breakers")
+
+
+@pytest.mark.parametrize("path", NOBODYS + UNDER_EDGE)
 def test_path_of_nobody_is_404(town: Town, path: str) -> None:
     assert town.served(path) == (404, "")
-
-
-def test_longest_prefix_wins(town: Town) -> None:
-    assert town.served("/api/users/admin/x") == (200, "admin-1")
-    assert town.served("/api/users/adminX") == (200, "users-1")
 
 
 def test_instance_is_told_the_route_also_through_a_gateway(town: Town) -> None:
@@ -105,23 +118,13 @@ def test_instance_is_told_the_route_also_through_a_gateway(town: Town) -> None:
     assert town.edge.get("/api/users").headers["x-served-lane"] == "direct"
 
 
-@pytest.mark.parametrize("path", ["/api/empty/x", "/v1/models", "/chat"])
-def test_route_without_anybody_is_503_at_once(town: Town, path: str) -> None:
-    start = time.monotonic()
-    answer = town.edge.get(path)
-    assert answer.status == 503
-    assert int(answer.headers["retry-after"]) >= 1
-    assert time.monotonic() - start < 0.25 * time_scale()
-
-
 def test_dead_service_goes_to_its_gateway_and_back(town: Town) -> None:
     assert town.served("/api/dying") == (200, "dying-1")
-    port = town.up["dying"].port
-    town.up["dying"].__exit__()
+    town.close("dying")
     eventually(lambda: town.served("/api/dying") == (200, "gateway-business-1"), 3)
     answer = town.edge.get("/api/dying")
     assert (answer.status, answer.headers["x-served-lane"]) == (200, "gateway")
-    town.up["dying"] = Upstream("dying", port=port).__enter__()
+    town.open("dying")
     eventually(lambda: town.served("/api/dying") == (200, "dying-1"), 2)
 
 
@@ -129,7 +132,60 @@ def test_edge_answers_for_its_own_health(town: Town) -> None:
     for path in ("/health/live", "/health/ready"):
         answer = town.edge.get(path)
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
-    assert town.edge.get("/health/other").status == 404
+
+
+# -- the breakers are the edge's own, and any gateway answers for them
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/edge/breakers", b""),
+        ("GET", "/edge/breakers/", b""),
+        ("GET", "/edge/breakers?x=1", b""),
+        ("GET", "/edge/breakers/ai/chat", b""),
+        ("POST", "/edge/breakers/business/users", b'{"state":"open"}'),
+        ("DELETE", "/edge/breakers/business/users", b""),
+    ],
+)
+def test_breakers_are_asked_of_a_gateway_once_and_whole(
+    town: Town, method: str, path: str, body: bytes
+) -> None:
+    town.up["gateway-business"].requests.clear()
+    assert town.served(path, method, body) == (200, "gateway-business-1")
+    (seen,) = town.up["gateway-business"].requests
+    assert (seen.method, seen.target, seen.body) == (method, path, body)
+    assert seen.header("x-edge-route") == "edge"
+    assert seen.header("x-auth-subject") == "user-1"
+
+
+def test_the_next_gateway_answers_when_one_is_dead_and_503_at_once_when_all_are(town: Town) -> None:
+    for name, following in zip(GATEWAYS, (*GATEWAYS[1:], None), strict=True):
+        assert town.served("/edge/breakers") == (200, f"{name}-1")
+        town.close(name)
+        expected = (200, f"{following}-1") if following else (503, "")
+        eventually(lambda expected=expected: town.served("/edge/breakers") == expected, 5)
+    for path in ("/edge/breakers", "/api/empty/x", "/v1/models", "/chat"):
+        start = time.monotonic()
+        answer = town.edge.get(path, Authorization=f"Bearer {town.issuer.good()}")
+        assert (answer.status, int(answer.headers["retry-after"]) >= 1) == (503, True)
+        assert time.monotonic() - start < 0.25 * time_scale()
+    assert town.served("/api/users/1") == (200, "users-1"), "other routes do not mind"
+    for name in GATEWAYS:
+        town.open(name)
+    eventually(lambda: town.served("/edge/breakers") == (200, "gateway-business-1"), 5)
+
+
+def test_a_group_that_was_never_there_is_left_out(tmp_path: Path) -> None:
+    issuer = Issuer.make("key-1", tmp_path)
+    headers = {"Authorization": f"Bearer {issuer.good()}"}
+    with Upstream("gateway-ai") as only:
+        alone = backend("gateway-ai", only.port, paths=("/api/gateway/ai",))
+        with edge(EdgeState((alone,), (issuer.verify_key,))) as running:
+            assert running.get("/edge/breakers", **headers).headers["x-served-by"] == "gateway-ai-1"
+    with edge(EdgeState((), (issuer.verify_key,))) as running:
+        assert running.get("/edge/breakers", **headers).status == 503
+        assert running.get("/edge/breakers").status == 401
 
 
 def many(count: int, per_service: int) -> EdgeState:

@@ -1,4 +1,5 @@
-"""Answers and bodies that come bit by bit, and connections that are handed over: nothing is held back, or cut too early."""
+"""Answers and bodies that come bit by bit, connections that are handed over, and clients that leave: nothing is held back, or cut
+too early."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import json
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -176,8 +178,11 @@ def say_back(connection: socket.socket, body: bytes) -> None:
     """Begin an answer at once, and then say each piece of the body back as it comes."""
     connection.sendall(EVENTS + chunk(b"hello"))
     while b"0\r\n\r\n" not in body:
-        connection.sendall(chunk(body)) if body else None
+        if body:
+            connection.sendall(chunk(body))
         body = connection.recv(65536)
+        if not body:
+            return  # the client has gone
     connection.sendall(b"0\r\n\r\n")
 
 
@@ -194,13 +199,6 @@ def test_bodies_of_a_route_that_asks_for_it_go_on_as_they_come() -> None:
             assert b"piece %d" % number in until(connection, b"piece %d" % number)
         connection.sendall(b"0\r\n\r\n")
         assert until(connection, b"0\r\n\r\n")
-
-
-def test_slow_body_of_another_route_bothers_no_instance() -> None:
-    with talking(say_back, SHORT_WAIT) as (running, instance), asked(running, *SLOW) as connection:
-        connection.sendall(chunk(b"piece"))
-        assert b" 408 " in until(connection, b"\r\n\r\n")
-        assert instance.heads == []
 
 
 def test_stream_of_a_gateways_route_goes_on_as_it_comes() -> None:
@@ -279,3 +277,50 @@ def test_websocket_elsewhere_is_an_ordinary_request() -> None:
         with asked(running, "GET /api/talk/x", *HANDSHAKE) as connection:
             assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
         assert b"upgrade:" not in instance.heads[0]
+
+
+# -- clients that leave before their answer: a gateway's connection is closed, so that it can stop; other instances are let work
+
+WORK_S = 1.0
+
+
+def works(left: list[bool]) -> Talk:
+    """Takes its time before it answers, and notes whether its connection was closed meanwhile."""
+
+    def talk(connection: socket.socket, _: bytes) -> None:
+        connection.settimeout(WORK_S)
+        try:
+            connection.recv(1)
+            left.append(True)
+        except TimeoutError:
+            left.append(False)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        except ConnectionError:
+            left.append(True)
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    ("path", "how", "ended"),
+    [
+        ("/api/gateway-business/x", "closed", True),
+        ("/api/gateway-business/x", "reset", True),
+        ("/api/talk/x", "closed", False),
+        ("/api/talk/x", "half closed", False),
+    ],
+)
+def test_instance_whose_client_has_gone_is_let_work_and_a_gateway_is_not(
+    path: str, how: str, ended: bool
+) -> None:
+    left: list[bool] = []
+    with talking(works(left), gateway=True) as (running, instance), asked(running, f"GET {path}") as client:
+        eventually(lambda: instance.heads, 5)
+        if how == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if how == "half closed":
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1000).startswith(b"HTTP/1.1 200"), "it has said all that it wanted to say"
+        else:
+            client.close()
+        assert eventually(lambda: left, 2 * WORK_S) == [ended]

@@ -1,46 +1,13 @@
-"""The edge's log in a file: each request once, whatever happens to the controller and to HAProxy's worker."""
+"""The file that the edge's log is written to: full, and where it cannot be written."""
 
 from __future__ import annotations
 
-import json
 import socket
-from collections import Counter
 from pathlib import Path
 
 from haproxy.controller.loop.steady import Health
 from haproxy.controller.request_log import RequestLog
-from tests.contract.haproxy.rig import edge
 from tests.support.eventually import eventually
-
-
-def test_each_request_is_logged_once_across_a_reload_and_a_dead_controller(tmp_path: Path) -> None:
-    file = tmp_path / "requests.log"
-    asked = [f"/api/base/{number}" for number in range(300)]
-
-    def logged() -> Counter[str]:
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
-        return Counter(line["path"] for line in lines if line.get("event") == "request")
-
-    with edge(EDGE_LOG_FILE=str(file)) as running:
-        running.instance("base", "base-1")
-        running.serves("/api/base", {"base-1"})
-        for path in asked[:100]:
-            running.get(path)
-        # What a killed one has not read yet is lost with it.
-        eventually(lambda: set(asked[:100]) <= set(logged()), 10)
-        running.controller.kill()
-        for path in asked[100:200]:
-            running.get(path)
-        running.start_controller()
-        before = running.reloads()
-        running.instance("other", "other-1")
-        for path in asked[200:]:
-            running.get(path)
-        running.serves("/api/other", {"other-1"})
-        assert running.reloads() == before + 1
-        eventually(lambda: set(asked) <= set(logged()), 10)
-        assert {path: logged()[path] for path in asked} == dict.fromkeys(asked, 1)
-        assert '"event":"request"' not in running.haproxy.log.read_text()
 
 
 def test_full_file_is_turned_over_between_lines_and_two_former_ones_are_kept(tmp_path: Path) -> None:

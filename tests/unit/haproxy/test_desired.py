@@ -72,29 +72,6 @@ def test_warning_is_skipped_where_the_route_says_so(edge: Edge) -> None:
     assert edge.serving() == ["users-1"]
 
 
-@pytest.mark.parametrize(
-    ("field", "bad"),
-    [
-        ("edge-weight", {"weight": "0"}),
-        ("edge-balance", {"balance": "roundrobin\n  program x"}),
-        ("edge-check", {"check": "/x;y"}),
-        ("edge-path", {"path": "/api/%[env(X)]"}),
-        ("edge-timeout", {"timeout": "'1'"}),
-        ("edge-idle", {"idle": "0"}),
-        ("edge-upgrade", {"upgrade": "h2c"}),
-        ("address", {"address": "unix@/tmp/x"}),
-        ("address", {"address": "10.0.0.1"}),
-        ("port", {"port": 8500}),
-        ("id", {"id": "x\ny"}),
-    ],
-)
-def test_bad_value_rejects_that_instance_alone(edge: Edge, field: str, bad: dict[str, Any]) -> None:
-    broken = at(number=2, **bad)
-    edge.bring(at(index=2), broken)
-    assert edge.serving() == ["users-1"]
-    assert edge.rejected() == [(broken.id, field, True)]
-
-
 def test_majority_decides_the_route_and_the_others_learn_it(edge: Edge) -> None:
     edge.bring(at(), at(number=2), at(number=3, index=9, auth="public"))
     assert edge.route().auth == "jwt"
