@@ -146,7 +146,7 @@ def _subjects() -> Iterator[list[Subject]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         folder.chmod(0o755)
         consul = stack.enter_context(servers.consul(folder))
-        redis = stack.enter_context(servers.redis(folder))
+        redis = stack.enter_context(servers.redis())
         env = {"CONSUL_HTTP_ADDR": consul.address, "REDIS_CACHE_URL": redis.url, "DATA_DIR": str(folder)}
         behind = stack.enter_context(services(folder, env))
         theirs = stack.enter_context(tutorial_gateway(folder, behind))
