@@ -17,7 +17,7 @@ from docker.models.containers import Container
 
 from tests.containers import inside
 from tests.support.accounts import Account, ask, new_account
-from tests.support.container_fleet import ContainerFleet
+from tests.support.container_fleet import SERVERS, ContainerFleet
 from tests.support.eventually import eventually, time_scale
 from tests.support.faults import (
     assert_nothing_lost,
@@ -64,7 +64,8 @@ def test_stopped_container_drains_and_ends_well(containers: ContainerFleet, acco
     victim = serving(containers, account, "posts", "/api/posts")
     reading = Plan(containers.edge_port, ("/api/posts?limit=1",), headers=account.headers(), rate_per_s=40)
     with Load(reading) as gets, steady_posts(containers, account) as posts:
-        time.sleep(1)
+        until_served_by(gets, victim)
+        until_served_by(posts, victim)
         fault_s = time.monotonic()
         containers.stop_member(victim)
         time.sleep(0.5)
@@ -295,7 +296,7 @@ def test_restart_of_everything_loses_nothing_that_was_kept(
     before, secrets = lives(containers), inside.vault(containers)
     made = account.ask("POST", "/api/posts", {"title": "Kept", "content": "text", "tags": []})
     assert made.status == 201
-    containers.compose("restart", timeout_s=200)
+    restart(containers, *SERVERS, *containers.services())
     containers.wait_healthy(60)
     after = lives(containers)
     assert {name: id_ for name, (id_, _) in after.items()} == {name: id_ for name, (id_, _) in before.items()}
@@ -304,5 +305,5 @@ def test_restart_of_everything_loses_nothing_that_was_kept(
     eventually(lambda: account.ask("GET", f"/api/users/{account.id}").status == 200, 10)
     assert account.ask("GET", made.headers["location"]).status == 200
     with steady_gets(containers, account) as load:
-        time.sleep(2)
+        time.sleep(1)
     assert_nothing_lost(containers, load.report())

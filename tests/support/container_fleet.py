@@ -43,7 +43,7 @@ class ContainerFleet(Fleet):
             **os.environ,
             "COMPOSE_PROJECT_NAME": project,
             "COMPOSE_ANSI": "never",
-            "EDGE_BIND_ADDRESS": "127.0.0.1",
+            "EDGE_BIND_ADDRESS": "0.0.0.0",  # as it is by default, whatever the shell says
             "EDGE_HTTP_PORT": str(self.edge_port),
             "EDGE_HTTPS_PORT": str(self.edge_https_port),
             "STATS_PORT": str(self.stats_port),
@@ -102,6 +102,7 @@ class ContainerFleet(Fleet):
     def down(self) -> None:
         """All of it. An engine under whose containers networks were taken away may refuse once: it says so, and needs a hand."""
         words = ("--profile", "*", "down", "--volumes", "--remove-orphans")
+        self._together("kill", [one for name in (*SERVERS, *self._counts) for one in self._running(name)])
         try:
             self.compose(*words, timeout_s=180)
         except (AssertionError, subprocess.TimeoutExpired) as error:
@@ -198,18 +199,21 @@ class ContainerFleet(Fleet):
         finally:
             container.unpause()
 
+    def _running(self, service: str) -> list[Container]:
+        return [one for one in self.containers(service) if one.status == "running"]
+
     def stop(self, service: str) -> None:
-        self._together("stop", [one for one in self.containers(service) if one.status == "running"])
+        self._together("stop", self._running(service))
 
     def crash(self, service: str) -> None:
-        self._together("kill", [one for one in self.containers(service) if one.status == "running"])
+        self._together("kill", self._running(service))
 
     def stop_member(self, member: Member) -> None:
         self._together("stop", [self.of(member)])
 
     def restart(self, *services: str) -> None:
         """Stop all their containers at once and start them again; returns when they run."""
-        found = [one for service in services for one in self.containers(service) if one.status == "running"]
+        found = [one for service in services for one in self._running(service)]
         self._together("stop", found)  # docker restart takes one after the other
         self._together("start", found)
 
