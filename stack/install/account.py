@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stack.install import packages
+
 SYSTEM_USER = "breakwater"
 COPIES = Path("/var/lib/breakwater")
 NOT_CODE = {
@@ -49,18 +51,7 @@ class Account:
 
     def succeeds(self, argv: Sequence[str]) -> bool:
         """Whether a command succeeds when this user runs it."""
-        try:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=60,
-                cwd="/",
-                preexec_fn=None if os.geteuid() else self.enter,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return False
-        return done.returncode == 0
+        return packages.succeeds(argv, cwd="/", preexec_fn=None if os.geteuid() else self.enter)
 
 
 def choose(repo: Path, states: Sequence[Path], environment: Mapping[str, str]) -> Account:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 OLDEST_PYTHON = (3, 11)
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -96,7 +97,7 @@ def install_packages(level: str, python: str) -> None:
     missing = sorted(
         {pkg for program, pkg in wanted.items() if not shutil.which(program, path=search_path())}
     )
-    if not _succeeds([python, "-c", "import venv, ensurepip"]):
+    if not succeeds([python, "-c", "import venv, ensurepip"]):
         missing.append("python3-venv")
     if not missing:
         return
@@ -126,7 +127,7 @@ def as_root(reason: str, by_hand: str = "start it again as root") -> list[str]:
         raise InstallError(f"{reason}, and there is no sudo\n{by_hand}")
     if sys.stdin.isatty():
         return [sudo]
-    if not _succeeds([sudo, "-n", "true"]):
+    if not succeeds([sudo, "-n", "true"]):
         raise InstallError(f"{reason}, and sudo asks for a password\n{by_hand}")
     return [sudo, "-n"]
 
@@ -152,7 +153,7 @@ def install_compose(tools: Path) -> Path:
     """
     config = tools / "docker"
     plugin = config / "cli-plugins" / "docker-compose"
-    if not plugin.exists() and not _succeeds(["docker", "compose", "version"]):
+    if not plugin.exists() and not succeeds(["docker", "compose", "version"]):
         say("getting Docker Compose from the package mirror of this machine")
         inside = "usr/libexec/docker/cli-plugins/docker-compose"
         _fetch_program("docker-compose", COMPOSE_SUITE, inside, plugin, "install Docker Compose v2 yourself")
@@ -243,7 +244,7 @@ def install_venv(folder: Path, repo: Path, level: str, python: str) -> None:
         have = json.loads(stamp.read_text())
     except (OSError, ValueError):
         have = {}
-    if all(have.get(name) == digests[name] for name in locks) and _succeeds([binary, "-c", ""]):
+    if all(have.get(name) == digests[name] for name in locks) and succeeds([binary, "-c", ""]):
         return
     began = time.monotonic()
     say(f"making the virtual environment from {locks[-1]} (pip)")
@@ -312,10 +313,11 @@ def only_one(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _succeeds(argv: Sequence[str]) -> bool:
+def succeeds(argv: Sequence[str], **options: Any) -> bool:
+    """Whether a command ends well within a minute; `options` are those of `subprocess.run`."""
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, **options)
+    except (OSError, subprocess.SubprocessError):
         return False
     return done.returncode == 0
 

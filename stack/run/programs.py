@@ -36,14 +36,12 @@ DRAIN_WAIT_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One supervised process. `service` and `port` are set for instances only."""
+    """One supervised process."""
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_wait_s: int = 10
-    service: str | None = None
-    port: int | None = None
 
 
 def find_binary(name: str) -> str:
@@ -111,7 +109,7 @@ class Catalogue:
             "PORT": str(port),
         }
         argv = (sys.executable, "-m", spec.module)
-        return Program(name, argv, environment, DRAIN_WAIT_S, spec.name, port)
+        return Program(name, argv, environment, DRAIN_WAIT_S)
 
     def service_environment(self, service: str) -> dict[str, str]:
         """For any process that registers as `service`: its identity to Consul, to auth and to Redis."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -58,7 +57,6 @@ class Startup:
         self.progress(f"starting {len(self.stack.state.slots)} instances")
         self._compile()
         self._start("consul-tokens", "controller", *(slot.id for slot in self.stack.state.slots))
-        self._wait_port(self.settings.edge_http_port, "haproxy")
         wait_serving(self.stack, self.until, self.progress)
 
     def _compile(self) -> None:
@@ -121,16 +119,6 @@ class Startup:
             raise StackError(
                 f"the edge's first configuration failed: {(done.stderr or done.stdout).strip()[-800:]}"
             )
-
-    def _wait_port(self, port: int, name: str) -> None:
-        until = time.monotonic() + self._left(30)
-        while time.monotonic() < until:
-            with socket.socket() as probe:
-                probe.settimeout(1)
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
-            time.sleep(0.05)
-        raise TookTooLong(f"{name} does not listen on port {port}", f"see {self.stack.log_file(name)}")
 
     def _left(self, most_s: float) -> float:
         return max(1.0, min(most_s, self.until - time.monotonic()))

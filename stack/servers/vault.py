@@ -33,8 +33,6 @@ class Vault:
         """Make the folder, or take back what group and others may do in it."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
-        # Of an earlier version: one password for all services.
-        (self.root / "redis.password").unlink(missing_ok=True)
 
     def consul_token_file(self, name: str) -> Path:
         """The Consul token of a service, or of `master`, `agent`, `controller`, `operator`: a UUID."""

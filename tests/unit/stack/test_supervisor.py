@@ -29,7 +29,7 @@ def parsed(supervisor: Supervisor) -> ServerOptions:
 
 def test_odd_values_survive(supervisor: Supervisor) -> None:
     wanted = {"A": "50%", "B": "x,y=z", "C": "it's", "D": "a b", "URL": "redis://:p@127.0.0.1:1/0", "E": ""}
-    supervisor.write([Program("users-1", ("/bin/echo", "a b", "100%", "it's"), wanted, 30, "users", 1)])
+    supervisor.write([Program("users-1", ("/bin/echo", "a b", "100%", "it's"), wanted)])
     config = parsed(supervisor).process_group_configs[0].process_configs[0]
     assert dict(config.environment) == wanted
     assert config.command.endswith("""-- /bin/echo 'a b' 100% 'it'"'"'s'""")

@@ -53,13 +53,6 @@ def test_each_service_has_a_redis_password_of_its_own(vault: Vault) -> None:
     assert vault.redis_names() == ["posts", "users"]
 
 
-def test_password_that_all_shared_is_thrown_away(vault: Vault) -> None:
-    shared = vault.root / "redis.password"
-    shared.write_text("old\n")
-    vault.open()
-    assert not shared.exists()
-
-
 def test_lost_secret_is_made_again(vault: Vault) -> None:
     old = vault.consul_token("users")
     vault.consul_token_file("users").write_text("")
