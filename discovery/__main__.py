@@ -78,26 +78,21 @@ def register(
     token: Token = "",
 ) -> None:
     """Register an instance, or bring its registration up to date."""
-    try:
-        route, others = _metadata(name, path or [], meta or [])
-        registration = Registration(
-            name=name,
-            address=address,
-            port=port,
-            id=instance_id or f"{name}-{address.replace(':', '-')}-{port}",
-            route=route,
-            weight=weight,
-            backup=backup,
-            meta=others,
-            tags=tuple(tag or ()),
-            check=HttpCheck(path=check, interval_s=interval_s) if check else None,
-        )
-        api = _api(consul, token)
-        _keep(api, registration, wait_s) if keep else api.register(registration)
-    except ContractError as error:
-        _fail(2, str(error))
-    except ConsulError as error:
-        _fail(1, str(error))
+    route, others = _metadata(name, path or [], meta or [])
+    registration = Registration(
+        name=name,
+        address=address,
+        port=port,
+        id=instance_id or f"{name}-{address.replace(':', '-')}-{port}",
+        route=route,
+        weight=weight,
+        backup=backup,
+        meta=others,
+        tags=tuple(tag or ()),
+        check=HttpCheck(path=check, interval_s=interval_s) if check else None,
+    )
+    api = _api(consul, token)
+    _keep(api, registration, wait_s) if keep else api.register(registration)
     typer.echo(registration.id)
 
 
@@ -155,10 +150,7 @@ def deregister(
     token: Token = "",
 ) -> None:
     """Take an instance out of Consul. One that is not there is no error."""
-    try:
-        _api(consul, token).deregister(instance_id)
-    except ConsulError as error:
-        _fail(1, str(error))
+    _api(consul, token).deregister(instance_id)
 
 
 @app.command()
@@ -170,10 +162,7 @@ def resolve(
     token: Token = "",
 ) -> None:
     """Print address:port of each instance that may be called."""
-    try:
-        instances = _api(consul, token).read_service(service).instances or ()
-    except ConsulError as error:
-        _fail(1, str(error))
+    instances = _api(consul, token).read_service(service).instances or ()
     shown = list(instances) if everything else usable(instances)
     for instance in shown:
         host = f"[{instance.address}]" if ":" in instance.address else instance.address
@@ -191,10 +180,7 @@ def watch(
 ) -> None:
     """Print a line for every change of a service, the state at the start first. Ends with SIGTERM or SIGINT."""
     stopped = _stop_signal()
-    try:
-        view = View(_api(consul, token), services=services or None)
-    except ConsulError as error:
-        _fail(1, str(error))
+    view = View(_api(consul, token), services=services or None)
     view.on_change(_printer(as_json, stopped.ring))
     view.start()
     while not stopped.wait(60.0):
@@ -235,7 +221,11 @@ def main() -> int:
     """The command line. Ends by SystemExit, with the status."""
     # Lines of the log belong to standard error: standard output is for the program that reads the result.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    app(prog_name="python -m discovery")
+    try:
+        app(prog_name="python -m discovery")
+    except (ConsulError, ContractError) as error:
+        typer.echo(f"discovery: {error}", err=True)
+        raise SystemExit(1 if isinstance(error, ConsulError) else 2) from None
     return 0
 
 

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from discovery.contract import plain_address
 from discovery.model import Instance
 
 Place = tuple[str, int]
-
-
-class Holder(Protocol):
-    """Which service was first at an address and port; `left`: also one that has left it a moment ago."""
-
-    def __call__(self, place: Place, *, left: bool) -> str | None: ...
-
-
-def no_holder(place: Place, *, left: bool) -> str | None:
-    """A holder of nothing."""
-    return None
-
-
 MAX_HELD = 10_000
 
 

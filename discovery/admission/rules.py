@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from discovery.admission.holders import Holder, Places, no_holder
+from discovery.admission.holders import Places
 from discovery.admission.resolver import Resolver, is_host
 from discovery.contract import (
     Policy,
@@ -76,13 +76,11 @@ class Admission:
 _Asked = tuple[Instance, Route | None, Placement | None]
 
 
-def admit(
-    service: str, instances: Sequence[Instance], policy: Policy, holder: Holder = no_holder
-) -> Admission:
+def admit(service: str, instances: Sequence[Instance], policy: Policy, places: Places) -> Admission:
     """What a service asks for, by the majority of its instances; a tie goes to the newest (highest create index).
 
     An instance with a bad value is rejected alone. One that asks validly for another route than the majority is served by the
-    majority's, which is noted; one that asks for none is not exposed. Where another service was first (`holder`), an instance
+    majority's, which is noted; one that asks for none is not exposed. Where another service was first at its place, an instance
     is served by a gateway if it has to say its name, and otherwise not at all.
     """
     try:
@@ -109,7 +107,7 @@ def admit(
         route=route,
         valid=bool(asked) or all(instance.kind for instance in instances),
         order=min((instance.create_index for instance, *_ in asked), default=0),
-        admitted=_name_all(_place(service, route, asked, rejections, holder)),
+        admitted=_name_all(_place(service, route, asked, rejections, places)),
         rejections=tuple(rejections),
     )
 
@@ -132,7 +130,7 @@ def _majority(asked: Sequence[_Asked]) -> Route | None:
 
 
 def _place(
-    service: str, route: Route | None, asked: Sequence[_Asked], rejections: list[Rejection], holder: Holder
+    service: str, route: Route | None, asked: Sequence[_Asked], rejections: list[Rejection], places: Places
 ) -> list[Admitted]:
     placed = []
     for instance, other, placement in asked:
@@ -144,7 +142,7 @@ def _place(
         identity = _identity_path(instance, route)
         # A place that another has left stays its own for a while, for it may be restarting; but where the name of the service
         # is asked for, ports are used again at once.
-        first = holder((placement.address, placement.port), left=not identity)
+        first = places.holder((placement.address, placement.port), left=not identity)
         direct = first in (None, service) or service.startswith(GATEWAY)
         if not direct:
             where = "served by the gateway alone, which asks for its name" if identity else "not served"
@@ -202,7 +200,7 @@ class Admissions:
             self._places.update(service, instances, now)
         for service, instances in resolved.items():
             if instances:
-                self.by_service[service] = admit(service, instances, self._policy, self._places.holder)
+                self.by_service[service] = admit(service, instances, self._policy, self._places)
             else:
                 self.by_service.pop(service, None)
 

@@ -16,12 +16,7 @@ from discovery.model import Instance, Registration, Status
 
 T = TypeVar("T")
 _Object = dict[str, Any]
-# A blocking query may take up to a sixteenth longer than asked for, so that clients do not return all at once.
-JITTER_SHARE = 1 / 16
-BLOCKING_MARGIN_S = 2.0
 MAX_BODY_BYTES = 64 * 1024 * 1024
-# A view's four, and two keys that the edge controller follows.
-WATCH_CONNECTIONS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +32,9 @@ class ConsulApi:
     """One agent. Thread-safe; `read_service` and `service_index` keep one connection.
 
     `address` is `host:port` or `http://host:port`. Every call ends within its timeout and raises only ConsulError
-    (ContractError for a registration that is not allowed). It holds at most `pool` connections: six for blocking
-    queries, one kept for reads in a row, the rest for single requests. Blocking calls return once the index is another than
-    `index`, or after `wait_s` (and a sixteenth).
+    (ContractError for a registration that is not allowed). It keeps at most `pool` connections: one for reads in a row, the
+    others for all else (a view's four blocking queries, two keys that the edge controller follows). Blocking calls return
+    once the index is another than `index`, or after `wait_s` (and a sixteenth).
     """
 
     def __init__(
@@ -51,44 +46,36 @@ class ConsulApi:
         read_timeout_s: float = 5.0,
         pool: int = 10,
     ) -> None:
-        self._address = address
-        self._headers = {"X-Consul-Token": token} if token else {}
-        self._connect_timeout_s = connect_timeout_s
-        self._single = self._client(read_timeout_s, max(1, pool - WATCH_CONNECTIONS - 1), block=True)
-        self._watchers: dict[float, Client] = {}
+        headers = {"X-Consul-Token": token} if token else {}
+        self._client = Client(
+            address,
+            headers=headers,
+            timeout_s=(connect_timeout_s, read_timeout_s),
+            connections=max(1, pool - 1),
+        )
         self._read_timeout_s = read_timeout_s
         self._transport = HttpTransport(
             connect_timeout_s=connect_timeout_s, connections=1, clock=SYSTEM_CLOCK
         )
         self._agent = Instance("consul", "agent", "", *split_address(address))
-        lines = {"Accept": "application/json", **self._headers}
+        lines = {"Accept": "application/json", **headers}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
-
-    def _client(self, read_timeout_s: float, connections: int, *, block: bool) -> Client:
-        return Client(
-            self._address,
-            headers=self._headers,
-            timeout_s=(self._connect_timeout_s, read_timeout_s),
-            connections=connections,
-            block=block,
-        )
 
     def close(self) -> None:
         """Give all connections back; blocking queries under way end when their time is up."""
-        for client in (self._single, *self._watchers.values()):
-            client.close()
+        self._client.close()
         self._transport.drop(self._transport.places())
 
     # -- our own registration, at the agent
 
     def register(self, registration: Registration, status: Status = "critical") -> None:
         """Register an instance, or bring its registration up to date. `status` is its check's until the first check."""
-        self._single.register(registration_body(registration, status))
+        self._client.register(registration_body(registration, status))
 
     def deregister(self, instance_id: str) -> None:
         """Take an instance out of the agent and the catalog; one that is not there is no error."""
         try:
-            self._single.agent.service.deregister(instance_id)
+            self._client.agent.service.deregister(instance_id)
         except ConsulRefused as error:
             # Consul 1.8 answers 500 for an id it does not know, newer ones 404.
             if error.status != 404 and "Unknown service" not in error.text:
@@ -101,7 +88,7 @@ class ConsulApi:
         passing for ever.
         """
         try:
-            found = read_as(_Object, _read(lambda: self._single.service(registration.id)))
+            found = read_as(_Object, _read(lambda: self._client.service(registration.id)))
         except ConsulRefused as error:
             if error.status == 404:
                 return False
@@ -114,28 +101,28 @@ class ConsulApi:
         ):
             return False
         return registration.check is None or bool(
-            read_as(_Object, _read(lambda: self._single.own_check(registration.id)))
+            read_as(_Object, _read(lambda: self._client.own_check(registration.id)))
         )
 
     # -- the catalog
 
     def leader(self) -> str:
         """The address of the cluster's leader; empty while there is none."""
-        return str(_read(self._single.status.leader) or "")
+        return str(_read(self._client.status.leader) or "")
 
     def catalog_services(
         self, index: int = 0, wait_s: float = 0.0, *, consistent: bool = False
     ) -> tuple[int, frozenset[str]]:
         """The names of all services. Blocks."""
-        client, when = self._when(index, wait_s)
         consistency = "consistent" if consistent else None
-        found, data = _indexed(lambda: client.catalog.services(consistency=consistency, **when))
+        found, data = _indexed(
+            lambda: self._client.catalog.services(consistency=consistency, **_when(index, wait_s))
+        )
         return found, frozenset(read_as(_Object, data))
 
     def nodes_index(self, index: int = 0, wait_s: float = 0.0) -> tuple[int, None]:
         """The index of the list of nodes, which moves with a node's address and not with its checks. Blocks."""
-        client, when = self._when(index, wait_s)
-        found, data = _indexed(lambda: client.nodes_index(**when))
+        found, data = _indexed(lambda: self._client.nodes_index(**_when(index, wait_s)))
         read_as(list[Any], data)
         return found, None
 
@@ -146,8 +133,7 @@ class ConsulApi:
 
         `any` is megabytes in a large fleet, and all of it is sent again for every change of one check.
         """
-        client, when = self._when(index, wait_s)
-        found, data = _indexed(lambda: client.health.state(state, **when))
+        found, data = _indexed(lambda: self._client.health.state(state, **_when(index, wait_s)))
         return found, {(check.node, check.check_id): check for check in read_as(list[CheckState], data)}
 
     def service_index(self, name: str) -> ServiceRead:
@@ -189,8 +175,9 @@ class ConsulApi:
 
     def kv_entry(self, key: str, index: int = 0, wait_s: float = 0.0) -> tuple[int, int, bytes | None]:
         """A key as it certainly is: the index to wait on, that of its own last change (0: there is none), its value. Blocks."""
-        client, when = self._when(index, wait_s)
-        found, data = _indexed(lambda: client.kv.get(key, consistency="consistent", **when))
+        found, data = _indexed(
+            lambda: self._client.kv.get(key, consistency="consistent", **_when(index, wait_s))
+        )
         if data is None:
             return found, 0, None
         item = read_as(_Object, data)
@@ -198,32 +185,26 @@ class ConsulApi:
 
     def kv_list(self, prefix: str) -> dict[str, bytes]:
         """All keys under a prefix, with their values."""
-        _, data = _indexed(lambda: self._single.kv.get(prefix, recurse=True))
+        _, data = _indexed(lambda: self._client.kv.get(prefix, recurse=True))
         items = read_as(list[_Object], data or [])
         return {str(item.get("Key")): item.get("Value") or b"" for item in items}
 
     def kv_put(self, key: str, value: bytes) -> None:
         """Write a key. At most 512 KiB, Consul's own limit."""
-        _read(lambda: self._single.kv.put(key, value))
+        _read(lambda: self._client.kv.put(key, value))
 
     def kv_cas(self, key: str, value: bytes, modified: int) -> bool:
         """Write a key unless it has changed since `modified` (0: unless there is one); returns whether it was written."""
-        return _read(lambda: self._single.kv.put(key, value, cas=modified)) is True
+        return _read(lambda: self._client.kv.put(key, value, cas=modified)) is True
 
     def kv_delete(self, key: str) -> None:
         """Delete a key; one that is not there is no error."""
-        _read(lambda: self._single.kv.delete(key))
+        _read(lambda: self._client.kv.delete(key))
 
-    def _when(self, index: int, wait_s: float) -> tuple[Client, dict[str, Any]]:
-        """The client for a question that Consul may hold back, and what it is asked with beside."""
-        if index <= 0 or wait_s <= 0:
-            return self._single, {}
-        timeout_s = wait_s * (1 + JITTER_SHARE) + BLOCKING_MARGIN_S
-        client = self._watchers.get(timeout_s)
-        if client is None:  # a client has one timeout for everything: one for each length of wait
-            made = self._client(timeout_s, WATCH_CONNECTIONS, block=False)
-            client = self._watchers.setdefault(timeout_s, made)
-        return client, {"index": index, "wait": f"{int(wait_s * 1000)}ms"}
+
+def _when(index: int, wait_s: float) -> dict[str, Any]:
+    """What a question that Consul may hold back is asked with."""
+    return {"index": index, "wait": f"{int(wait_s * 1000)}ms"} if index > 0 and wait_s > 0 else {}
 
 
 def _read(ask: Callable[[], T]) -> T:

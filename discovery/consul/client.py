@@ -6,6 +6,7 @@ Ref: https://developer.hashicorp.com/consul/api-docs
 from __future__ import annotations
 
 import json
+import re
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -23,10 +24,22 @@ NO_INSTANCE = 'Service.ID == ""'
 NO_NODE = 'Node == ""'
 
 
+# A blocking query may take up to a sixteenth longer than asked for, so that clients do not return all at once.
+JITTER_SHARE = 1 / 16
+BLOCKING_MARGIN_S = 2.0
+_WAIT = re.compile(r"[?&]wait=([0-9]+)ms")
+
+
 class Session(requests.Session):
-    """Ends in our errors: those of python-consul2 do not carry the status. That there is no such key is left to it, as an answer."""
+    """Ends in our errors: those of python-consul2 do not carry the status. That there is no such key is left to it, as an answer.
+
+    Where Consul may hold an answer back, it is waited for as much longer.
+    """
 
     def request(self, method: str | bytes, url: str | bytes, *args: Any, **more: Any) -> requests.Response:
+        if wait := _WAIT.search(str(url)):
+            wait_s = int(wait[1]) / 1000
+            more["timeout"] = (more["timeout"][0], wait_s * (1 + JITTER_SHARE) + BLOCKING_MARGIN_S)
         try:
             answer = super().request(method, url, *args, **more)
         except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as error:
@@ -38,26 +51,21 @@ class Session(requests.Session):
 
 
 class Client:
-    """python-consul2's calls to one agent, with one timeout (connect, read) for all. Raises ConsulUnreachable, ConsulRefused.
+    """python-consul2's calls to one agent. Raises ConsulUnreachable, ConsulRefused.
 
     Its own class `Consul` would let variables of the environment override the address and the token.
     """
 
     def __init__(
-        self,
-        address: str,
-        *,
-        headers: dict[str, str],
-        timeout_s: tuple[float, float],
-        connections: int,
-        block: bool,
+        self, address: str, *, headers: dict[str, str], timeout_s: tuple[float, float], connections: int
     ) -> None:
+        """`timeout_s` is to connect and to read."""
         host, port = split_address(address)
         self.http = HTTPClient(f"[{host}]" if ":" in host else host, port, timeout=timeout_s)
         self.http.session = session = Session()
         session.headers.update(headers)
         session.trust_env = False  # a proxy or .netrc of the environment must not carry agent calls away
-        session.mount("http://", HTTPAdapter(1, connections, max_retries=0, pool_block=block))
+        session.mount("http://", HTTPAdapter(1, connections, max_retries=0))
         # What its parts look for at their client.
         self.token, self.dc, self.consistency = None, None, "default"
         self.tokens = Consul.ACL.Tokens(self)

@@ -163,7 +163,7 @@ class ConsulAcl:
     def _ask(self, ask: Callable[[Client], Any], as_: str = "master") -> Any:
         """One of python-consul2's calls. Raises PermissionError where Consul does not know the token, else OSError."""
         headers = {"X-Consul-Token": self.vault.consul_token(as_)}
-        client = Client(self.address, headers=headers, timeout_s=(5.0, 5.0), connections=1, block=True)
+        client = Client(self.address, headers=headers, timeout_s=(5.0, 5.0), connections=1)
         try:
             return ask(client)
         except ConsulRefused as error:
