@@ -1,4 +1,4 @@
-"""ServiceClient against real sockets: what the next service is told, and what the caller gets back."""
+"""ServiceClient against real sockets: what the next service receives, and what the caller gets back."""
 
 from __future__ import annotations
 
