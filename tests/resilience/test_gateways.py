@@ -1,4 +1,4 @@
-"""The smart lane while parts of the fleet are gone: whole services, a group of gateways, Redis."""
+"""The gateway lane while parts of the fleet are gone: whole services, a group of gateways, Redis."""
 
 from __future__ import annotations
 
