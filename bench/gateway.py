@@ -1,4 +1,4 @@
-"""(f) The gateway against the tutorial's, and against the fast lane.
+"""(f) The gateway against the tutorial's, and against the direct lane.
 
 One process each, behind the same HAProxy that only balances, on one core; what feeds them (wrk, two instances of each service,
 Consul, Redis) has the other. The tutorial's is one sync worker of gunicorn, as ours is one gevent worker: a stack of either
@@ -170,7 +170,7 @@ def _subjects(theirs: Running, more: Running, ours: Running, edge: Edge) -> Iter
         yield theirs.subject(f"tutorial, {work}", path, rest_s=rest_s)
         yield more.subject(f"tutorial, {MORE_WORKERS} workers, {work}", path, rest_s=rest_s / 2)
         yield ours.subject(f"composed, {work}", path)
-        yield public.subject(f"fast lane, {work}", f"/api/products/{_id(kind)}")
+        yield public.subject(f"direct lane, {work}", f"/api/products/{_id(kind)}")
         yield public.subject(f"forwarded, {work}", f"/api/smart/{_id(kind)}")
     kept = f"/api/{_id(apps.KEEPABLE)}/{_id(apps.KEEPABLE)}"
     yield ours.subject("from the gateway's cache", kept)
@@ -184,8 +184,8 @@ BOUNDS: list[tuple[str, str, float | None]] = [
     ("composed, 20 ms", f"tutorial, {MORE_WORKERS} workers, 20 ms", None),
     ("from the gateway's cache", "tutorial, 0 ms", 10.0),
     ("from the edge's cache", "tutorial, 0 ms", 150.0),
-    ("forwarded, 0 ms", "fast lane, 0 ms", 0.4),
-    ("forwarded, 20 ms", "fast lane, 20 ms", 0.4),
+    ("forwarded, 0 ms", "direct lane, 0 ms", 0.4),
+    ("forwarded, 20 ms", "direct lane, 20 ms", 0.4),
 ]
 
 
@@ -193,7 +193,7 @@ def against_tutorial(rounds: int, seconds: float) -> Result:
     """Part (f)."""
     with _subjects() as subjects:
         samples = interleave(subjects, rounds, seconds)
-    result = compare("f", "the gateway against the tutorial's and the fast lane", samples, BOUNDS)
+    result = compare("f", "the gateway against the tutorial's and the direct lane", samples, BOUNDS)
     return with_tails(result, samples)
 
 

@@ -37,8 +37,8 @@ def test_bounds_are_those_that_readme_promises() -> None:
         ("composed, 20 ms", "tutorial, 20 ms"): 20.0,
         ("from the gateway's cache", "tutorial, 0 ms"): 10.0,
         ("from the edge's cache", "tutorial, 0 ms"): 150.0,
-        ("forwarded, 0 ms", "fast lane, 0 ms"): 0.4,
-        ("forwarded, 20 ms", "fast lane, 20 ms"): 0.4,
+        ("forwarded, 0 ms", "direct lane, 0 ms"): 0.4,
+        ("forwarded, 20 ms", "direct lane, 20 ms"): 0.4,
     }
 
 
