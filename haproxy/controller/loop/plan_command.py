@@ -11,7 +11,7 @@ from rich.text import Text
 
 from discovery.consul.catalog import View
 from haproxy.controller.app import consul_api, owner_book
-from haproxy.controller.config.model import Backend, EdgeState
+from haproxy.controller.config.model import Backend, EdgeState, Server
 from haproxy.controller.config.template import params_for
 from haproxy.controller.consul.owners import PINS, Document
 from haproxy.controller.consul.verdicts import verdict
@@ -35,7 +35,7 @@ class Picture:
     backends: list[Backend] = field(default_factory=list)
     observed: dict[str, Mapping[str, ObservedServer] | None] | None = None
     steps: list[Step] = field(default_factory=list)
-    reload: str | None = None
+    reload: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
     gone: frozenset[str] = frozenset()
 
@@ -75,18 +75,10 @@ def _compare(settings: EdgeSettings, desire: Desire) -> Picture:
         with runtime.session() as session:
             process = session.info()
             picture.observed = {b.name: session.servers(b.name) for b in picture.backends}
-            known = session.backends()
     except Unreachable:
         return picture
     reloader = Reloader(settings, runtime, Master(settings.master_socket))
-    if fingerprint(routes, stored_keys(settings.keys_dir), settings) != reloader.loaded(process):
-        missing = sorted(b.name for b in picture.backends if b.name not in known)
-        surplus = sorted(name for name in known if name.startswith("svc_") and name not in picture.observed)
-        parts = [f"new: {', '.join(missing)}"] if missing else []
-        parts += [f"gone: {', '.join(surplus)}"] if surplus else []
-        picture.reload = (
-            "; ".join(parts) or "routes, keys or settings are not those that this worker was loaded with"
-        )
+    picture.reload = fingerprint(routes, stored_keys(settings.keys_dir), settings) != reloader.loaded(process)
     params = params_for(EdgeState(tuple(picture.backends)), settings)
     for backend in picture.backends:
         seen = picture.observed[backend.name]
@@ -107,45 +99,30 @@ def show(picture: Picture, console: Console) -> None:
         console.print(table)
     if picture.observed is None:
         console.print("HAProxy does not answer on its Runtime API: nothing can be done now.", style="yellow")
-    elif not picture.steps and picture.reload is None:
+    elif not picture.steps and not picture.reload:
         console.print("In step: nothing to do.", style="green")
     else:
         console.print(_actions(picture))
 
 
 def _fleet(picture: Picture) -> Table:
-    table = Table(
-        "service",
-        "paths",
-        "instance",
-        "desired",
-        "observed",
-        title="Desired and observed",
-        title_justify="left",
-    )
+    table = Table("service", "paths", "instance", "desired", "observed", title="Desired and observed")
     for backend in picture.backends:
         service = backend.route.service
         seen = dict((picture.observed or {}).get(backend.name) or {})
-        rows = [
-            (s.name, f"{s.address}:{s.port} weight {s.weight}{' backup' if s.backup else ''}")
-            for s in backend.servers
-        ]
-        rows += [(name, "-") for name in sorted(seen.keys() - {name for name, _ in rows})]
-        if not rows:
-            rows = [
-                ("-", "gone, its prefixes are kept" if service in picture.gone else "no instance may serve")
-            ]
-        for number, (name, wanted) in enumerate(rows):
-            first = number == 0
-            table.add_row(
-                service if first else "",
-                "\n".join(backend.route.paths) if first else "",
-                Text(name),
-                wanted,
-                _describe(seen.get(name), picture.observed is None),
-                end_section=number == len(rows) - 1,
-            )
+        wanted = {server.name: _place(server) for server in backend.servers}
+        nothing = "gone, its prefixes are kept" if service in picture.gone else "no instance may serve"
+        rows = wanted | dict.fromkeys(sorted(seen.keys() - wanted.keys()), "-") or {"-": nothing}
+        table.add_section()
+        table.add_row(service, "\n".join(backend.route.paths))
+        for name, place in rows.items():
+            observed = _describe(seen.get(name), picture.observed is None)
+            table.add_row("", "", Text(name), place, observed)
     return table
+
+
+def _place(server: Server | ObservedServer) -> str:
+    return f"{server.address}:{server.port} weight {server.weight}{' backup' if server.backup else ''}"
 
 
 def _describe(seen: ObservedServer | None, blind: bool) -> Text:
@@ -153,14 +130,14 @@ def _describe(seen: ObservedServer | None, blind: bool) -> Text:
         return Text("?", "dim")
     if seen is None:
         return Text("-", "dim")
-    text = f"{seen.address}:{seen.port} weight {seen.weight}{' backup' if seen.backup else ''}"
-    return Text(f"{text} {seen.status.lower()}, {seen.sessions} requests", "" if seen.serves else "yellow")
+    said = f"{_place(seen)} {seen.status.lower()}, {seen.sessions} requests"
+    return Text(said, "" if seen.serves else "yellow")
 
 
 def _actions(picture: Picture) -> Table:
     table = Table("what", "commands", "why", title="Would do now", title_justify="left")
-    if picture.reload is not None:
-        table.add_row("reload", "render, check, replace, reload", Text(picture.reload))
+    if picture.reload:
+        table.add_row("reload", "render, check, replace, reload", "routes, keys or settings are others now")
     for step in picture.steps:
         table.add_row(step.kind, Text("\n".join(map(str, step.commands))), Text(step.reason))
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -13,6 +12,8 @@ import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt import InvalidKeyError
+from jwt.algorithms import RSAAlgorithm
 
 from discovery.errors import ContractError
 from haproxy.controller.config.model import Server, VerifyKey
@@ -62,25 +63,15 @@ def _parse_key(key: Any) -> tuple[str, bytes]:
         raise ContractError("kid", kid, "must be an RSA key for RS256 signatures")
     if "d" in key or "p" in key:
         raise ContractError("kid", kid, "is a private key")
-    modulus, exponent = _number(kid, key.get("n")), _number(kid, key.get("e"))
-    if not MIN_BITS <= modulus.bit_length() <= MAX_BITS:
-        raise ContractError("kid", kid, f"must have {MIN_BITS} to {MAX_BITS} bits")
     try:
-        public = rsa.RSAPublicNumbers(exponent, modulus).public_key()
-    except ValueError as error:
-        raise ContractError("kid", kid, str(error)) from None
+        public = RSAAlgorithm.from_jwk(key)
+    except (InvalidKeyError, ValueError, TypeError) as error:
+        raise ContractError("kid", kid, f"is no key: {error}") from None
+    if not isinstance(public, rsa.RSAPublicKey) or not MIN_BITS <= public.key_size <= MAX_BITS:
+        raise ContractError("kid", kid, f"must have {MIN_BITS} to {MAX_BITS} bits")
     return kid, public.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-
-
-def _number(kid: str, text: Any) -> int:
-    if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,2048}", text):
-        raise ContractError("kid", kid, "n and e must be base64url numbers")
-    try:
-        return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
-    except ValueError:  # 4k+1 characters are no bytes
-        raise ContractError("kid", kid, "n and e must be base64url numbers") from None
 
 
 def stored_keys(folder: Path) -> tuple[VerifyKey, ...]:
