@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from discovery import BreakerSettings, Observer, ServiceClient, StaticView
-from discovery.clock import SYSTEM_CLOCK
-from discovery.http.transport import HttpTransport
 from tests.support.scripted import Upstream, upstream
 from tests.unit.discovery.calling import client, dead, status
 
@@ -88,24 +86,12 @@ def test_proxies_of_the_environment_are_not_used(good: Upstream, monkeypatch: py
 
 
 def test_iterator_body_is_sent_only_once(good: Upstream) -> None:
-    with upstream(status(503)) as bad:
-        first = bad.instance(id="users-0")
-        assert (
-            client(first, good).request("PUT", "users", "/", balance="first", body=iter([b"x"])).status == 503
-        )
-
-
-def test_pools_of_gone_instances_are_dropped(good: Upstream) -> None:
-    with upstream() as other:
-        view = StaticView([good.instance(), other.instance()])
-        transport = HttpTransport(connect_timeout_s=0.5, connections=16, clock=SYSTEM_CLOCK)
-        calls = ServiceClient(view, transport=transport)
-        for _ in range(4):
-            calls.request("GET", "users", "/")
-        assert len(transport.places()) == 2
-        view.replace([good.instance()])
-        calls.request("GET", "users", "/")
-        assert transport.places() == (("users", "127.0.0.1", good.port),)
+    with upstream(status(502)) as bad:
+        calls = client(bad.instance(id="users-0"), good)
+        for body, final in ((b"x", 200), (iter([b"x"]), 502)):
+            with_key = {"Idempotency-Key": "k"}
+            answer = calls.request("PUT", "users", "/", balance="first", body=body, headers=with_key)
+            assert answer.status == final
 
 
 def test_observer_hears_of_calls_and_attempts(good: Upstream) -> None:

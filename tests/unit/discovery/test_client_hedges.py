@@ -15,7 +15,7 @@ from discovery import (
     ServiceClient,
     StaticView,
 )
-from discovery.balancing.ejection import Identity, identity
+from discovery.balancing.ejection import Identity
 from tests.support.eventually import eventually
 from tests.support.scripted import Handler, Upstream, ok, upstream
 from tests.unit.discovery.calling import client
@@ -25,19 +25,6 @@ from tests.unit.discovery.calling import client
 def pair() -> Iterator[tuple[Upstream, Upstream]]:
     with upstream() as one, upstream() as other:
         yield one, other
-
-
-def test_avoided_instance_is_not_called_while_another_is_left(pair: tuple[Upstream, Upstream]) -> None:
-    one, other = pair
-    calls = client(one, other)
-    for _ in range(6):
-        calls.request("GET", "users", "/", places={identity(one.instance())})
-    assert (len(one.requests), len(other.requests)) == (0, 6)
-
-
-def test_avoided_instance_is_called_when_it_is_the_last(pair: tuple[Upstream, Upstream]) -> None:
-    one, _ = pair
-    assert client(one).request("GET", "users", "/", places={identity(one.instance())}).status == 200
 
 
 def test_second_attempt_keeps_away_from_where_the_first_still_waits(pair: tuple[Upstream, Upstream]) -> None:

@@ -87,7 +87,7 @@ def test_impatient_callers_keep_no_breaker_open_for_a_patient_one(good: Upstream
     good.behave = status(503)
     calls.request("GET", "users", "/")
     assert calls.breakers()["users"].state == "open"
-    good.behave = hang(0.02)
+    good.behave = hang(0.05)
     time.sleep(0.35)
     served = 0
     for _ in range(14):

@@ -43,16 +43,16 @@ class Simulation(ManualClock):
         self._enter(seconds, getcurrent())
         getcurrent().parent.switch()
 
-    def _enter(self, in_s: float, who: greenlet) -> None:
-        heapq.heappush(self._due, (self.now + in_s, next(self._numbers), who))
+    def _enter(self, in_s: float, sleeper: greenlet) -> None:
+        heapq.heappush(self._due, (self.now + in_s, next(self._numbers), sleeper))
 
     def run(self, work: Callable[[], None], begins_s: Sequence[float]) -> None:
         """`work` begun at each of these times, until all have ended."""
         for in_s in begins_s:
             self._enter(in_s, greenlet(work))
         while self._due:
-            self.now, _, who = heapq.heappop(self._due)
-            who.switch()
+            self.now, _, sleeper = heapq.heappop(self._due)
+            sleeper.switch()
 
 
 @dataclass
@@ -71,7 +71,10 @@ class Network:
         return real_connect((address, port), 5)
 
 
-@pytest.fixture(params=range(10))
+SEEDS = [pytest.param(seed, marks=[pytest.mark.long] * (seed > 2)) for seed in range(10)]
+
+
+@pytest.fixture(params=SEEDS)
 def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Network:
     made = Network(Simulation(request.param))
     monkeypatch.setattr("discovery.http.transport.connect", made.connect)
