@@ -174,17 +174,14 @@ def registered_at(fleet: ContainerFleet, member: Member) -> str:
 # -- how many
 
 
-def test_scale_by_compose_changes_the_service_alone_and_up_once_more_changes_it_back(
-    containers: ContainerFleet, account: Account
-) -> None:
+def test_scale_by_compose_changes_the_service_alone(containers: ContainerFleet, account: Account) -> None:
     before, secrets, reloads = lives(containers), inside.vault(containers), containers.reloads()
-    up = ("up", "--detach", "--no-build")
     with steady_gets(containers, account) as load:
-        containers.compose(*up, "--scale", "users=5")
+        containers.compose("up", "--detach", "--no-build", "--scale", "users=5")
         eventually(lambda: len([s for s in containers.edge_servers("users") if s.up]) == 5, 30)
         five = lives(containers)
         eventually(lambda: len(load.report().served()) == 5, 10)
-        containers.compose(*up)
+        containers.scale("users", 3)
         containers.wait_healthy(30)
     report = load.report()
     assert_nothing_lost(containers, report)

@@ -275,10 +275,10 @@ def test_token_for_a_service_of_your_own(stack: Stack) -> None:
 
 
 def test_seed_twice_adds_once(stack: Stack) -> None:
-    first = apart(stack, "seed")
+    first = command(stack, "seed")
     assert first.returncode == 0, first.stderr
     assert "4 new people, 6 new products, 3 new posts" in first.stdout
-    again = apart(stack, "seed")
+    again = command(stack, "seed")
     assert "0 new people, 0 new products, 0 new posts" in again.stdout
     account = json.loads(stack.vault.admin_file.read_text())
     address = stack.settings.edge_url.removeprefix("http://")

@@ -57,7 +57,7 @@ def test_hung_instance_costs_no_request_and_serves_again_when_it_wakes(
         with fleet.hang(victim):
             eventually(lambda: edge_holds(fleet, "users", victim.id, up=False), 10)
             out_s = time.monotonic()
-            time.sleep(2)  # in which it must not be asked
+            time.sleep(1)  # in which it must not be asked
         woken_s = time.monotonic()
         fleet.wait_healthy(30)
         until_served_by(load, victim)
@@ -121,7 +121,7 @@ def test_instance_that_answers_500_costs_no_get(fleet: Fleet, account: Account) 
             faulty.status = 500
             fault_s, before = time.monotonic(), faulty.requests
             eventually(lambda: faulty.requests > before, 5)  # the fault is met
-            time.sleep(2)
+            time.sleep(1)
         eventually(lambda: "users-faulty" not in {s.name for s in fleet.edge_servers("users")}, 10)
     report = load.report()
     assert_nothing_lost(fleet, report)
@@ -138,7 +138,7 @@ def test_all_instances_down_give_fast_503s_and_return_within_2_s(fleet: Fleet) -
     fleet.stop("users")
     assert not passing(fleet, "users")
     with Load(plan) as load:
-        time.sleep(2)
+        eventually(lambda: len(load.report().failures()) > 50, 10)
         fleet.start("users")
         eventually(lambda: passing(fleet, "users"), 30, every_s=0.01)
         back_s = time.monotonic()
