@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+
+from tests.support.servers import Process, accepts
 
 # Two cores: what is measured has one for itself, everything that feeds it shares the other.
 MEASURED_CORE = 0
@@ -33,12 +33,6 @@ def wait_until(what: str, predicate: Callable[[], bool], within_s: float, every_
         time.sleep(every_s)
 
 
-def listening(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
 @contextlib.contextmanager
 def program(
     arguments: Sequence[str],
@@ -47,35 +41,23 @@ def program(
     port: int | None = None,
     within_s: float = 120,
     env: Mapping[str, str] | None = None,
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Process]:
     """Run a program with its output in `log`; yields once it listens on `port`.
 
-    Raises RuntimeError with the log's end when it dies first, TimeoutError when it never listens.
+    Raises AssertionError with the log's end when it dies first, TimeoutError when it never listens.
     """
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=None if env is None else {**os.environ, **env},
-        )
+    process = Process(arguments, log, env=None if env is None else {**os.environ, **env})
 
     def up() -> bool:
-        if process.poll() is not None:
-            raise RuntimeError(f"{arguments[0]} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-        return port is None or listening(port)
+        process.must_run()
+        return port is None or accepts(port)
 
+    process.start()
     try:
         wait_until(f"{' '.join(arguments[-3:])} on port {port}, {log}", up, within_s)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(5)
+        process.stop()
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.programs import FEEDING_CORE, MEASURED_CORE, pinned, program
-from tests.support.servers import free_port
+from tests.support.servers import Process, free_port
 
 CONF = Path(__file__).parent / "conf"
 BODY = '{"data":"' + "x" * 189 + '"}'  # 200 bytes
@@ -24,9 +23,7 @@ def fill(name: str, target: Path, **values: str | int) -> Path:
 
 
 @contextlib.contextmanager
-def nginx(
-    folder: Path, name: str, port: int, core: int, **values: str | int
-) -> Iterator[subprocess.Popen[bytes]]:
+def nginx(folder: Path, name: str, port: int, core: int, **values: str | int) -> Iterator[Process]:
     """nginx with bench/conf/<name> on a port, in a folder of its own."""
     prefix = folder / f"nginx-{port}"
     (prefix / "tmp").mkdir(parents=True)
