@@ -169,10 +169,6 @@ class ConsulApi:
 
     # -- key/value
 
-    def kv_get(self, key: str) -> bytes | None:
-        """The value of a key; None when there is no such key."""
-        return self.kv_entry(key)[2]
-
     def kv_entry(self, key: str, index: int = 0, wait_s: float = 0.0) -> tuple[int, int, bytes | None]:
         """A key as it certainly is: the index to wait on, that of its own last change (0: there is none), its value. Blocks."""
         found, data = _indexed(

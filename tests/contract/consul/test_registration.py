@@ -187,9 +187,9 @@ def test_errors_of_consul_come_as_ours(server: ConsulServer) -> None:
 
 
 def test_key_values_come_back_as_they_were_written(api: ConsulApi) -> None:
-    assert api.kv_get("edge/none") is None
+    assert api.kv_entry("edge/none")[2] is None
     api.kv_put("edge/one", b'{"a": 1}')
-    assert api.kv_get("edge/one") == b'{"a": 1}'
+    assert api.kv_entry("edge/one")[2] == b'{"a": 1}'
     assert api.kv_list("edge/") == {"edge/one": b'{"a": 1}'}
     index, modified, value = api.kv_entry("edge/one")
     assert index >= modified > 0
