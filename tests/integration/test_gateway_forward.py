@@ -146,14 +146,11 @@ def test_statuses_and_redirects_of_a_service_pass_unchanged(rig: Rig) -> None:
 # -- which route
 
 
-def test_a_stripped_prefix_is_taken_off_and_what_is_inside_stays_inside(rig: Rig) -> None:
+def test_what_is_inside_a_service_stays_inside(rig: Rig) -> None:
     with rig.service(ok, strip="true") as pears:
-        for path, seen in (("", "/"), ("/a/b?c=d", "/a/b?c=d")):
-            assert rig.ask("GET", pears.path + path, service=pears).status == 200
-            assert pears.requests[-1].path == seen
-        for path in ("/metrics", "/internal", "/internal/x", "/health/live"):
-            assert rig.ask("GET", pears.path + path, service=pears).status == 404
-        assert len(pears.requests) == 2
+        assert rig.ask("GET", f"{pears.path}/a/b?c=d", service=pears).status == 200
+        assert rig.ask("GET", f"{pears.path}/internal/x", service=pears).status == 404
+        assert [seen.path for seen in pears.requests] == ["/a/b?c=d"]
 
 
 def test_a_path_that_can_be_read_in_two_ways_goes_nowhere(rig: Rig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from services.kit.redis_client import connect
 from stack.servers.redis_servers import rules
 from tests.support.eventually import eventually, time_scale
 from tests.support.incoming import incoming, person
+from tests.support.redis_faults import FAULTS, Fault
 from tests.support.servers import RedisServer, redis
 
 LIMIT = 1000
@@ -34,7 +34,7 @@ def server() -> Iterator[RedisServer]:
 
 
 def client(server: RedisServer) -> Redis:
-    made = connect(server.url, server.password, timeout_s=0.1, connections=4)
+    made = connect(server.url, None, timeout_s=0.1, connections=4)
     assert made is not None
     return made
 
@@ -206,49 +206,9 @@ def test_emptied_redis_gets_back_what_each_had_counted(server: RedisServer) -> N
     assert passes(gateway(server), subject(), 5) == 5
 
 
-@contextlib.contextmanager
-def hung(server: RedisServer) -> Iterator[None]:
-    server.process.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        server.process.signal(signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def killed(server: RedisServer) -> Iterator[None]:
-    server.kill()
-    try:
-        yield
-    finally:
-        server.start()
-
-
-@contextlib.contextmanager
-def full(server: RedisServer) -> Iterator[None]:
-    direct = Redis.from_url(server.url)
-    direct.config_set("maxmemory-policy", "noeviction")
-    direct.config_set("maxmemory", "1")
-    try:
-        yield
-    finally:
-        direct.config_set("maxmemory", "0")
-
-
-@contextlib.contextmanager
-def read_only(server: RedisServer) -> Iterator[None]:
-    direct = Redis.from_url(server.url)
-    direct.config_set("replica-serve-stale-data", "yes")
-    direct.replicaof("127.0.0.1", "1")
-    try:
-        yield
-    finally:
-        direct.replicaof("NO", "ONE")
-
-
-@pytest.mark.parametrize("fault", [hung, killed, full, read_only])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_redis_that_does_not_serve_costs_nothing_and_limits_go_on_locally(
-    server: RedisServer, fault: contextlib.AbstractContextManager[None]
+    server: RedisServer, fault: Fault
 ) -> None:
     name = subject()
     one = gateway(server)
@@ -256,7 +216,8 @@ def test_redis_that_does_not_serve_costs_nothing_and_limits_go_on_locally(
     try:
         assert passes(one, name, 100) == 100
         eventually(lambda: known_of(server, one, name) == 100, 2)
-        with fault(server):  # type: ignore[operator]
+        with fault(server) as is_there:
+            assert is_there()
             asked, slowest, passed = incoming(who=person(name)), 0.0, 0
             until = time.monotonic() + 0.6
             while time.monotonic() < until:
@@ -282,13 +243,6 @@ def known_of(server: RedisServer, one: Limits, name: str) -> int:
     """What Redis holds of one subject."""
     (count,) = one.counts(person(name))
     return sum(int(each) for each in Redis.from_url(server.url).hvals(count.key))  # type: ignore[union-attr]
-
-
-def test_without_redis_each_process_limits_for_itself() -> None:
-    one, name = gateway(None, 10), subject()
-    one.shared.start()
-    assert passes(one, name, 50) == 10
-    one.shared.stop()
 
 
 def test_gateways_user_of_redis_may_do_what_settling_needs(server: RedisServer) -> None:

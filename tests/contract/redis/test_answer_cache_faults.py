@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +9,6 @@ from dataclasses import dataclass, field
 
 import pytest
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from gateway.cache.last_good import HELD_S
 from gateway.cache.link import Link
@@ -26,6 +23,7 @@ from services.kit.stale.writer import Keep, SnapshotQueue
 from tests.support import servers
 from tests.support.cache_rig import ANN, BOB, CLOCK, PATH, Instance, Origin, incoming, keys, later
 from tests.support.eventually import eventually, time_scale
+from tests.support.redis_faults import FAULTS, Fault, hung
 
 CLIENTS = 8
 PATHS = 40
@@ -78,74 +76,6 @@ def world(pair: tuple[servers.RedisServer, Instance, Instance]) -> Iterator[Worl
         yield World(server, redis, origin, *instances)
 
 
-@contextlib.contextmanager
-def killed(world: World) -> Iterator[Callable[[], bool]]:
-    world.server.kill()
-    try:
-        yield lambda: not world.server.process.running
-    finally:
-        world.server.start()
-
-
-@contextlib.contextmanager
-def hung(world: World) -> Iterator[Callable[[], bool]]:
-    world.server.process.signal(signal.SIGSTOP)
-
-    def silent() -> bool:
-        with (
-            contextlib.suppress(OSError),
-            Redis(port=world.server.port, socket_timeout=0.05, retry=None) as probe,
-        ):
-            try:
-                probe.ping()
-            except Exception:
-                return True
-        return False
-
-    try:
-        yield silent
-    finally:
-        world.server.process.signal(signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def full(world: World) -> Iterator[Callable[[], bool]]:
-    world.redis.config_set("maxmemory", "1")
-    world.redis.config_set("maxmemory-policy", "noeviction")
-
-    def refuses() -> bool:
-        with contextlib.suppress(OutOfMemoryError):
-            world.redis.set("a", "b")
-            return False
-        return True
-
-    try:
-        yield refuses
-    finally:
-        world.redis.config_set("maxmemory", "0")
-
-
-@contextlib.contextmanager
-def replica(world: World) -> Iterator[Callable[[], bool]]:
-    """As after a failover that the gateway has not heard of: it answers, and takes nothing."""
-    world.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
-
-    def refuses() -> bool:
-        with contextlib.suppress(ReadOnlyError):
-            world.redis.set("a", "b")
-            return False
-        return True
-
-    try:
-        yield refuses
-    finally:
-        world.redis.execute_command("REPLICAOF", "NO", "ONE")
-
-
-FAULTS = [killed, hung, full, replica]
-ids = [fault.__name__ for fault in FAULTS]
-
-
 def p99_s(world: World, for_s: float, floor: Callable[[], int]) -> float:
     """The 99th percentile of reads through both instances; `floor` is what an answer must be at least."""
     times: list[float] = []
@@ -173,13 +103,11 @@ def p99_s(world: World, for_s: float, floor: Callable[[], int]) -> float:
     return sorted(times)[int(len(times) * 0.99)]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=ids)
-def test_answers_stay_right_and_quick_while_redis_is_not(
-    world: World, fault: Callable[[World], contextlib.AbstractContextManager[Callable[[], bool]]]
-) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_answers_stay_right_and_quick_while_redis_is_not(world: World, fault: Fault) -> None:
     first = world.write(world.one)
     before = p99_s(world, 0.5, lambda: first)
-    with fault(world) as is_there:
+    with fault(world.server) as is_there:
         assert is_there()
         during = p99_s(world, 0.7, lambda: first)
         # A change is seen at once where it was made, and by the others when their trust has run out.
@@ -205,7 +133,7 @@ def test_answers_stay_right_and_quick_while_redis_is_not(
 
 def test_hung_redis_costs_a_request_one_wait_and_the_next_ones_nothing(world: World) -> None:
     world.read(world.one, 0)
-    with hung(world) as is_there:
+    with hung(world.server) as is_there:
         assert is_there()
         times = []
         for place in range(1, 60):
@@ -222,7 +150,7 @@ def test_late_answer_leaves_nobody_waiting_for_a_load_that_is_none(world: World)
     """A process that has given Redis up may get its lease all the same: Redis carries the command out once it goes on."""
     lone = Instance(world.server.url, world.origin, timeout_s=0.1, follow=False)
     lone.state(f"{PATH}/9")  # its connection is there
-    with hung(world) as is_there:
+    with hung(world.server) as is_there:
         assert is_there()
         assert lone.state() == "MISS"
     eventually(lambda: keys(world.redis, "gateway:business:c:l:*"), 5, 0.005)
@@ -246,7 +174,7 @@ def test_heartbeat_that_is_late_costs_no_more_than_others(world: World) -> None:
     try:
         eventually(lambda: link.heard, 5)
         tended.clear()
-        with hung(world) as is_there:
+        with hung(world.server) as is_there:
             assert is_there()
             time.sleep(0.7)
         time.sleep(0.3)
@@ -266,7 +194,7 @@ def test_last_good_answers_cost_no_time_when_redis_is_hung(world: World) -> None
     good = world.one.cache.last_good(incoming())
     assert isinstance(good, Answer)
     assert (good.body, good.header("x-cache"), good.header("x-stale-age")) == (b"x", "STALE", "0")
-    with hung(world) as is_there:
+    with hung(world.server) as is_there:
         assert is_there()
         world.one.cache.last_good(incoming())
         began = time.perf_counter()
@@ -292,7 +220,7 @@ def test_last_good_answer_outlives_a_short_absence_of_redis(world: World) -> Non
         return bytes(answer.body) if answer is not None else None  # type: ignore[arg-type]
 
     assert given(ANN) == b"hers"
-    with hung(world) as is_there:
+    with hung(world.server) as is_there:
         assert is_there()
         assert (given(ANN), given(BOB)) == (b"hers", b"for all")
         assert world.one.cache.purge("pears", PATH) is False

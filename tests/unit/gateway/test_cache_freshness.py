@@ -217,7 +217,7 @@ def test_age_of_other_caches_counts(age: str, expected: float) -> None:
     assert initial_age_s([("Age", age)]) == expected
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(max_size=60), max_size=3))
 def test_no_text_breaks_the_parser(values: list[str]) -> None:
     found = directives(*values)
@@ -226,7 +226,7 @@ def test_no_text_breaks_the_parser(values: list[str]) -> None:
         assert name == name.lower()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(
         st.sampled_from(["no-store", "private", "public", "max-age=60", "s-maxage=9", "x=1", ""]), max_size=6

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.compose.merge import problem, strictest, varied, whole
@@ -82,6 +82,7 @@ CONTROL = st.lists(
 ).map(", ".join)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.none() | CONTROL, st.integers(0, 100)), min_size=1, max_size=4), st.booleans())
 def test_one_more_part_never_loosens_the_whole(parts: list[tuple[str | None, int]], personal: bool) -> None:
     fewer, all_of_them = (strictest(some, personal=personal) for some in (parts[:-1] or parts, parts))

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.compose.jsonpart import NotUsable, member_of
@@ -19,6 +19,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from(["data", "page", 'a"b', "é", "", "_parts", "data2", "\\"])
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(KEYS, VALUES, max_size=4), st.sampled_from([None, 2]), st.booleans())
 def test_the_member_that_is_meant_is_found(
     whole: dict[str, Any], indent: int | None, ascii_only: bool

@@ -12,7 +12,7 @@ from discovery import Instance
 from gateway.breakers.news import trip_key
 from stack.servers.redis_servers import rules
 from tests.support.breaker_process import OPEN_S, SETTINGS, Process, ignored, news, tell, try_all
-from tests.support.eventually import eventually, time_scale
+from tests.support.eventually import eventually
 from tests.support.servers import redis
 
 # -- by hand
@@ -45,15 +45,6 @@ def test_order_for_another_group_leaves_ones_own_alone(start: Callable[..., Proc
     asked.view.replace([Instance("gateway-business", members[0], "node-1", "127.0.0.1", 1)])
     outcome = asked.sharing.order("business", target.service, "open", 30, "by root")
     assert (outcome.taken_by, target.state, asked.state) == ([members[0]], "open", "closed")
-
-
-def test_without_redis_an_order_reaches_the_own_process_at_once(start: Callable[..., Process]) -> None:
-    alone = start(on=None, wait=False, members=("gateway-business-else",))
-    begun = time.monotonic()
-    outcome = alone.sharing.order("business", alone.service, "open", 30, "by root")
-    assert time.monotonic() - begun < 0.5 * time_scale()
-    assert (outcome.taken_by, outcome.missing) == ([alone.name], ["gateway-business-else"])
-    assert (outcome.shared, alone.state) == (False, "open")
 
 
 def test_after_an_opening_by_hand_one_tries_before_the_others(start: Callable[..., Process]) -> None:
