@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import requests
 
 from tests.integration.content import World, pair
 from tests.support.databases import Backend, on_both
 from tests.support.document import Documented
 from tests.support.instances import RunningInstance
+from tests.support.matrix import one_always
 
 pytestmark = on_both
 
@@ -255,12 +257,12 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("words", HOSTILE)
-def test_hostile_search_is_an_answer(blog: RunningInstance, words: str) -> None:
-    assert isinstance(listed(blog, q=words), list)
+def test_hostile_search_is_an_answer(blog: RunningInstance) -> None:
+    for words in HOSTILE:
+        assert isinstance(listed(blog, q=words), list), words
 
 
-@pytest.mark.parametrize("value", ["%00", "%ff%fe", "%ed%a0%80", "'"])
+@pytest.mark.parametrize("value", one_always("%00", "%ff%fe", "%ed%a0%80", "'"))
 def test_hostile_bytes_are_refused_or_answered_but_never_500(blog: RunningInstance, value: str) -> None:
     for name in ("q", "tag", "author", "cursor"):
         assert blog.call("GET", f"/api/posts?{name}={value}").status_code in (200, 400, 422), name
@@ -360,23 +362,16 @@ def test_of_many_posts_under_one_key_one_is_made(
     assert len(listed(two[0], author=mark)) == 1
 
 
-def test_a_key_belongs_to_its_subject_and_its_body(blog: RunningInstance, around: World, mark: str) -> None:
-    body = {"title": "once", "content": "c"}
-    headers = {"Idempotency-Key": mark}
-
-    def create(author: str, **values: Any) -> Any:
-        return blog.call(
-            "POST", "/api/posts", json={**body, **values}, token=around.user(author), headers=headers
-        )
+def test_a_key_gives_its_first_answer_whatever_became_of_the_post(
+    blog: RunningInstance, around: World, mark: str
+) -> None:
+    def create(key: str) -> requests.Response:
+        body, headers = {"title": "once", "content": "c"}, {"Idempotency-Key": key}
+        return blog.call("POST", "/api/posts", json=body, token=around.user(mark), headers=headers)
 
     first = create(mark)
-    assert create(mark, title="twice").status_code == 422
-    assert create(mark + "x").json()["data"]["id"] != first.json()["data"]["id"]
     assert blog.call("DELETE", first.headers["Location"], token=around.user(mark)).status_code == 204
-    assert create(mark).json() == first.json(), "the first answer, whatever became of the post"
+    assert create(mark).json() == first.json()
     assert listed(blog, author=mark) == []
     for bad in ("a b", "x" * 129):
-        answer = blog.call(
-            "POST", "/api/posts", json=body, token=around.user(mark), headers={"Idempotency-Key": bad}
-        )
-        assert answer.status_code == 400
+        assert create(bad).status_code == 400

@@ -115,7 +115,37 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED.keys())
+# Of each kind of mistake one; the others are left to `make test-long`.
+ALWAYS = {
+    "two lengths",
+    "a length and chunks",
+    "another coding",
+    "chunks of HTTP/1.0",
+    "no host",
+    "a NUL in a value",
+    "a bare CR",
+    "a folded line",
+    "a blank in a name",
+    "one word",
+    "HTTP/2",
+    "TLS",
+    "a target without an end",
+    "a head without an end",
+    "fields without an end",
+    "another expectation",
+    "a coding as a trailer",
+    "a chunk without its end",
+    "trailers without an end",
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        pytest.param(*case, id=name, marks=() if name in ALWAYS else pytest.mark.long)
+        for name, case in REFUSED.items()
+    ],
+)
 def test_what_is_no_request_is_refused_at_once_as_a_problem(
     instance: RunningInstance, data: bytes, status: int
 ) -> None:
