@@ -15,6 +15,7 @@ from services.kit.calls.client import Upstreams
 from services.kit.telemetry.metrics import Metrics
 from services.kit.web.context import Caller, set_current
 from tests.support.eventually import time_scale
+from tests.support.matrix import one_always
 from tests.support.scripted import Handler, Upstream, upstream
 
 
@@ -61,7 +62,7 @@ def test_deadline_holds_while_a_token_is_fetched() -> None:
         assert asked.is_set()
 
 
-@pytest.mark.parametrize("addresses", [1, 3, 10])
+@pytest.mark.parametrize("addresses", one_always(3, 1, 10))
 def test_deadline_that_is_passed_on_opens_no_breaker(addresses: int) -> None:
     with upstream(slow) as server:
         upstreams = calls(View([server.instance()]))
