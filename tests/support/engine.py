@@ -75,16 +75,8 @@ def run_tests(
                 flush=True,
             )
         tests = subprocess.Popen(argv, env=environment, preexec_fn=enter)
-        cleanup.callback(_interrupt, tests)
+        cleanup.callback(_end, tests, signal.SIGINT, 2 * STOP_S)
         return tests.wait()
-
-
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(120)
-        process.kill()
 
 
 def _as_root(command: str, arguments: list[str]) -> NoReturn:
@@ -129,7 +121,7 @@ def running(group: int) -> Iterator[str]:
             _empty({**os.environ, "DOCKER_HOST": host})
             yield host
         finally:
-            _end(process)
+            _end(process, signal.SIGTERM, STOP_S)
             subprocess.run(
                 ["umount", str(run / "exec" / "netns" / "default")], capture_output=True, timeout=10
             )
@@ -147,11 +139,12 @@ def _empty(environment: Mapping[str, str]) -> None:
             _docker(words, environment, 120)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
+def _end(process: subprocess.Popen[bytes], number: int, within_s: float) -> None:
+    """The signal, and SIGKILL where that has not been enough."""
+    if process.poll() is None:
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(within_s)
         process.kill()
         process.wait(STOP_S)
 
