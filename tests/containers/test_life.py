@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import pytest
-from docker.models.containers import Container
 
 from tests.containers import inside
 from tests.support.accounts import Account, ask, new_account
@@ -46,15 +45,11 @@ def containers(fleet: Fleet) -> ContainerFleet:
     return cast(ContainerFleet, fleet)
 
 
-def started(container: Container) -> str:
-    """When it was last started, by Docker's clock."""
-    container.reload()
-    return str(container.attrs["State"]["StartedAt"])
-
-
 def lives(fleet: ContainerFleet) -> dict[str, tuple[str, str]]:
-    """Name → id and last start of every container that runs."""
-    return {str(one.name): (str(one.id), started(one)) for one in inside.running(fleet)}
+    """Name → id and last start, by Docker's clock, of every container that runs."""
+    return {
+        str(one.name): (str(one.id), str(one.attrs["State"]["StartedAt"])) for one in inside.running(fleet)
+    }
 
 
 # -- one instance
