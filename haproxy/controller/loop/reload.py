@@ -20,7 +20,7 @@ from haproxy.controller.config.model import EdgeState, VerifyKey
 from haproxy.controller.config.template import prepare_files, render
 from haproxy.controller.errors import ConfigRefused, ReloadFailed, Unreachable
 from haproxy.controller.runtime.observed import down_lines
-from haproxy.controller.runtime.socket import Master, ProcessInfo, Runtime
+from haproxy.controller.runtime.socket import Master, ProcessInfo, Runtime, command
 from haproxy.controller.settings import EdgeSettings
 
 log = structlog.get_logger(__name__)
@@ -130,7 +130,7 @@ class Reloader:
     def _keep_down_servers(self) -> None:
         try:
             with self._runtime.session() as session:
-                text = down_lines(session.all_servers_state())
+                text = down_lines(session.send(command("show", "servers", "state")))
             write_atomically(self._settings.server_state_file, text.encode(), mode=0o600)
         except (Unreachable, OSError) as error:
             log.warning("servers that are down are not handed over", error=str(error))

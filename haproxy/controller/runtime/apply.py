@@ -65,10 +65,8 @@ class Applier:
         if observed is None:
             self._looks.pop(service, None)
             return False
-        leaving = draining(backend, observed)
-        since = self._draining.get(service, {})
-        # Its time begins with the order to drain, not while it waits for its turn.
-        since = {name: now if observed[name].mode == "ready" else since.get(name, now) for name in leaving}
+        before = self._draining.get(service, {})
+        since = {name: before.get(name, now) for name in draining(backend, observed)}
         overdue = frozenset(name for name, began in since.items() if now - began >= self._drain_s)
         steps = plan_backend(backend, observed, overdue, self.params)
         # All of them: a refused step must not keep the others from being done.

@@ -128,10 +128,6 @@ class Session:
         stat = self.send(command("show", "stat", backend, "4", "-1"))
         return observed_servers(state, stat).get(backend, {})
 
-    def all_servers_state(self) -> str:
-        """`show servers state` of all backends, in the format of a server state file."""
-        return self.send(command("show", "servers", "state"))
-
 
 class Runtime:
     """The Runtime API behind a Unix socket."""

@@ -207,8 +207,7 @@ def test_prefix_pinned_away_while_its_last_request_runs_costs_no_processor(runni
         used = used_s([running.controller.pid])
         time.sleep(2)
         assert used_s([running.controller.pid]) - used < 1
-        running.controller.stop()
-        running.haproxy.kill()
+        program.close()  # its last request ends
     running.put("edge/policy/owners", {})
 
 
