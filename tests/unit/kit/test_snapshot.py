@@ -122,7 +122,7 @@ def test_good_answer_is_kept_with_what_a_reader_needs(service: Service, redis: R
     assert 0 < redis.pttl(name.key) <= 60_000
 
 
-def test_subject_scope_keeps_each_callers_answer_under_his_name_alone(service: Service, redis: Redis) -> None:
+def test_subject_scope_keeps_each_callers_answer_under_its_own_name(service: Service, redis: Redis) -> None:
     service.answer = lambda: {"for": request.headers["Authorization"]}
     service.get("mine", "ann")
     service.get("mine", "bob")
@@ -159,7 +159,7 @@ def test_query_is_the_same_in_any_order_and_spelling_and_others_are_others(
         {"Content-Encoding": "gzip"},
     ],
 )
-def test_answer_that_is_not_everybodys_is_not_kept(
+def test_answer_that_is_not_for_every_caller_is_not_kept(
     service: Service, redis: Redis, headers: dict[str, str]
 ) -> None:
     service.answer = lambda: Response(b"x", headers=headers)
@@ -182,7 +182,7 @@ def test_view_that_asks_for_a_token_never_makes_a_public_answer(service: Service
 
 
 @pytest.mark.parametrize("header", ["Cookie", "X_Api_Key"])
-def test_answer_to_a_cookie_or_a_key_is_not_kept_for_everybody(
+def test_answer_to_a_cookie_or_a_key_is_not_kept_for_every_caller(
     service: Service, redis: Redis, header: str
 ) -> None:
     service.client = service.app.test_client(use_cookies=False)  # else it sends those of its own jar
@@ -254,7 +254,7 @@ def test_forgotten_path_and_subject_stay_so_for_answers_already_on_their_way(
 
 
 @pytest.mark.parametrize(("path", "who"), [("open", None), ("mine", "ann")])
-def test_reader_who_has_it_already_still_gets_304_and_the_answer_is_kept(
+def test_reader_that_has_it_already_still_gets_304_and_the_answer_is_kept(
     service: Service, redis: Redis, path: str, who: str | None
 ) -> None:
     def conditional() -> Response:
