@@ -53,7 +53,7 @@ def test_variants_are_kept_apart_by_the_headers_that_vary_names(pair: Pair, orig
 # -- what holds no more
 
 
-@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_write_through_one_instance_ends_all_that_is_stored_of_its_path(
     pair: Pair, origin: Origin, method: str
 ) -> None:
