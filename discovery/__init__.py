@@ -27,7 +27,7 @@ from discovery.errors import (
 from discovery.http.headers import Headers
 from discovery.http.response import Response
 from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
-from discovery.resilience.breaker import Breaker, BreakerSettings, BreakerSnapshot, Transition, Who
+from discovery.resilience.breaker import Breaker, BreakerSettings, BreakerStatus, Transition, Who
 from discovery.resilience.retry import RetrySettings
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "Breaker",
     "BreakerOpen",
     "BreakerSettings",
-    "BreakerSnapshot",
+    "BreakerStatus",
     "BudgetExhausted",
     "CallError",
     "Change",

@@ -19,7 +19,7 @@ class GatewayMetrics:
             "gateway_answers", "Answers, by where they came from.", ("source",), registry=registry
         )
         self._answers = {
-            source: answers.labels(source) for source in ("cache", "gateway", "instance", "snapshot")
+            source: answers.labels(source) for source in ("cache", "gateway", "instance", "stale")
         }
         self.clients_gone = Counter(
             "gateway_clients_gone", "Requests whose client left before the answer.", registry=registry

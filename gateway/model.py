@@ -77,7 +77,7 @@ class Incoming:
 class Answer:
     """What goes back. `body` is whole (bytes), or an iterable that is read to its end or closed.
 
-    `source` says where it came from: an instance id, `cache`, `snapshot` or `gateway`. `attempts` counts tries at an upstream.
+    `source` says where it came from: an instance id, `cache`, `stale` or `gateway`. `attempts` counts tries at an upstream.
     """
 
     status: int

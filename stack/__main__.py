@@ -30,7 +30,7 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 # `default` is Redis' own; the others begin the names of keys that belong to no service of that name.
-RESERVED = {"master", *consul_agent.SHARED_POLICIES, *consul_agent.RETIRED, "default", "gateway", "snapshot"}
+RESERVED = {"master", *consul_agent.SHARED_POLICIES, *consul_agent.RETIRED, "default", "gateway", "stale"}
 
 Service = Annotated[str, typer.Option("--service", "-s", help="a service, for example users")]
 Number = Annotated[int | None, typer.Option("--number", "-n", help="how many, or which")]

@@ -18,7 +18,7 @@ from discovery.http.headers import field_line
 from discovery.http.response import Finish, Response
 from discovery.http.transport import HttpTransport, Outgoing, Place
 from discovery.model import Balance, Instance, Snapshot
-from discovery.resilience.breaker import Breaker, BreakerSnapshot
+from discovery.resilience.breaker import Breaker, BreakerStatus
 from discovery.resilience.patience import Patience
 
 # How long a short answer that pauses is waited for before what there is of it is passed on.
@@ -88,10 +88,10 @@ class ServiceClient:
         on_catalog = partial(_drop_gone, self._transport)
         self.guard = Guard(view, self._settings, clock, observer or Observer(), on_catalog)
 
-    def breakers(self) -> dict[str, BreakerSnapshot]:
+    def breakers(self) -> dict[str, BreakerStatus]:
         """The breaker of every service called so far."""
         return {
-            service: upstream.breaker.snapshot() for service, upstream in list(self.guard.upstreams.items())
+            service: upstream.breaker.status() for service, upstream in list(self.guard.upstreams.items())
         }
 
     def breaker_state(self, service: str) -> str:

@@ -65,7 +65,7 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True)
-class BreakerSnapshot:
+class BreakerStatus:
     """`calls` and `failures` count what the window holds, `refused` since the start.
 
     `held`: an operator opened it, and it opens for nothing else until `retry_after_s` is over. `number` is that of the last
@@ -202,12 +202,12 @@ class Breaker(pybreaker.CircuitBreakerListener):
         """`closed`, `open` or `half-open`."""
         return self._last.state
 
-    def snapshot(self) -> BreakerSnapshot:
+    def status(self) -> BreakerStatus:
         with self._lock:
             last, left_s = self._last, self._left_s()
             held = last.state == "open" and last.who == "hand"
             counts = self._storage.window.totals()
-            return BreakerSnapshot(
+            return BreakerStatus(
                 last.state, *counts, left_s, self._refused, held, last.number, tuple(self._transitions)
             )
 
@@ -264,7 +264,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
         ref: str = "",
         seen: int | None = None,
     ) -> bool:
-        """Change the state from outside; an opening lasts `for_s`. With `seen`, the number of a snapshot, only if nothing has
+        """Change the state from outside; an opening lasts `for_s`. With `seen`, the number of a status, only if nothing has
         changed since it; returns whether it did. What calls under way then bring changes nothing."""
         with self._lock:
             if seen not in (None, self._last.number):
@@ -275,7 +275,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
             return True
 
     def prolong(self, for_s: float, *, seen: int) -> bool:
-        """Keep an open one open for at least `for_s` more, if nothing has changed since the snapshot with that number."""
+        """Keep an open one open for at least `for_s` more, if nothing has changed since the status with that number."""
         with self._lock:
             if self._last.state != "open" or seen != self._last.number:
                 return False

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from discovery.model import Domain
-from discovery.resilience.breaker import BreakerSnapshot, State
+from discovery.resilience.breaker import BreakerStatus, State
 
 GROUPS: tuple[Domain, ...] = get_args(Domain)
 # Seconds: the longest opening that an operator may order.
@@ -70,7 +70,7 @@ class Picture(_Shape):
     at: float
     sharing: bool
     obeyed: Annotated[tuple[Id, ...], Field(max_length=64)] = ()
-    breakers: dict[Name, BreakerSnapshot]
+    breakers: dict[Name, BreakerStatus]
 
 
 def read(model: type[AnyModel], data: bytes | None, most: int) -> AnyModel | None:

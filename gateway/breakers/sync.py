@@ -26,7 +26,7 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.consul.static import Reading
 from discovery.loop import Loop
 from discovery.model import Domain
-from discovery.resilience.breaker import BreakerSnapshot, State, Transition
+from discovery.resilience.breaker import BreakerStatus, State, Transition
 from gateway.breakers import news as shapes
 from gateway.breakers.news import News, Picture
 from gateway.metrics import BreakerMetrics
@@ -156,7 +156,7 @@ class Sharing:
     def _news(self, service: str, transition: Transition) -> News:
         breaker = self._client.breaker(service)
         closed = transition.state == "closed"
-        trips = self._trips(service, breaker.snapshot(), before=transition.number) if closed else []
+        trips = self._trips(service, breaker.status(), before=transition.number) if closed else []
         return News(
             id=self._id(service, transition.number),
             origin=self.instance,
@@ -172,10 +172,10 @@ class Sharing:
     def _id(self, service: str, number: int) -> str:
         return f"{self._prefix}{service}/{number}"
 
-    def _trips(self, service: str, snapshot: BreakerSnapshot, before: int) -> list[str]:
+    def _trips(self, service: str, status: BreakerStatus, before: int) -> list[str]:
         """The trips and orders, ours and others', by which the breaker was opened since it was closed, newest first."""
         ids = list(self._joined.get(service, ()))
-        for each in reversed([each for each in snapshot.transitions if each.number < before]):
+        for each in reversed([each for each in status.transitions if each.number < before]):
             if each.state == "closed":
                 break
             if each.state == "open":
@@ -238,9 +238,9 @@ class Sharing:
     def _believe(self, news: News) -> bool:
         act = self._join if news.state == "open" else self._leave
         # What changes while it is decided is decided again.
-        return any(act(news, self._client.breaker(news.service).snapshot()) for _ in range(3))
+        return any(act(news, self._client.breaker(news.service).status()) for _ in range(3))
 
-    def _join(self, news: News, seen: BreakerSnapshot) -> bool:
+    def _join(self, news: News, seen: BreakerStatus) -> bool:
         """Another process has tripped: open too, and leave it to that one to try."""
         breaker = self._client.breaker(news.service)
         closed_at = max((each.at for each in seen.transitions if each.state == "closed"), default=0.0)
@@ -258,7 +258,7 @@ class Sharing:
             return True  # it waits for us
         return breaker.prolong(wait_s, seen=seen.number)
 
-    def _leave(self, news: News, seen: BreakerSnapshot) -> bool:
+    def _leave(self, news: News, seen: BreakerStatus) -> bool:
         """Another process has found it well again."""
         if news.state != "closed" or seen.state == "closed":
             return False
@@ -345,9 +345,9 @@ class Sharing:
         """
         known = self._view.snapshot().services
         breakers = {
-            service: replace(snapshot, transitions=snapshot.transitions[-1:]) if short else snapshot
-            for service, snapshot in self._client.breakers().items()
-            if snapshot.state != "closed" or (service in known and (snapshot.number or not short))
+            service: replace(status, transitions=status.transitions[-1:]) if short else status
+            for service, status in self._client.breakers().items()
+            if status.state != "closed" or (service in known and (status.number or not short))
         }
         return Picture(
             instance=self.instance,

@@ -160,7 +160,7 @@ class AnswerCache:
         return answer
 
     def last_good(self, incoming: Incoming) -> Answer | None:
-        """The last good answer for a read that could not be served: what the service kept by `@snapshot`.
+        """The last good answer for a read that could not be served: what the service kept by `@stale_if_error`.
 
         One of scope `subject` only for the caller that `incoming.identify()` proves. With X-Cache STALE, Age, X-Stale-Age.
         """

@@ -1,4 +1,4 @@
-"""The last good answers that services have kept by `@snapshot`, each for the callers that may have it."""
+"""The last good answers that services have kept by `@stale_if_error`, each for the callers that may have it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gateway.model import Answer, Headers, Incoming
 from services.kit.auth.verifier import Identity
 from services.kit.redis_client import Away
 from services.kit.stale.stored_form import (
-    SnapshotName,
+    StaleName,
     headers_of,
     plain_path,
     public_key,
-    snapshot_name,
+    stale_name,
     unseal,
 )
 
@@ -47,7 +47,7 @@ class Good:
             ("X-Cache", "STALE"),
             ("X-Stale-Age", age),
         ]
-        return Answer(200, headers, b"" if method == "HEAD" else self.body, source="snapshot")
+        return Answer(200, headers, b"" if method == "HEAD" else self.body, source="stale")
 
 
 class LastGood:
@@ -58,22 +58,22 @@ class LastGood:
         self._clock = clock
         self._lock = threading.Lock()
         # What Redis said last: the sealed answer, when its path was removed, and until when this is used.
-        self._held: LRUCache[SnapshotName, tuple[bytes, float, float]] = LRUCache(
+        self._held: LRUCache[StaleName, tuple[bytes, float, float]] = LRUCache(
             MAX_HELD_BYTES, lambda each: len(each[0]) + NAME_BYTES
         )
 
     def find(self, incoming: Incoming) -> Good | None:
-        """The youngest snapshot that may answer the request: a public one, or the caller's own. One round trip.
+        """The youngest stored answer that may answer the request: a public one, or the caller's own. One round trip.
 
         Its own only if its token proves it, and has at least the scopes of the token that the answer was given to: what the
         caller may see may have become less since.
         """
         identity = incoming.identify() if "authorization" in incoming.headers else None
         path = plain_path(incoming.path)
-        names: dict[SnapshotName, Identity | None] = {}
+        names: dict[StaleName, Identity | None] = {}
         for owner in (None, identity) if identity is not None else (None,):
             subject = owner.subject if owner is not None else None
-            name = snapshot_name(incoming.service, path, incoming.query, subject)
+            name = stale_name(incoming.service, path, incoming.query, subject)
             if name is not None:
                 names[name] = owner
         if not names:
@@ -89,7 +89,7 @@ class LastGood:
     def forget(self, service: str, path: str) -> None:
         """Delete those of a plain path that are for every caller. Raises Away when Redis has not deleted them."""
         self._forget_here(public_key(service, path))
-        self._store.forget_snapshots(service, path)
+        self._store.forget_stale(service, path)
         # What was read from Redis in between.
         self._forget_here(public_key(service, path))
 
@@ -98,13 +98,11 @@ class LastGood:
             for name in [each for each in self._held if each.key == key]:
                 del self._held[name]
 
-    def _fetch(
-        self, service: str, path: str, names: list[SnapshotName]
-    ) -> dict[SnapshotName, tuple[bytes, float]]:
+    def _fetch(self, service: str, path: str, names: list[StaleName]) -> dict[StaleName, tuple[bytes, float]]:
         """What is kept under these names, and when its path was removed."""
         now = self._clock.monotonic()
         try:
-            sealed, removed = self._store.snapshots(service, path, names)
+            sealed, removed = self._store.stale(service, path, names)
         except Away:
             with self._lock:
                 held = {name: each for name in names if (each := self._held.get(name)) and now < each[2]}
@@ -117,10 +115,8 @@ class LastGood:
         return {name: (data, removed) for name, data in found.items()}
 
 
-def read(
-    name: SnapshotName, data: bytes, identity: Identity | None, now: float, removed: float
-) -> Good | None:
-    """The answer in a sealed snapshot; None when it is damaged, or may not be given to this caller now: see `age_of_last_good`."""
+def read(name: StaleName, data: bytes, identity: Identity | None, now: float, removed: float) -> Good | None:
+    """The answer that is sealed; None when it is damaged, or may not be given to this caller now: see `age_of_last_good`."""
     opened = unseal(name.whole, data)
     if opened is None:
         return None

@@ -19,11 +19,11 @@ from redis import Redis
 from gateway.cache.key import Names, Spec, Variant, read_spec
 from services.kit.redis_client import Away, Circuit, is_refusal
 from services.kit.stale import stored_form
-from services.kit.stale.stored_form import Change, SnapshotName
+from services.kit.stale.stored_form import Change, StaleName
 from services.kit.stale.writer import forget, note_changes
 
 # The kit keeps bodies of up to 256 KiB; the rest is for the head.
-MAX_SNAPSHOT_BYTES = 512 * 1024
+MAX_STALE_BYTES = 512 * 1024
 
 # One that is not kept up ends. The link's thread keeps it up four times in this time.
 LEASE_MS = 1000
@@ -68,7 +68,7 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
 return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
 """
 # A service writes its own: one that has gone mad must not keep the gateway busy for the others.
-_SNAPSHOTS = """
+_STALE = """
 local found, names = {}, #KEYS - 1
 for i = 1, names do
   local size = redis.pcall('HSTRLEN', KEYS[i], ARGV[i + 2])
@@ -146,7 +146,7 @@ class Store:
         self._store = loader.register_script(_STORE)
         self._lease = loader.register_script(_LEASE)
         self._release = loader.register_script(_RELEASE)
-        self._snapshots = loader.register_script(_SNAPSHOTS)
+        self._stale = loader.register_script(_STALE)
 
     def fetch(self, variant: Variant, text: str, spec: Spec, token: str, *, lease: bool) -> Fetched:
         """What is stored of a variant (`text` is its text), in one round trip; with `lease`, also the lease where nothing is."""
@@ -203,24 +203,22 @@ class Store:
         """End what is stored of the changes' paths, and publish it to all gateways."""
         self._circuit.run(lambda r: note_changes(r, service, changes))
 
-    def forget_snapshots(self, service: str, path: str) -> None:
+    def forget_stale(self, service: str, path: str) -> None:
         """Delete the last good answers of a plain path that are for every caller, and keep out those on their way."""
         key = stored_form.public_key(service, path)
         self._circuit.run(lambda r: forget(r, key))
 
-    def snapshots(
-        self, service: str, path: str, names: Sequence[SnapshotName]
-    ) -> tuple[list[bytes | None], float]:
+    def stale(self, service: str, path: str, names: Sequence[StaleName]) -> tuple[list[bytes | None], float]:
         """The sealed last good answers of a plain path under these names (None also for one that is too long to be one), and
         when the path was last removed, in Unix time; 0 for never."""
         keys = [*(name.key for name in names), stored_form.versions_key(service)]
         arguments: list[str | bytes | int] = [
-            MAX_SNAPSHOT_BYTES,
+            MAX_STALE_BYTES,
             stored_form.TIME_CHARS + 1,
             *(name.slot for name in names),
             *stored_form.removals(path),
         ]
-        found: Any = self._circuit.run(lambda r: self._snapshots(keys, arguments, client=r))
+        found: Any = self._circuit.run(lambda r: self._stale(keys, arguments, client=r))
         values = [each if isinstance(each, bytes) else None for each in found]
         return values[: len(names)], max(map(stored_form.said_at, values[len(names) :]), default=0.0)
 

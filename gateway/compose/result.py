@@ -25,7 +25,7 @@ _STATUS_OF: dict[State, int] = {"absent": 503, "unavailable": 503, "timeout": 50
 class Result:
     """One part. `data` is its JSON text, None when there is none; `upstream_status` what its service answered, if it did.
 
-    `source` is `live` (the service), `cache`, `snapshot`, `declaration` or None; `headers` those of the service's answer.
+    `source` is `live` (the service), `cache`, `stale`, `declaration` or None; `headers` those of the service's answer.
     """
 
     name: str

@@ -19,7 +19,7 @@ from services.kit.auth.require import require_scope, require_service
 from services.kit.container import Kit, kit
 from services.kit.server.run import run
 from services.kit.settings import ServiceSettings
-from services.kit.stale.decorator import snapshot
+from services.kit.stale.decorator import stale_if_error
 from services.kit.web.api import ServiceApp, ServiceBlueprint
 from services.kit.web.context import Caller, current
 from services.kit.web.problems import Problem
@@ -37,5 +37,5 @@ __all__ = [
     "require_scope",
     "require_service",
     "run",
-    "snapshot",
+    "stale_if_error",
 ]

@@ -26,8 +26,8 @@ from services.kit.db.session import Database, database_url
 from services.kit.redis_client import connect
 from services.kit.server.addresses import NoAddress, default_instance_id, own_address
 from services.kit.settings import ServiceSettings, secret
-from services.kit.stale.decorator import Snapshots
-from services.kit.stale.writer import SnapshotQueue
+from services.kit.stale.decorator import StaleAnswers
+from services.kit.stale.writer import StaleQueue
 from services.kit.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -117,11 +117,11 @@ class Kit:
         return self._redis(self.settings.redis_state_url, self.settings.redis_state_timeout_s)
 
     @lazily
-    def snapshots(self) -> Snapshots:
-        """The last good answers that `@snapshot` keeps; without `REDIS_CACHE_URL` none."""
+    def stale(self) -> StaleAnswers:
+        """The last good answers that `@stale_if_error` keeps; without `REDIS_CACHE_URL` none."""
         redis = self._redis(self.settings.redis_cache_url, BACKGROUND_TIMEOUT_S)
-        queue = SnapshotQueue(redis, outcomes=self.metrics.snapshots) if redis is not None else None
-        return Snapshots(self.name, queue)
+        queue = StaleQueue(redis, outcomes=self.metrics.stale) if redis is not None else None
+        return StaleAnswers(self.name, queue)
 
     @lazily
     def tokens(self) -> TokenVerifier:

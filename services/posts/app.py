@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from services.kit import Problem, create_service, current, kit, require_scope, snapshot
+from services.kit import Problem, create_service, current, kit, require_scope, stale_if_error
 from services.kit.db import idempotency
 from services.kit.db.idempotency import Answer, answer_once
 from services.kit.db.outbox import Outbox, Owed
@@ -133,7 +133,7 @@ def tell_count(author_id: str) -> None:
 
 
 @route("get", answers=read(PostsAnswer))
-@snapshot(scope="public")
+@stale_if_error(scope="public")
 def list_posts(query: PostQuery) -> Response:
     """Newest first. `tag`, `author` and `q` (all its words, in title or content) are joined by *and*."""
     before = query.after(int)
@@ -175,7 +175,7 @@ def list_tags(query: TagQuery) -> Response:
 
 
 @route("get", "/<id:post_id>", answers=read(PostAnswer))
-@snapshot(scope="public")
+@stale_if_error(scope="public")
 def get_post(path: PostPath) -> Response:
     return conditional(body_of(load(path.post_id)), READ)
 
@@ -198,7 +198,7 @@ def delete_post(path: PostPath) -> tuple[str, int]:
         store.delete_post(session, post)
         count(session, post.author_id, -1)
     for name in PATHS:
-        kit().snapshots.forget(f"{name}/{post.id}")
+        kit().stale.forget(f"{name}/{post.id}")
     tell_count(post.author_id)
     return "", 204
 

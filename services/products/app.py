@@ -8,7 +8,7 @@ from flask import Response
 from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 
-from services.kit import Problem, create_service, kit, require_scope, snapshot
+from services.kit import Problem, create_service, kit, require_scope, stale_if_error
 from services.kit.text import now_us
 from services.kit.web.paging import page_of
 from services.kit.web.resources import NOTHING, body_of, conditional, found, found_unchanged, read
@@ -40,7 +40,7 @@ def sku_taken(sku: str | None) -> Problem:
 
 
 @app.get("/api/products", responses=read(ProductsAnswer))
-@snapshot(scope="public")
+@stale_if_error(scope="public")
 def list_products(query: ProductQuery) -> Response:
     """By category, price range in a currency, and words (all of them, in name, description or SKU)."""
     with kit().db.session(read_only=True) as session:
@@ -62,7 +62,7 @@ def create_product(body: NewProduct) -> tuple[dict[str, Any], int, dict[str, str
 
 
 @app.get("/api/products/<id:product_id>", responses=read(ProductAnswer))
-@snapshot(scope="public")
+@stale_if_error(scope="public")
 def get_product(path: ProductPath) -> Response:
     with kit().db.session(read_only=True) as session:
         product = found(store.find_product(session, path.product_id), "product")
@@ -89,5 +89,5 @@ def delete_product(path: ProductPath) -> tuple[str, int]:
     with kit().db.session() as session:
         product = found_unchanged(store.find_product(session, path.product_id, hold=True), "product")
         store.delete_product(session, product)
-    kit().snapshots.forget(f"/api/products/{product.id}")
+    kit().stale.forget(f"/api/products/{product.id}")
     return "", 204

@@ -18,7 +18,7 @@ from services.kit import (
     kit,
     require_scope,
     require_service,
-    snapshot,
+    stale_if_error,
 )
 from services.kit.db.outbox import Outbox, Owed
 from services.kit.text import ID_PATTERN, Name, described, now_us
@@ -117,7 +117,7 @@ def may_change_or_refuse(user_id: str) -> None:
 
 @app.get("/api/users/me", responses=read(UserAnswer))
 @require_scope("user", "admin")
-@snapshot(scope="subject")
+@stale_if_error(scope="subject")
 def get_me() -> Response:
     """The caller's own account."""
     return conditional(body_of(load(own_id())), READ)
@@ -125,7 +125,7 @@ def get_me() -> Response:
 
 @app.get("/api/users/<id:user_id>", responses=read(UserAnswer))
 @require_scope("user", "admin", "service")
-@snapshot(scope="subject")
+@stale_if_error(scope="subject")
 def get_user(path: UserPath) -> Response:
     """One user: yourself, or, for administrators and services, any."""
     caller = current()
@@ -178,7 +178,7 @@ def delete_user(path: UserPath) -> tuple[str, int]:
         found_unchanged(store.hold(session, path.user_id), "user")
         store.remove(session, path.user_id)
         removals.owe(session, path.user_id, {})
-    kit().snapshots.forget_subject(path.user_id)
+    kit().stale.forget_subject(path.user_id)
     removals.at_once(path.user_id, current().remaining_s())
     return "", 204
 

@@ -47,10 +47,10 @@ def rules(service: str) -> str:
     names: tuple[str, ...]
     if service.startswith(GATEWAY):
         domain = service.removeprefix(GATEWAY)
-        names = (service, f"gateway:{domain}", "gateway:shared", "snapshot")
+        names = (service, f"gateway:{domain}", "gateway:shared", "stale")
     else:
-        # The kit keeps a service's last good answers under `snapshot`, where the gateways find them.
-        names = (service, f"snapshot:{service}")
+        # The kit keeps a service's last good answers under `stale`, where the gateways find them.
+        names = (service, f"stale:{service}")
     return " ".join([COMMANDS, *(f"~{name}:* &{name}:*" for name in names)])
 
 

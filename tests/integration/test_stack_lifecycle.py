@@ -239,7 +239,7 @@ def test_plan_of_a_settled_stack(stack: Stack) -> None:
         (("scale", "--service", "users", "--number", "100000"), "cannot run that many"),
         (("token", "controller"), "cannot be a service's name"),
         (("token", "../x"), "cannot be a service's name"),
-        (("token", "snapshot"), "cannot be a service's name"),
+        (("token", "stale"), "cannot be a service's name"),
         (("token", "gateway-shop"), "cannot be a service's name"),
         (("run", "missing.py", "--service", "hello"), "there is no file missing.py"),
     ],

@@ -84,8 +84,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with started(tmp_path_factory.mktemp("redis")) as one:
         with one.client(REDIS_OPERATOR) as operator:
             operator.set("auth:session:1", "sealed")
-            operator.set("snapshot:users:1", "good")
-            operator.set("snapshot:posts:1", "good")
+            operator.set("stale:users:1", "good")
+            operator.set("stale:posts:1", "good")
             operator.set("gateway:identity:1", "private")
         yield one
 
@@ -115,9 +115,9 @@ def test_service_works_in_its_own_keys(servers: Servers, server: str) -> None:
         ("COPY", "auth:session:1", "users:b"),
         ("EVAL", "return redis.call('GET', KEYS[1])", "1", "auth:session:1"),
         ("GET", "usersX"),
-        ("SET", "snapshot:posts:1", "forged"),
-        ("GET", "snapshot:posts:1"),
-        ("PUBLISH", "snapshot:posts:changed", "forged"),
+        ("SET", "stale:posts:1", "forged"),
+        ("GET", "stale:posts:1"),
+        ("PUBLISH", "stale:posts:changed", "forged"),
         ("SET", "gateway:identity:1", "forged"),
         ("GET", "gateway:identity:1"),
         ("PUBLISH", "gateway:identity:breakers", "forged"),
@@ -130,7 +130,7 @@ def test_what_is_anothers_is_refused(servers: Servers, words: tuple[str, ...]) -
         redis.execute_command(*words)
     with servers.client(REDIS_OPERATOR) as operator:
         assert operator.get("auth:session:1") == b"sealed"
-        assert operator.get("snapshot:posts:1") == b"good"
+        assert operator.get("stale:posts:1") == b"good"
         assert operator.get("gateway:identity:1") == b"private"
 
 
@@ -196,17 +196,17 @@ def test_a_script_rules_no_more_than_its_caller(servers: Servers, name: str) -> 
 
 def test_service_writes_its_own_last_good_answers_and_gateways_read_and_forget_them(servers: Servers) -> None:
     with servers.client("posts") as posts, servers.client("gateway-business") as gateway:
-        posts.hset("snapshot:posts:p:1", "0", "good")
-        assert gateway.hget("snapshot:posts:p:1", "0") == b"good"
-        assert posts.eval("return redis.call('DEL', KEYS[1])", 1, "snapshot:posts:p:1") == 1
-        assert gateway.hget("snapshot:posts:p:1", "0") is None
-        posts.hset("snapshot:posts:p:2", "0", "bad")
-        assert gateway.delete("snapshot:posts:p:2") == 1
+        posts.hset("stale:posts:p:1", "0", "good")
+        assert gateway.hget("stale:posts:p:1", "0") == b"good"
+        assert posts.eval("return redis.call('DEL', KEYS[1])", 1, "stale:posts:p:1") == 1
+        assert gateway.hget("stale:posts:p:1", "0") is None
+        posts.hset("stale:posts:p:2", "0", "bad")
+        assert gateway.delete("stale:posts:p:2") == 1
         heard = gateway.pubsub(ignore_subscribe_messages=True)
-        heard.psubscribe("snapshot:*")
+        heard.psubscribe("stale:*")
         assert heard.get_message(timeout=2) is None  # the subscription itself
-        eventually(lambda: posts.publish("snapshot:posts:changed", "/api/posts") == 1, 5)
-        assert eventually(heard.get_message, 5)["channel"] == b"snapshot:posts:changed"
+        eventually(lambda: posts.publish("stale:posts:changed", "/api/posts") == 1, 5)
+        assert eventually(heard.get_message, 5)["channel"] == b"stale:posts:changed"
         heard.close()
 
 

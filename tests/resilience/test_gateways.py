@@ -46,7 +46,7 @@ def gone(fleet: Fleet, how: str, *services: str) -> Iterator[None]:
 
 def remembered(fleet: Fleet, service: str) -> bool:
     """Whether a last good answer of the service is stored."""
-    return bool(fleet.redis(CACHE, "KEYS", f"snapshot:{service}:[ps]:*"))
+    return bool(fleet.redis(CACHE, "KEYS", f"stale:{service}:[ps]:*"))
 
 
 def assert_stale(reply: Reply, good: Reply) -> None:

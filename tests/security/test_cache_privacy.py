@@ -24,7 +24,7 @@ from gateway.errors import Refused
 from gateway.model import Answer, Incoming
 from services.kit.auth.verifier import Identity
 from services.kit.stale import stored_form
-from services.kit.stale.writer import Keep, SnapshotQueue
+from services.kit.stale.writer import Keep, StaleQueue
 from tests.support import servers
 from tests.support.cache_rig import CLOCK, Instance, Origin, at_once, incoming, later
 from tests.support.eventually import eventually
@@ -158,7 +158,7 @@ def tag(body: str) -> str:
 class Stage:
     def __init__(self, server: servers.RedisServer) -> None:
         self.instances = [Instance(server.url, Origin()) for _ in range(2)]
-        self.queue = SnapshotQueue(Redis.from_url(server.url))
+        self.queue = StaleQueue(Redis.from_url(server.url))
         self.stored = 0
 
     def request(self, ask: Ask, prefix: str) -> Incoming:
@@ -214,9 +214,7 @@ class Stage:
         identity = IDENTITIES[ask.who]
         subject = identity.subject if identity is not None else None
         body = name_of(replace(ask, headers=())) if identity is not None else "all"
-        name = stored_form.snapshot_name(
-            "pears", stored_form.plain_path(prefix + ask.path), ask.query, subject
-        )
+        name = stored_form.stale_name("pears", stored_form.plain_path(prefix + ask.path), ask.query, subject)
         assert name is not None
         scopes = sorted(identity.scopes) if identity is not None else []
         now = CLOCK.time()
@@ -277,7 +275,7 @@ def test_no_caller_gets_an_answer_that_was_made_for_another(stage: Stage, asks: 
             assert body in names, answer
         tagged = answer.header("etag")
         assert tagged is None or tagged in {tag(each) for each in names}, answer
-        stage.stored += answer.source in ("cache", "snapshot")
+        stage.stored += answer.source in ("cache", "stale")
 
 
 @pytest.mark.long
@@ -319,7 +317,7 @@ def test_each_way_gives_the_caller_its_own_and_the_other_none_of_it(stage: Stage
         stage.answer(ann, prefix)
     again = stage.answer(Ask(who="ann", instance=1, kind=kind, **usual), prefix)
     assert again is not None
-    assert (again.body, again.source in ("cache", "snapshot")) == (name_of(ann).encode(), True)
+    assert (again.body, again.source in ("cache", "stale")) == (name_of(ann).encode(), True)
     for who in ("bob", "forged", ""):
         other = stage.answer(Ask(who=who, instance=1, kind=kind, **usual), prefix)
         assert other is None or other.body != again.body

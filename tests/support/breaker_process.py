@@ -88,7 +88,7 @@ class Process:
         return True
 
     def history(self) -> list[tuple[str, str]]:
-        return [(each.state, each.who) for each in self.breaker.snapshot().transitions]
+        return [(each.state, each.who) for each in self.breaker.status().transitions]
 
 
 @contextlib.contextmanager

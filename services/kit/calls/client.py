@@ -79,7 +79,7 @@ class Upstreams:
         self._lock = threading.Lock()
         self._client: discovery.ServiceClient | None = None
 
-    def breakers(self) -> dict[str, discovery.BreakerSnapshot]:
+    def breakers(self) -> dict[str, discovery.BreakerStatus]:
         """The state of each upstream's breaker."""
         return self._started().breakers()
 

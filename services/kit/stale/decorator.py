@@ -1,7 +1,7 @@
-"""`@snapshot`: a view's good answers are kept in Redis, so that a gateway can give the last one when no instance is left.
+"""`@stale_if_error`: a view's good answers are kept in Redis, so that a gateway can give the last one when no instance is left.
 
     @app.get("/api/things/<thing_id>")
-    @snapshot(stale_s=3600, scope="public")
+    @stale_if_error(stale_s=3600, scope="public")
     def get_thing(path: ThingPath): ...
 
 Keeping costs the request microseconds: one thread writes, from a bounded queue whose newest entries are dropped when it is full.
@@ -19,7 +19,7 @@ import structlog
 from flask import Flask, Response, current_app, request
 
 from services.kit.stale import stored_form
-from services.kit.stale.writer import Keep, Remove, SnapshotQueue
+from services.kit.stale.writer import Keep, Remove, StaleQueue
 from services.kit.web.context import current
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ GONE = frozenset({403, 404, 410})
 WHOLE = frozenset({200, 304})
 # What a last good answer needs; the rest is about one exchange, or one instance.
 KEPT_HEADERS = frozenset({"content-type", "content-language", "etag", "last-modified", "link"})
-_MARK = "__kit_snapshot__"
+_MARK = "__kit_stale_if_error__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,17 @@ class Policy:
     scope: Scope
 
 
-def snapshot(*, scope: Scope, stale_s: float = STALE_S) -> Callable[[F], F]:
+def stale_if_error(*, scope: Scope, stale_s: float = STALE_S) -> Callable[[F], F]:
     """Decorator of a GET view, below the route's and `require_scope`: keep its answers (status 200, to 256 KiB), to be given for `stale_s` seconds.
 
     What werkzeug's `make_conditional` has made a 304 is kept as well: the answer is whole in it.
     `public` is given to every caller: only for views that ask for no token. `subject` is given to the subject of the verified token
     that the answer was for, while its token has the scopes that that one had. An answer 403, 404 or 410 takes away what is kept;
-    so do `kit().snapshots.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for all. Never kept: `no-store`, cookies, streams, and in scope `public`
+    so do `kit().stale.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for all. Never kept: `no-store`, cookies, streams, and in scope `public`
     what is `private`, or was asked for with a token, a cookie or an `X-Api-Key`. Raises ValueError.
     """
     if scope not in ("public", "subject") or not 0 < stale_s <= MAX_STALE_S:
-        raise ValueError(f"no snapshot of scope {scope!r} for {stale_s} s")
+        raise ValueError(f"no stale answer of scope {scope!r} for {stale_s} s")
     policy = Policy(float(stale_s), scope)
 
     def decorate(view: F) -> F:
@@ -70,10 +70,10 @@ def snapshot(*, scope: Scope, stale_s: float = STALE_S) -> Callable[[F], F]:
     return decorate
 
 
-class Snapshots:
-    """The snapshots of one service. Does nothing without Redis. Safe for threads."""
+class StaleAnswers:
+    """The stored answers of one service. Does nothing without Redis. Safe for threads."""
 
-    def __init__(self, service: str, queue: SnapshotQueue | None) -> None:
+    def __init__(self, service: str, queue: StaleQueue | None) -> None:
         self._service = service
         self._queue = queue
         # Name → when this process last wrote the answer, and which.
@@ -94,7 +94,7 @@ class Snapshots:
             self._written.clear()
 
     def publish(self, plain: str, *, prefix: bool) -> None:
-        """Publish to the gateways that what they keep of this path (as in PATH_INFO) holds no more. Not the snapshots."""
+        """Publish to the gateways that what they keep of this path (as in PATH_INFO) holds no more. Not what is kept in Redis."""
         if self._queue is not None:
             self._queue.change(self._service, stored_form.Change(plain, prefix))
 
@@ -112,14 +112,14 @@ class Snapshots:
         elif not (response.is_streamed or response.direct_passthrough):
             self._keep(self._queue, policy, name, response)
 
-    def _name(self, policy: Policy) -> stored_form.SnapshotName | None:
+    def _name(self, policy: Policy) -> stored_form.StaleName | None:
         subject = None
         if policy.scope == "subject":
             subject = current().subject
             if subject is None:
                 return None
         environ = request.environ
-        return stored_form.snapshot_name(
+        return stored_form.stale_name(
             self._service, environ.get("PATH_INFO", ""), environ.get("QUERY_STRING", ""), subject
         )
 
@@ -139,7 +139,7 @@ class Snapshots:
         return not vary and "no-store" not in control
 
     def _keep(
-        self, queue: SnapshotQueue, policy: Policy, name: stored_form.SnapshotName, response: Response
+        self, queue: StaleQueue, policy: Policy, name: stored_form.StaleName, response: Response
     ) -> None:
         body = response.get_data()
         # A view that answers 304 by itself has no answer to be kept.
@@ -179,17 +179,17 @@ WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 def install(app: Flask, *, routed: bool) -> None:
-    """Look at every request of the application: views with a snapshot, and, where the edge leads to it, what was changed."""
+    """Look at every request of the application: views whose answers are kept, and, where the edge leads to it, what was changed."""
 
     def after(response: Response) -> Response:
-        snapshots: Snapshots = current_app.extensions["kit"].snapshots
+        stale: StaleAnswers = current_app.extensions["kit"].stale
         found: Policy | None = getattr(app.view_functions.get(request.endpoint or ""), _MARK, None)
         if request.method in WRITES:
             if routed and response.status_code < 400:
                 # What is below goes with it.
-                snapshots.publish(request.environ.get("PATH_INFO", ""), prefix=request.method == "DELETE")
+                stale.publish(request.environ.get("PATH_INFO", ""), prefix=request.method == "DELETE")
         elif found is not None:
-            snapshots.look_at(found, response)
+            stale.look_at(found, response)
         return response
 
     app.after_request(after)

@@ -1,10 +1,10 @@
-"""Stored answers in Redis: under which names, and in which form. Services write theirs (`snapshot`), gateways read them.
+"""Stored answers in Redis: under which names, and in which form. Services write theirs (`stale`), gateways read them.
 
-    snapshot:<service>:p:<path>      hash, slot → sealed answer for every caller
-    snapshot:<service>:s:<subject>   hash, slot → sealed answer for that subject alone
-    snapshot:<service>:g:…           gone: nothing may be kept under that name for a while
-    snapshot:<service>:versions      hash, bucket → a word that changes when what is stored of these paths holds no more
-    snapshot:<service>:changed       channel, where every such change is published
+    stale:<service>:p:<path>      hash, slot → sealed answer for every caller
+    stale:<service>:s:<subject>   hash, slot → sealed answer for that subject alone
+    stale:<service>:g:…           gone: nothing may be kept under that name for a while
+    stale:<service>:versions      hash, bucket → a word that changes when what is stored of these paths holds no more
+    stale:<service>:changed       channel, where every such change is published
 
 A service may touch what bears its own name, the gateways all of it. Paths are *plain* here: decoded, as WSGI's PATH_INFO has them.
 """
@@ -62,39 +62,39 @@ def digest(*parts: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotName:
-    """Where one snapshot is: a hash's key and a field of it. `whole` says it in full, and is sealed with the answer."""
+class StaleName:
+    """Where one stored answer is: a hash's key and a field of it. `whole` says it in full, and is sealed with the answer."""
 
     key: str
     slot: str
     whole: str
 
 
-def snapshot_name(service: str, path: str, query: str, subject: str | None) -> SnapshotName | None:
+def stale_name(service: str, path: str, query: str, subject: str | None) -> StaleName | None:
     """The name for a plain path and a query as it came; with a subject, of what is its alone. None for one too long."""
     normal = normal_query(query)
     if normal is None or len(path) > MAX_PATH_CHARS:
         return None
     whole = to_json([service, path, normal, subject]).decode()
     if subject is not None:
-        return SnapshotName(subject_key(service, subject), str(_crc(whole) % SLOTS), whole)
+        return StaleName(subject_key(service, subject), str(_crc(whole) % SLOTS), whole)
     # The plain list keeps its place, however many filters are tried.
     slot = 1 + _crc(normal) % (SLOTS - 1) if normal else 0
-    return SnapshotName(public_key(service, path), str(slot), whole)
+    return StaleName(public_key(service, path), str(slot), whole)
 
 
 def public_key(service: str, path: str) -> str:
-    return f"snapshot:{service}:p:{digest(path)}"
+    return f"stale:{service}:p:{digest(path)}"
 
 
 def subject_key(service: str, subject: str) -> str:
-    return f"snapshot:{service}:s:{digest(subject)}"
+    return f"stale:{service}:s:{digest(subject)}"
 
 
 def gone_key(key: str) -> str:
     """The mark that keeps answers away that were on their way when their path or subject was forgotten."""
-    service, _, rest = key.removeprefix("snapshot:").partition(":")
-    return f"snapshot:{service}:g:{rest}"
+    service, _, rest = key.removeprefix("stale:").partition(":")
+    return f"stale:{service}:g:{rest}"
 
 
 def _crc(text: str) -> int:
@@ -151,20 +151,20 @@ def headers_of(stored: object) -> Headers:
 
 
 def versions_key(service: str) -> str:
-    return f"snapshot:{service}:versions"
+    return f"stale:{service}:versions"
 
 
 def changed_channel(service: str) -> str:
-    return f"snapshot:{service}:changed"
+    return f"stale:{service}:changed"
 
 
-CHANGED_PATTERN = "snapshot:*"
+CHANGED_PATTERN = "stale:*"
 
 
 def service_of_channel(channel: str) -> str | None:
     """The service that publishes on a channel: it may do so on its own only."""
     parts = channel.split(":")
-    return parts[1] if len(parts) == 3 and parts[0] == "snapshot" and parts[2] == "changed" else None
+    return parts[1] if len(parts) == 3 and parts[0] == "stale" and parts[2] == "changed" else None
 
 
 # As a word's beginning says the time, in milliseconds and hexadecimal.

@@ -42,7 +42,7 @@ return 1
 class Keep:
     """A good answer; sealed when it is written, not in the request."""
 
-    name: stored_form.SnapshotName
+    name: stored_form.StaleName
     head: Mapping[str, Any]
     body: bytes
     stale_s: float
@@ -52,7 +52,7 @@ class Keep:
 class Remove:
     """What is kept under this name holds no more."""
 
-    name: stored_form.SnapshotName
+    name: stored_form.StaleName
 
 
 Place = tuple[str, str]
@@ -60,7 +60,7 @@ Place = tuple[str, str]
 Owed = str | tuple[str, stored_form.Change]
 
 
-class SnapshotQueue:
+class StaleQueue:
     """Jobs for one Redis. The thread is started by the first job, so in the worker; it ends with the process.
 
     Answers may be lost: the newest, when too many wait, and those that a Redis gone does not take. What forgets them waits
@@ -88,7 +88,7 @@ class SnapshotQueue:
         return False
 
     def forget(self, key: str) -> None:
-        """Delete a hash of snapshots, and keep out what is on its way to it."""
+        """Delete a hash of stored answers, and keep out what is on its way to it."""
         with self._wake:
             for place in [each for each in self._waiting if each[0] == key]:
                 del self._waiting[place]
@@ -113,7 +113,7 @@ class SnapshotQueue:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="stale", daemon=True)
             self._thread.start()
         self._wake.notify()
 
@@ -187,7 +187,7 @@ class SnapshotQueue:
 
 
 def forget(redis: Redis, key: str) -> None:
-    """Delete a hash of snapshots, and keep out what is on its way to it. Raises RedisError."""
+    """Delete a hash of stored answers, and keep out what is on its way to it. Raises RedisError."""
     # A full Redis takes no mark, and no answers either.
     with contextlib.suppress(OutOfMemoryError):
         redis.set(stored_form.gone_key(key), b"1", px=GONE_MS)

@@ -45,8 +45,8 @@ class Metrics:
         self.in_progress = Gauge(
             "service_requests_in_progress", "Requests being served.", ("service",), registry=self.registry
         ).labels(service)
-        self.snapshots = Counter(
-            "service_snapshots",
+        self.stale = Counter(
+            "service_stale_answers",
             "Answers to be kept for gateways: stored, removed, forgotten, dropped (queue full), failed …",
             ("outcome",),
             registry=self.registry,

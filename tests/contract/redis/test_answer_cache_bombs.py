@@ -5,7 +5,7 @@ from __future__ import annotations
 from redis import Redis
 
 from services.kit.stale import stored_form
-from services.kit.stale.writer import Keep, SnapshotQueue
+from services.kit.stale.writer import Keep, StaleQueue
 from tests.support.cache_rig import CLOCK, PATH, Instance, Origin, incoming
 from tests.support.eventually import eventually
 
@@ -20,7 +20,7 @@ def sent_by(redis: Redis) -> int:
 
 def test_last_good_answer_of_any_size_is_not_fetched(pair: Pair, redis: Redis) -> None:
     one, _ = pair
-    name = stored_form.snapshot_name("pears", PATH, "", None)
+    name = stored_form.stale_name("pears", PATH, "", None)
     assert name is not None
     head = {"status": 200, "headers": [], "at": CLOCK.time(), "stale_s": 60, "scopes": []}
     redis.hset(name.key, name.slot, stored_form.seal(name.whole, head, BOMB))
@@ -32,7 +32,7 @@ def test_last_good_answer_of_any_size_is_not_fetched(pair: Pair, redis: Redis) -
         if mischief == "set":
             redis.set(name.key, b"x")
         assert one.cache.last_good(incoming()) is None
-    queue = SnapshotQueue(redis)
+    queue = StaleQueue(redis)
     queue.put(Keep(name, head, b"y" * 256 * 1024, 60))
     eventually(queue.idle, 5)
     good = one.cache.last_good(incoming())

@@ -15,7 +15,7 @@ from gateway.cache.trust import REMOVED_S
 from gateway.model import Answer
 from services.kit.auth.verifier import Identity
 from services.kit.stale import stored_form
-from services.kit.stale.writer import Keep, SnapshotQueue, note_changes
+from services.kit.stale.writer import Keep, StaleQueue, note_changes
 from tests.support.cache_rig import (
     ADMIN,
     CLOCK,
@@ -130,12 +130,12 @@ def test_event_of_any_program_ends_what_is_stored_everywhere(
     other.get()
     origin.body, origin.headers["ETag"] = b"two", '"2"'
     for nonsense in (b"\xff", b"{}", b'{"path": 7}', b'{"path": "x"}', b"[" * 10_000):
-        redis.publish("snapshot:pears:changed", nonsense)
-    redis.publish("snapshot:plums:changed", b'{"path": "/api", "prefix": true}')
-    redis.publish("snapshot:pears:other", b'{"path": "/api", "prefix": true}')
+        redis.publish("stale:pears:changed", nonsense)
+    redis.publish("stale:plums:changed", b'{"path": "/api", "prefix": true}')
+    redis.publish("stale:pears:other", b'{"path": "/api", "prefix": true}')
     time.sleep(0.1)
     assert one.get().body == other.get().body == b"one"
-    redis.publish("snapshot:pears:changed", b'{"path": "/api/pears", "prefix": true}')
+    redis.publish("stale:pears:changed", b'{"path": "/api/pears", "prefix": true}')
     eventually(lambda: one.get().body == b"two" and other.get().body == b"two", 1)
 
 
@@ -228,11 +228,11 @@ def last_good(who: Identity, pair: Pair, path: str = PATH) -> bytes | None:
 
 def keep(redis: Redis, who: Identity, path: str, after_s: float = 0.0) -> None:
     """As the kit does for a view of scope subject, by the clock of the instance that publishes the changes."""
-    name = stored_form.snapshot_name("pears", path, "", who.subject)
+    name = stored_form.stale_name("pears", path, "", who.subject)
     assert name is not None
     at, scopes = time.time() + after_s, sorted(who.scopes)
     head = {"status": 200, "headers": [], "at": at, "stale_s": 86_400, "scopes": scopes}
-    queue = SnapshotQueue(redis)
+    queue = StaleQueue(redis)
     queue.put(Keep(name, head, path.encode(), 3600))
     eventually(queue.idle, 5, 0.001)
 

@@ -19,7 +19,7 @@ from gateway.model import Answer
 from services.kit.auth.verifier import Identity
 from services.kit.redis_client import Circuit
 from services.kit.stale import stored_form
-from services.kit.stale.writer import Keep, SnapshotQueue
+from services.kit.stale.writer import Keep, StaleQueue
 from tests.support import servers
 from tests.support.cache_rig import ANN, BOB, CLOCK, PATH, Instance, Origin, incoming, keys, later
 from tests.support.eventually import eventually, time_scale
@@ -184,9 +184,9 @@ def test_heartbeat_that_is_late_costs_no_more_than_others(world: World) -> None:
 
 
 def test_last_good_answers_cost_no_time_when_redis_is_hung(world: World) -> None:
-    name = stored_form.snapshot_name("pears", PATH, "", None)
+    name = stored_form.stale_name("pears", PATH, "", None)
     assert name is not None
-    queue = SnapshotQueue(world.redis)
+    queue = StaleQueue(world.redis)
     queue.put(
         Keep(name, {"status": 200, "headers": [], "at": CLOCK.time(), "stale_s": 60, "scopes": []}, b"x", 60)
     )
@@ -205,10 +205,10 @@ def test_last_good_answers_cost_no_time_when_redis_is_hung(world: World) -> None
 
 def test_last_good_answer_outlives_a_short_absence_of_redis(world: World) -> None:
     """One late answer of Redis must not turn what is given fifty times a second into errors for a second."""
-    queue = SnapshotQueue(world.redis)
+    queue = StaleQueue(world.redis)
     head = {"status": 200, "headers": [], "stale_s": 60}
     for subject, body, age_s in ((None, b"for all", 1), (ANN.subject, b"hers", 0)):
-        name = stored_form.snapshot_name("pears", PATH, "", subject)
+        name = stored_form.stale_name("pears", PATH, "", subject)
         assert name is not None
         queue.put(
             Keep(name, {**head, "at": CLOCK.time() - age_s, "scopes": ["user"] if subject else []}, body, 60)

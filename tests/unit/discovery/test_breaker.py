@@ -43,7 +43,7 @@ def trip(one: Breaker, clock: ManualClock) -> None:
 
 
 def history(one: Breaker) -> list[tuple[str, str]]:
-    return [(each.state, each.who) for each in one.snapshot().transitions]
+    return [(each.state, each.who) for each in one.status().transitions]
 
 
 # -- what opens it
@@ -69,13 +69,13 @@ def test_failures_older_than_the_window_are_forgotten(one: Breaker, clock: Manua
     fail(one, 9)
     clock.sleep(11)
     fail(one)
-    assert (one.snapshot().state, one.snapshot().calls) == ("closed", 1)
+    assert (one.status().state, one.status().calls) == ("closed", 1)
 
 
 def test_ignored_outcome_counts_neither_way(one: Breaker, clock: ManualClock) -> None:
     for _ in range(50):
         one.enter().ignored()
-    assert one.snapshot().calls == 0
+    assert one.status().calls == 0
     trip(one, clock)
     for _ in range(3):
         one.enter().ignored()
@@ -130,7 +130,7 @@ def test_open_lets_nothing_through_and_says_for_how_long(one: Breaker, clock: Ma
         with pytest.raises(BreakerOpen) as refused:
             one.enter()
         assert refused.value.retry_after_s == pytest.approx(3.0)
-    assert one.snapshot().refused == 7
+    assert one.status().refused == 7
 
 
 def test_half_open_lets_only_the_trials_through(one: Breaker, clock: ManualClock) -> None:
@@ -151,7 +151,7 @@ def test_half_open_lets_only_the_trials_through(one: Breaker, clock: ManualClock
 def test_failed_trial_opens_it_again_for_the_whole_time(one: Breaker, clock: ManualClock) -> None:
     trip(one, clock)
     fail(one)
-    assert one.snapshot().retry_after_s == pytest.approx(5.0)
+    assert one.status().retry_after_s == pytest.approx(5.0)
 
 
 def test_trials_that_never_end_do_not_block_it_for_ever(one: Breaker, clock: ManualClock) -> None:
@@ -169,7 +169,7 @@ def test_late_failures_of_calls_begun_before_do_not_open_it_longer(one: Breaker,
     clock.sleep(4)
     for permit in late:
         permit.failed("timeout")
-    assert one.snapshot().retry_after_s == pytest.approx(1.0)
+    assert one.status().retry_after_s == pytest.approx(1.0)
 
 
 def test_late_success_does_not_close_what_is_open(one: Breaker, clock: ManualClock) -> None:
@@ -189,13 +189,13 @@ def test_failed_trial_that_ends_after_closing_is_one_failure_and_no_more(
     succeed(one, 2)
     assert one.state == "closed"
     slow.failed("late")
-    assert (one.snapshot().state, one.snapshot().failures) == ("closed", 1)
+    assert (one.status().state, one.status().failures) == ("closed", 1)
 
 
 def test_new_instance_is_worth_a_trial_before_the_time_is_over(one: Breaker) -> None:
     fail(one, 10)
     one.reconsider("an instance has come")
-    assert one.snapshot().transitions[-1].reason == "an instance has come"
+    assert one.status().transitions[-1].reason == "an instance has come"
     succeed(one, 2)
     assert one.state == "closed"
 
@@ -218,7 +218,7 @@ def test_calls_run_side_by_side() -> None:
     for thread in threads:
         thread.join()
     assert time.monotonic() - began < 1.2  # one after the other: 1.6 s
-    assert one.snapshot().calls == 8
+    assert one.status().calls == 8
 
 
 def test_cap_on_trials_holds_when_many_arrive_at_once(one: Breaker, clock: ManualClock) -> None:
@@ -253,29 +253,29 @@ def test_opened_from_outside_it_tries_again_when_that_time_is_over(one: Breaker,
     clock.sleep(0.2)
     fail(one)
     assert history(one) == [("open", "shared"), ("half-open", "local"), ("open", "local")]
-    assert one.snapshot().transitions[0].ref == "news-1"
-    assert one.snapshot().retry_after_s == pytest.approx(SETTINGS.open_s), "its own time again"
+    assert one.status().transitions[0].ref == "news-1"
+    assert one.status().retry_after_s == pytest.approx(SETTINGS.open_s), "its own time again"
 
 
 def test_opened_by_hand_no_outcome_of_earlier_calls_changes_it(one: Breaker, clock: ManualClock) -> None:
     trip(one, clock)
     trials = [one.enter() for _ in range(3)]
     one.change("open", 60.0, who="hand", reason="maintenance")
-    assert one.snapshot().held
+    assert one.status().held
     trials[0].failed("late")
     trials[1].succeeded()
     trials[2].succeeded()
-    assert (one.snapshot().state, one.snapshot().held) == ("open", True)
-    assert one.snapshot().retry_after_s == pytest.approx(60.0)
+    assert (one.status().state, one.status().held) == ("open", True)
+    assert one.status().retry_after_s == pytest.approx(60.0)
     clock.sleep(60)
     succeed(one)
-    assert not one.snapshot().held
+    assert not one.status().held
 
 
 def test_reset_by_hand_forgets_what_was_counted(one: Breaker) -> None:
     fail(one, 9)
     assert one.change("closed", who="hand", reason="reset")
-    assert one.snapshot().calls == 0
+    assert one.status().calls == 0
     assert history(one) == [("closed", "hand")]
     fail(one, 9)
     assert one.state == "closed"
@@ -292,12 +292,12 @@ def test_half_opened_by_hand_lets_the_trials_through(one: Breaker) -> None:
 
 @pytest.mark.parametrize("state", ["open", "half-open", "closed"])
 def test_change_that_came_first_stops_one_decided_before_it(one: Breaker, state: State) -> None:
-    seen = one.snapshot().number
+    seen = one.status().number
     fail(one, 10)
     assert not one.change(state, 99.0, who="shared", reason="", seen=seen)
     assert not one.prolong(99.0, seen=seen)
     assert one.state == "open"
-    assert one.snapshot().retry_after_s <= SETTINGS.open_s
+    assert one.status().retry_after_s <= SETTINGS.open_s
 
 
 def test_prolonging_never_shortens_and_concerns_the_open_only(one: Breaker) -> None:
@@ -305,13 +305,13 @@ def test_prolonging_never_shortens_and_concerns_the_open_only(one: Breaker) -> N
     one.change("open", 8.0, who="shared", reason="")
     for for_s, left_s in ((3.0, 8.0), (9.0, 9.0)):
         assert one.prolong(for_s, seen=1)
-        assert one.snapshot().retry_after_s == pytest.approx(left_s)
+        assert one.status().retry_after_s == pytest.approx(left_s)
 
 
 @pytest.mark.parametrize("who", ["hand", "shared"])
 def test_new_instance_changes_nothing_that_was_ordered_from_outside(one: Breaker, who: Who) -> None:
     one.reconsider("an instance has come")
-    assert one.snapshot().number == 0
+    assert one.status().number == 0
     one.change("open", 5.0, who=who, reason="")
     one.reconsider("an instance has come")
     assert one.state == "open"
@@ -329,7 +329,7 @@ def test_transitions_say_why_and_are_passed_on_once(clock: ManualClock) -> None:
     fail(one)
     clock.sleep(5)
     succeed(one, 2)
-    kept = one.snapshot().transitions
+    kept = one.status().transitions
     assert [each.reason for each in kept] == [
         "9 of 10 calls failed, the last: status 503",
         "its time is over, trying",
@@ -345,5 +345,5 @@ def test_transitions_say_why_and_are_passed_on_once(clock: ManualClock) -> None:
 def test_only_the_last_transitions_are_kept_and_reasons_are_cut(one: Breaker) -> None:
     for _ in range(30):
         one.change("open", 1.0, who="hand", reason="x" * 1000)
-    kept = one.snapshot().transitions
+    kept = one.status().transitions
     assert (len(kept), kept[-1].number, len(kept[-1].reason)) == (20, 30, 200)

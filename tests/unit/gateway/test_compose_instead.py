@@ -39,14 +39,14 @@ from tests.unit.gateway.composing import (
 
 def test_the_last_good_answer_stands_in_for_a_part(tmp_path: Path) -> None:
     text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
-    store = Store(good=Answer(200, [("X-Stale-Age", "12")], b'{"data":{"old":1}}', source="snapshot"))
+    store = Store(good=Answer(200, [("X-Stale-Age", "12")], b'{"data":{"old":1}}', source="stale"))
     upstreams = Upstreams({"lefts": raises(ConnectFailed("lefts", attempts=3)), "rights": answers(b"1")})
     answer = ask(compositions(tmp_path, text, upstreams, cache=store), incoming("/pair/7", who=person()))
     told = said(answer)
     assert told["left"] == {"old": 1}
     assert told["_parts"]["left"] == {
         "status": "stale",
-        "source": "snapshot",
+        "source": "stale",
         "age": 12,
         "attempts": 3,
         "reason": "lefts cannot be reached",
@@ -59,7 +59,7 @@ def test_the_last_good_answer_stands_in_for_a_part(tmp_path: Path) -> None:
 
 def test_there_is_time_left_for_what_stands_in_for_a_part_that_hangs(tmp_path: Path) -> None:
     text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
-    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="snapshot"))
+    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="stale"))
     upstreams = Upstreams({"lefts": answers(after_s=30), "rights": answers(b"1")})
     began = time.monotonic()
     told = said(ask(compositions(tmp_path, text, upstreams, cache=store)))
@@ -70,7 +70,7 @@ def test_there_is_time_left_for_what_stands_in_for_a_part_that_hangs(tmp_path: P
 @pytest.mark.parametrize("behave", [answers(b"{}", 403), answers(b"{}", 404), answers(b"{}", 401)])
 def test_nothing_stands_in_for_a_refusal(tmp_path: Path, behave: Behave) -> None:
     text = PAIR.replace("required = true", 'required = true, fallback = "last-good"')
-    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="snapshot"))
+    store = Store(good=Answer(200, [], b'{"data":{"old":1}}', source="stale"))
     with pytest.raises(PartFailed):
         ask(compositions(tmp_path, text, Upstreams({"lefts": behave, "rights": answers(b"1")}), cache=store))
     assert store.asked == []

@@ -107,7 +107,7 @@ GOOD = Answer(
     200,
     [("X-Cache", "STALE"), ("X-Stale-Age", "7"), ("Cache-Control", "max-age=60")],
     b"old",
-    source="snapshot",
+    source="stale",
 )
 
 
@@ -127,7 +127,7 @@ def fallback(domain: Domain, method: str, *, stored: bool = True) -> tuple[Answe
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_read_gets_the_last_good_answer_which_is_not_to_be_kept(domain: Domain, method: str) -> None:
     given, _ = fallback(domain, method)
-    assert (given.status, given.source) == (200, "snapshot")
+    assert (given.status, given.source) == (200, "stale")
     assert [value for name, value in given.headers if name == "Cache-Control"] == ["no-store"]
     assert (given.header("x-cache"), given.header("x-stale-age")) == ("STALE", "7")
 

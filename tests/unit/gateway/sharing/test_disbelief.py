@@ -68,7 +68,7 @@ def test_clock_far_ahead_opens_for_no_longer_than_ours_does(
     one = start()
     tell(raw, news(one.service, at_ms=int(time.time() * 1000) + 3_600_000, for_ms=86_400_000))
     eventually(lambda: one.state == "open", 2)
-    assert one.breaker.snapshot().retry_after_s <= 2 * OPEN_S
+    assert one.breaker.status().retry_after_s <= 2 * OPEN_S
 
 
 HOSTILE: dict[str, Callable[[str], bytes]] = {

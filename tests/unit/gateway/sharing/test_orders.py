@@ -24,7 +24,7 @@ def test_order_reaches_all_and_holds_against_everything(start: Callable[..., Pro
     outcome = one.sharing.order("business", one.service, "open", 30, "by root")
     assert (outcome.taken_by, outcome.missing, outcome.shared) == (list(names), [], True)
     for each in (one, two):
-        assert each.breaker.snapshot().held
+        assert each.breaker.status().held
         assert each.history() == [("open", "hand")]
     told = news(one.service)
     tell(raw, told)
@@ -32,8 +32,8 @@ def test_order_reaches_all_and_holds_against_everything(start: Callable[..., Pro
     eventually(lambda: ignored(two) == 2, 2)
     assert not one.works()
     assert not two.works()
-    assert 29 < one.breaker.snapshot().retry_after_s <= 30
-    assert start(members=names).breaker.snapshot().held, "a process that starts later holds it as well"
+    assert 29 < one.breaker.status().retry_after_s <= 30
+    assert start(members=names).breaker.status().held, "a process that starts later holds it as well"
     outcome = two.sharing.order("business", one.service, "closed", 0, "by root")
     assert (outcome.taken_by, one.state, two.state) == (list(names), "closed", "closed")
     assert start(members=names).history() == []

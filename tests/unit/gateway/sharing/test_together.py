@@ -93,8 +93,8 @@ def trip_at_once(*processes: Process) -> bool:
 def test_of_two_that_trip_at_once_one_tries(start: Callable[..., Process]) -> None:
     one, two = start(name="gateway-business-a"), start(name="gateway-business-b")
     eventually(lambda: trip_at_once(one, two), 5)
-    eventually(lambda: two.breaker.snapshot().retry_after_s > OPEN_S, 1)
-    assert one.breaker.snapshot().retry_after_s <= OPEN_S
+    eventually(lambda: two.breaker.status().retry_after_s > OPEN_S, 1)
+    assert one.breaker.status().retry_after_s <= OPEN_S
     assert set(try_all([two, one], OPEN_S * 1.5, lambda permit: permit.succeeded())[:2]) == {one.name}
     eventually(lambda: one.state == two.state == "closed", 1)
 
@@ -111,7 +111,7 @@ def test_process_that_starts_later_learns_what_is_open(start: Callable[..., Proc
     assert 0 < raw.pttl(key) <= 30_000
     late = start(settings=slow)
     assert late.history() == [("open", "shared")]
-    assert 29 < late.breaker.snapshot().retry_after_s <= 60
+    assert 29 < late.breaker.status().retry_after_s <= 60
 
 
 def test_key_is_gone_when_it_has_closed(start: Callable[..., Process], raw: Redis) -> None:

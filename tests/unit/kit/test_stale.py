@@ -12,14 +12,14 @@ from flask import Response, request, stream_with_context
 from flask.testing import FlaskClient
 from redis import Redis
 
-from services.kit import Problem, ServiceSettings, create_service, require_scope, snapshot
-from services.kit import snapshot as snapshot_decorator
+from services.kit import Problem, ServiceSettings, create_service, require_scope, stale_if_error
+from services.kit import stale_if_error as decorate
 from services.kit.auth.verifier import Identity
 from services.kit.container import BACKGROUND_TIMEOUT_S, Kit
 from services.kit.redis_client import connect
 from services.kit.stale import stored_form
-from services.kit.stale.decorator import Snapshots
-from services.kit.stale.writer import MAX_WAITING, Keep, SnapshotQueue
+from services.kit.stale.decorator import StaleAnswers
+from services.kit.stale.writer import MAX_WAITING, Keep, StaleQueue
 from tests.support.eventually import eventually, time_scale
 from tests.support.servers import RedisServer
 
@@ -48,8 +48,8 @@ class Service:
         self.kit: Kit = self.app.extensions["kit"]
         self.kit.tokens = Verifier()
         redis = connect(url, None, timeout_s=BACKGROUND_TIMEOUT_S, connections=4)
-        self.queue = SnapshotQueue(redis, outcomes=self.kit.metrics.snapshots) if redis else None
-        self.kit.snapshots = Snapshots("things", self.queue)
+        self.queue = StaleQueue(redis, outcomes=self.kit.metrics.stale) if redis else None
+        self.kit.stale = StaleAnswers("things", self.queue)
         self.answer: Any = {"n": 1}
 
         def view(**_: Any) -> Any:
@@ -61,7 +61,7 @@ class Service:
             ("leaky", "public"),
             ("many/<n>", "public"),
         ):
-            endpoint = snapshot(stale_s=60, scope=scope)(_copy(view))  # type: ignore[arg-type]
+            endpoint = stale_if_error(stale_s=60, scope=scope)(_copy(view))  # type: ignore[arg-type]
             if path in ("mine", "leaky"):
                 endpoint = require_scope("user")(endpoint)
             self.app.add_url_rule(f"{BASE}/{path}", endpoint=path, view_func=endpoint)
@@ -80,7 +80,7 @@ class Service:
         eventually(self.queue.idle, 5, 0.005)
 
     def counted(self, outcome: str) -> float | None:
-        return self.kit.metrics.registry.get_sample_value("service_snapshots_total", {"outcome": outcome})
+        return self.kit.metrics.registry.get_sample_value("service_stale_answers_total", {"outcome": outcome})
 
 
 def _copy(view: Any) -> Any:
@@ -99,7 +99,7 @@ def kept(
     redis: Redis, path: str, query: str = "", subject: str | None = None
 ) -> tuple[dict[str, Any], bytes] | None:
     """What stands under the name that the gateway reads, made from what the gateway knows."""
-    name = stored_form.snapshot_name("things", stored_form.plain_path(f"{BASE}/{path}"), query, subject)
+    name = stored_form.stale_name("things", stored_form.plain_path(f"{BASE}/{path}"), query, subject)
     assert name is not None
     data = redis.hget(name.key, name.slot)
     return stored_form.unseal(name.whole, data) if data is not None else None  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def test_good_answer_is_kept_with_what_a_reader_needs(service: Service, redis: R
     assert before <= head["at"] <= time.time()
     assert head["stale_s"] == 60
     assert dict(map(tuple, head["headers"])) == {"Content-Type": "text/x", "ETag": '"1"'}
-    name = stored_form.snapshot_name("things", f"{BASE}/open", "", None)
+    name = stored_form.stale_name("things", f"{BASE}/open", "", None)
     assert name is not None
     assert 0 < redis.pttl(name.key) <= 60_000
 
@@ -178,7 +178,7 @@ def test_private_answer_is_kept_for_its_subject(service: Service, redis: Redis) 
 def test_view_that_asks_for_a_token_never_makes_a_public_answer(service: Service, redis: Redis) -> None:
     assert service.get("leaky", "ann").status_code == 200
     service.settled()
-    assert redis.keys("snapshot:*") == []
+    assert redis.keys("stale:*") == []
 
 
 @pytest.mark.parametrize("header", ["Cookie", "X_Api_Key"])
@@ -188,7 +188,7 @@ def test_answer_to_a_cookie_or_a_key_is_not_kept_for_every_caller(
     service.client = service.app.test_client(use_cookies=False)  # else it sends those of its own jar
     assert service.get("open", **{header: "user=ann"}).status_code == 200
     service.settled()
-    assert redis.keys("snapshot:*") == []
+    assert redis.keys("stale:*") == []
 
 
 @pytest.mark.parametrize("answer", ["stream", "large", "error", "created"])
@@ -241,8 +241,8 @@ def test_forgotten_path_and_subject_stay_so_for_answers_already_on_their_way(
     service.get("open?q=1")
     service.get("mine", "ann")
     service.settled()
-    service.kit.snapshots.forget(f"{BASE}/open")
-    service.kit.snapshots.forget_subject("ann")
+    service.kit.stale.forget(f"{BASE}/open")
+    service.kit.stale.forget_subject("ann")
     service.settled()
     # As another instance would that read the row a moment before it went.
     service.get("open")
@@ -314,7 +314,7 @@ def test_hung_redis_slows_no_request_drops_are_counted_and_removals_come_later(
     service.settled()
     redis_server.process.signal(signal.SIGSTOP)
     try:
-        service.kit.snapshots.forget_subject("ann")
+        service.kit.stale.forget_subject("ann")
         times = []
         for number in range(MAX_WAITING + 50):
             began = time.perf_counter()
@@ -346,7 +346,7 @@ def test_service_without_redis_answers_as_ever() -> None:
     before = set(threading.enumerate())
     service = Service(None)
     assert service.get("open").json == {"n": 1}
-    service.kit.snapshots.forget(f"{BASE}/open")
+    service.kit.stale.forget(f"{BASE}/open")
     assert set(threading.enumerate()) <= before, "nothing is to be written, and no thread waits for it"
 
 
@@ -363,14 +363,14 @@ class Stuck:
 
 def test_waiting_answers_are_bounded_by_bytes() -> None:
     stuck = Stuck()
-    queue = SnapshotQueue(stuck)  # type: ignore[arg-type]
+    queue = StaleQueue(stuck)  # type: ignore[arg-type]
     accepted = 0
     for number in range(100):
-        name = stored_form.snapshot_name("things", f"/{number}", "", None)
+        name = stored_form.stale_name("things", f"/{number}", "", None)
         assert name is not None
         accepted += queue.put(Keep(name, {}, bytes(256 * 1024), 60))
     assert accepted == 64
-    again = stored_form.snapshot_name("things", "/0", "", None)
+    again = stored_form.stale_name("things", "/0", "", None)
     assert again is not None
     assert queue.put(Keep(again, {}, bytes(256 * 1024), 60))
     stuck.release.set()
@@ -378,5 +378,5 @@ def test_waiting_answers_are_bounded_by_bytes() -> None:
 
 @pytest.mark.parametrize(("stale_s", "scope"), [(0, "public"), (60, "all"), (1e9, "subject")])
 def test_senseless_declaration_is_refused(stale_s: float, scope: Any) -> None:
-    with pytest.raises(ValueError, match="no snapshot"):
-        snapshot_decorator(stale_s=stale_s, scope=scope)
+    with pytest.raises(ValueError, match="no stale answer"):
+        decorate(stale_s=stale_s, scope=scope)
