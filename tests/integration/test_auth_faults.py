@@ -38,6 +38,7 @@ def test_both_instances_agreed_on_the_first_key(world: Identity) -> None:
     assert {kid(token) for token in tokens} == set(published(world.auth[0]))
 
 
+@pytest.mark.long
 def test_instances_started_at_the_same_time_on_an_empty_database_agree(
     world: Identity, backend: Backend, tmp_path: Path
 ) -> None:

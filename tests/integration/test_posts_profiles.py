@@ -51,6 +51,7 @@ def test_profile_read_right_after_a_post_shows_it(world: Identity, blog: Running
     assert post_count(world, person) == 1
 
 
+@pytest.mark.long
 def test_count_follows_when_users_come_back(world: Identity, blog: RunningInstance) -> None:
     person = world.person()
     with world.away(world.users):

@@ -161,6 +161,7 @@ def test_stopped_instances_leave_consul_and_the_edge_and_come_back(stack: Stack)
     assert all(one.running for one in stack.instances("posts"))
 
 
+@pytest.mark.long
 def test_gateways_are_scaled_up_and_down_again_like_any_service(stack: Stack) -> None:
     others = pids(stack, but="gateway-ai")
     group = ("--service", "gateway-ai", "--number")

@@ -211,6 +211,7 @@ def test_an_administrator_deletes_others(world: Identity, admin: Person) -> None
     problem(world.users[0].call("GET", path(person), token=admin.access), 404)
 
 
+@pytest.mark.long
 def test_auth_hears_of_a_deletion_once_it_is_back(world: Identity) -> None:
     person = world.person()
     with world.away(world.auth):
