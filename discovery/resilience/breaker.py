@@ -144,7 +144,7 @@ class Trials(pybreaker.CircuitBreakerListener):
 
 @dataclass(slots=True)
 class Permit:
-    """Leave to make one call, after the `number`-th transition. One of its methods is to be called when the outcome is known."""
+    """Permission to make one call, after the `number`-th transition. One of its methods is to be called when the outcome is known."""
 
     breaker: Breaker
     caller: str

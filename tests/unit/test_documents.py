@@ -15,7 +15,7 @@ from services.users.app import Change
 
 TEXTS = [
     "", " ", "\n", "a", "a b", "a\nb", "a\tb", "a\x00b", "a\x0bb", "a\x7fb", "a\x85b", " a ", "\u202ea", "\u2028", "é", "ab-1",
-    "-ab", "ab.c", "EUR", "DEM", "XXX", "a@b.co", "a@b.1o", "a@b", "@b.co", "a..b@c.de", f"{'a' * 65}@b.co", f"a@{'b' * 64}.co",
+    "-ab", "ab.c", "EUR", "DEM", "XXX", "a@b.co", "a@b.1o", "a@b.10", "a@b", "@b.co", "a..b@c.de", f"{'a' * 65}@b.co", f"a@{'b' * 64}.co",
     "x" * 30, "x" * 40, "x" * 41, "x" * 120, "x" * 256, "é" * 600, "c++", "12345678",
 ]  # fmt: skip
 FIELDS = [

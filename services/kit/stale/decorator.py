@@ -53,11 +53,12 @@ class Policy:
 def stale_if_error(*, scope: Scope, stale_s: float = STALE_S) -> Callable[[F], F]:
     """Decorator of a GET view, below the route's and `require_scope`: keep its answers (status 200, to 256 KiB), to be given for `stale_s` seconds.
 
-    What werkzeug's `make_conditional` has made a 304 is kept as well: the answer is whole in it.
+    What werkzeug's `make_conditional` has made a 304 is kept as well: the answer is whole in it. A view's own 304 changes nothing.
     `public` is given to every caller: only for views that ask for no token. `subject` is given to the subject of the verified token
     that the answer was for, while its token has the scopes that that one had. An answer 403, 404 or 410 takes away what is kept;
-    so do `kit().stale.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for all. Never kept: `no-store`, cookies, streams, and in scope `public`
-    what is `private`, or was asked for with a token, a cookie or an `X-Api-Key`. Raises ValueError.
+    so do `kit().stale.forget` and `forget_subject`; a DELETE what is kept of its path and below it, for all. Never kept:
+    `no-store`, cookies, streams, and in scope `public` what is `private`, or was asked for with a token, a cookie or an
+    `X-Api-Key`. Raises ValueError.
     """
     if scope not in ("public", "subject") or not 0 < stale_s <= MAX_STALE_S:
         raise ValueError(f"no stale answer of scope {scope!r} for {stale_s} s")

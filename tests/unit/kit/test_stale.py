@@ -122,6 +122,17 @@ def test_good_answer_is_kept_with_what_a_reader_needs(service: Service, redis: R
     assert 0 < redis.pttl(name.key) <= 60_000
 
 
+def test_a_views_own_304_leaves_what_is_kept(service: Service, redis: Redis) -> None:
+    service.answer = lambda: Response(b"body", headers={"ETag": '"1"'})
+    service.get("open")
+    service.settled()
+    service.answer = lambda: Response(status=304, headers={"ETag": '"1"'})
+    assert service.get("open").status_code == 304
+    service.settled()
+    head, body = kept(redis, "open") or pytest.fail("nothing kept")
+    assert (head["status"], body) == (200, b"body")
+
+
 def test_subject_scope_keeps_each_callers_answer_under_its_own_name(service: Service, redis: Redis) -> None:
     service.answer = lambda: {"for": request.headers["Authorization"]}
     service.get("mine", "ann")
