@@ -170,7 +170,11 @@ def guest(fleet: Fleet, one: Actor, meta: dict[str, str] | None = None) -> Itera
         yield one
     finally:
         deregister(fleet, one.instance_id)
-        one.close()
+        try:
+            # It hangs up at once, as a process that ends does: what it is still asked would be torn.
+            eventually(lambda: all(s.name != one.instance_id for s in fleet.edge_servers(one.service)), 10)
+        finally:
+            one.close()
 
 
 def edge_holds(fleet: Fleet, service: str, instance_id: str, *, up: bool) -> bool:

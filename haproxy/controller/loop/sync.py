@@ -256,12 +256,17 @@ class Sync:
     def _meet(self, process: ProcessInfo) -> None:
         """Another worker than the known one: the first, or one that this controller has not started."""
         log.info("following a worker of haproxy", pid=process.pid, known=self._process and self._process.pid)
+        first, self._met = not self._met, True
+        self.reloads.meet(process)
+        self._route_change("start" if first else "restart")
+        self._follow(process)
+
+    def _follow(self, process: ProcessInfo) -> None:
+        """It answers, and nothing is known of what it holds."""
         self._metrics.haproxy_up.set(1)
         self._health.well("haproxy")
-        first, self._met, self._process = not self._met, True, process
-        self.reloads.meet(process)
+        self._process = process
         self._applier.forget()
-        self._route_change("start" if first else "restart")
         self._begin_full(self._clock.monotonic())
 
     def _lost(self, error: Unreachable) -> None:
@@ -317,11 +322,9 @@ class Sync:
         ended = self.reloads.under_way
         process = self.reloads.take()
         if process is not None:
-            self._process = process
             # What changed meanwhile, changed in the old one.
             self._touched |= self._waiting.keys()
-            self._applier.forget()
-            self._begin_full(self._clock.monotonic())
+            self._follow(process)
             self.on_reload()
         elif ended and not self.reloads.under_way:
             self._route_change("routes")

@@ -255,6 +255,24 @@ def test_instances_change_while_a_configuration_is_checked(running: Edge) -> Non
     assert running.answers(f"/api/{base}") == {f"{base}-2"}
 
 
+def test_haproxy_that_did_not_answer_for_a_moment_of_a_reload_is_well_after_it(running: Edge) -> None:
+    base, other = fresh("base"), fresh("other")
+    running.fleet(base, 1)
+    running.reloads()
+    checking, go = running.folder / "began", running.folder / "go-on"
+    switch(running).write_text(f"touch {checking}; while [ ! -e {go} ]; do sleep 0.05; done")
+    running.instance(other, f"{other}-1")
+    eventually(checking.exists, 5)
+    socket = running.settings.runtime_socket
+    aside = socket.rename(socket.with_suffix(".aside"))
+    eventually(lambda: "does not answer" in unready(running), 5)
+    aside.rename(socket)
+    go.touch()
+    running.serves(f"/api/{other}", {f"{other}-1"})
+    eventually(lambda: is_well(running), 5)
+    assert running.metric("breakwater_controller_haproxy_up") == 1
+
+
 def test_first_answer_and_last_answer_come_within_milliseconds(running: Edge) -> None:
     """The figure itself is `make bench` (d); this is its floor: nothing in the way is polled."""
     base = fresh("base")
