@@ -53,7 +53,7 @@ class AnswerCache:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._clock = clock
-        self._circuit = Circuit(redis, "answer cache", monotonic=clock.monotonic)
+        self._circuit = Circuit(redis, "answer cache", tended=True, monotonic=clock.monotonic)
         self._memory = Memory(max_bytes)
         leases = Leases(clock.monotonic)
         probe_key = f"gateway:{domain}:c:probe"

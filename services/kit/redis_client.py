@@ -71,8 +71,9 @@ class Away(Exception):
 class Circuit:
     """Runs commands while Redis works, so that a Redis that is gone or hangs costs one wait, and then nothing. Thread-safe.
 
-    After `failures` in a row it opens for `OPEN_S`; then one caller tries, and closes it by succeeding. Without a Redis it is
-    always open. The log names `purpose`, once per change.
+    After `failures` in a row it opens for `OPEN_S`; then one caller tries, and closes it by succeeding. A `tended` one waits for
+    `close`: that a Redis can be read does not say that it takes what is written. Without a Redis it is always open. The log
+    names `purpose`, once per change.
     """
 
     def __init__(
@@ -81,11 +82,13 @@ class Circuit:
         purpose: str,
         *,
         failures: int = 1,
+        tended: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = redis
         self._purpose = purpose
         self._most_failures = failures
+        self._tended = tended
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._until = 0.0
@@ -101,7 +104,7 @@ class Circuit:
     @property
     def closed(self) -> bool:
         """Whether the next command would be sent."""
-        return self._redis is not None and self._monotonic() >= self._until
+        return self._redis is not None and not self._keeps_out(self._monotonic())
 
     def run(self, action: Callable[[Redis], T]) -> T:
         """Run commands once. Raises Away: at once while the circuit is open.
@@ -110,7 +113,7 @@ class Circuit:
         """
         with self._lock:
             now = self._monotonic()
-            if self._redis is None or now < self._until:
+            if self._redis is None or self._keeps_out(now):
                 raise Away
             if self._opened:
                 self._until = now + OPEN_S  # the others do not wait for this trial
@@ -146,6 +149,9 @@ class Circuit:
         """Redis works again."""
         with self._lock:
             self._close()
+
+    def _keeps_out(self, now: float) -> bool:
+        return now < self._until or (self._tended and self._opened)
 
     def _fail(self, error: Exception) -> None:
         with self._lock:

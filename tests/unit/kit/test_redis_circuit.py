@@ -83,6 +83,19 @@ def test_failed_trial_opens_it_again() -> None:
     assert not circuit.closed
 
 
+def test_tended_one_is_closed_by_close_alone() -> None:
+    clock = ManualClock()
+    circuit = Circuit(Redis(), "test", tended=True, monotonic=clock.monotonic)
+    circuit.open("changes are not noted")
+    clock.sleep(2 * OPEN_S)
+    with pytest.raises(Away):
+        circuit.run(send)
+    assert circuit.attempt(send) == "done"
+    assert not circuit.closed
+    circuit.close()
+    assert circuit.run(send) == "done"
+
+
 def test_success_between_failures_starts_the_count_again() -> None:
     circuit = Circuit(Redis(), "test", failures=2)
     for _ in range(3):
