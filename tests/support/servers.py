@@ -18,6 +18,7 @@ from typing import Any
 from haproxy.controller.runtime.socket import Master
 from stack import http
 from stack.run.ports import free_ports as free_ports
+from tests.support import prefork
 from tests.support.eventually import eventually
 
 
@@ -43,7 +44,7 @@ class Process:
 
     argv: Sequence[str]
     log: Path
-    popen: subprocess.Popen[bytes] | None = None
+    popen: subprocess.Popen[bytes] | prefork.Forked | None = None
     env: dict[str, str] | None = None
 
     @property
@@ -56,6 +57,10 @@ class Process:
         return self.popen is not None and self.popen.poll() is None
 
     def start(self) -> None:
+        if prefork.forks(self.argv):
+            env = os.environ if self.env is None else self.env
+            self.popen = prefork.start(self.argv, self.log, env)
+            return
         with self.log.open("ab") as out:
             self.popen = subprocess.Popen(
                 self.argv, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=self.env
