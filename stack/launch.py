@@ -31,8 +31,13 @@ LEVELS = {
 }
 """Commands that install, and what. Every other needs only the virtual environment that is there."""
 
-TESTS = {"test": "not long", "test-long": "long"}
-"""Command → which tests it runs where none are named."""
+TESTS = {
+    # Most wait for servers more than they compute. tests/conftest.py puts what takes longest first, and xdist is to leave it there.
+    "test": ["-n", "3", "--dist", "loadscope", "--no-loadscope-reorder", "-m", "not long"],
+    # One after another: many are loads, and measure what is left to others.
+    "test-long": ["-m", "long", "--durations", "20"],
+}
+"""Command → pytest's arguments where none are given."""
 
 BACKENDS = ("default", "full")
 """What `make test` takes as BACKENDS: the services' own tests on SQLite, or on PostgreSQL as well."""
@@ -120,10 +125,7 @@ def _become(argv: list[str], environment: Mapping[str, str]) -> NoReturn:
 def _words(command: str, arguments: list[str]) -> list[str]:
     """What Python is to run for a command."""
     if command in TESTS:
-        # Most tests wait for servers more than they compute.
-        # tests/conftest.py puts what takes longest first, and xdist is to leave it there.
-        whole = ["-n", "3", "--dist", "loadscope", "--no-loadscope-reorder", "-m", TESTS[command]]
-        return ["-m", "pytest", "-p", "no:cacheprovider", *(arguments or whole)]
+        return ["-m", "pytest", "-p", "no:cacheprovider", *(arguments or TESTS[command])]
     return ["-m", "bench", *arguments] if command == "bench" else ["-m", "stack", command, *arguments]
 
 
