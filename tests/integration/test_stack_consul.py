@@ -228,13 +228,14 @@ def test_empty_consul_gets_the_same_tokens_back_and_lost_secrets_are_made_again(
 @pytest.mark.long
 def test_three_servers_elect_and_outlive_one_and_a_client_joins(tmp_path: Path) -> None:
     vault = Vault(tmp_path / "secrets")
-    serf = free_ports(4)
+    ports = iter(free_ports(16))
+    serf = [next(ports) for _ in range(4)]
     join = [f"127.0.0.1:{port}" for port in serf[:3]]
     with contextlib.ExitStack() as cleanup:
         agents = []
         for number, port in enumerate(serf):
             kind = "client.hcl" if number == 3 else "cluster.hcl"
-            rpc, http, dns = free_ports(3)
+            rpc, http, dns = (next(ports) for _ in range(3))
             changes = {
                 "node_name": f"node-{number}",
                 "bind_addr": "127.0.0.1",
