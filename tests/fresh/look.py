@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -36,12 +37,21 @@ def processes() -> dict[int, str]:
     return found
 
 
+def user_of(pid: int) -> int | None:
+    """None for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except FileNotFoundError:
+        return None
+
+
 def listeners(pids: dict[int, str]) -> list[tuple[str, str]]:
     """(address in hexadecimal, port) of the sockets on which these processes listen."""
     inodes = set()
     for pid in pids:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            inodes.add(str(entry.readlink()))
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                inodes.add(str(entry.readlink()))
     found = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -61,9 +71,7 @@ def main() -> int:
     if "--supervisord" in sys.argv:
         print(next(pid for pid, command in there.items() if "supervisor.supervisord" in command))
         return 0
-    wrong = [
-        f"{pid} runs as root: {cmd}" for pid, cmd in there.items() if Path(f"/proc/{pid}").stat().st_uid == 0
-    ]
+    wrong = [f"{pid} runs as root: {cmd}" for pid, cmd in there.items() if user_of(pid) == 0]
     sockets = listeners(there)
     for address, port in sockets:
         if address not in ("0100007F", "00000000000000000000000001000000") and port not in EDGE:
