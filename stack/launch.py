@@ -101,14 +101,15 @@ def launch(command: str, arguments: list[str]) -> int:
         _install(LEVELS[command], place)
     elif not Path(place.python).exists():
         raise UsageError("nothing is installed here yet\nstart with: make up")
-    account.give(place.var, place.user)
+    for folder in (place.var, place.var / "cache"):
+        account.give(folder, place.user)
     environment = _environment(place)
     os.chdir(place.home)
     if command == "test-compose":
         return _test_containers(arguments, place, environment)
     if os.geteuid() == 0:
         if command == "up":
-            environment[PORT_HOLDERS] = _port_holders(place.python, environment)
+            environment[PORT_HOLDERS] = port_holders(place.python, environment)
         place.user.enter()
     with contextlib.suppress(OSError):
         (place.var / "home").mkdir(exist_ok=True)
@@ -203,9 +204,11 @@ def _environment(place: Place) -> dict[str, str]:
     }
 
 
-def _port_holders(python: str, environment: Mapping[str, str]) -> str:
+def port_holders(python: str, environment: Mapping[str, str]) -> str:
     """Only root sees which programs of other users hold a port that the stack wants."""
-    done = subprocess.run([python, "-m", "stack.run.ports"], env=environment, capture_output=True, text=True)
+    # What root compiled could not be replaced by the stack's user: each instance would compile all that it imports.
+    unkept = {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([python, "-m", "stack.run.ports"], env=unkept, capture_output=True, text=True)
     return done.stdout.strip()
 
 

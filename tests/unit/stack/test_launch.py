@@ -157,3 +157,11 @@ def test_command_before_anything_is_installed_says_how_to_start(
     monkeypatch.setattr(os, "umask", lambda mode: 0o022)
     assert launch.main(["status"]) == 1
     assert "make up" in capsys.readouterr().err
+
+
+def test_look_for_ports_leaves_no_compiled_code_that_is_roots(tmp_path: Path) -> None:
+    """The stack's user could not replace it, and each of its programs would compile everything at every start."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONPATH": str(launch.REPO)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    assert launch.port_holders(sys.executable, environment).startswith("{")
+    assert not list(tmp_path.iterdir())
