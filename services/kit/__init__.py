@@ -17,6 +17,7 @@ from services.kit import early  # isort: skip  # noqa: F401
 from services.kit.app import create_service
 from services.kit.auth.require import require_scope, require_service
 from services.kit.container import Kit, kit
+from services.kit.events.event import Event
 from services.kit.server.run import run
 from services.kit.settings import ServiceSettings
 from services.kit.stale.decorator import stale_if_error
@@ -26,6 +27,7 @@ from services.kit.web.problems import Problem
 
 __all__ = [
     "Caller",
+    "Event",
     "Kit",
     "Problem",
     "ServiceApp",

@@ -47,6 +47,7 @@ def create_service(
     calls: Iterable[str] | None = None,
     client: ClientSettings | None = None,
     worker: WorkerClass | None = None,
+    events: bool = False,
     **route: Unpack[RouteOptions],
 ) -> ServiceApp:
     """A service's application. `app.extensions["kit"]` is its Kit.
@@ -56,7 +57,8 @@ def create_service(
     `models_metadata` are its tables: `migrations` (by default the folder `migrations` beside the calling file, if there is
     one) brings them about at start; without migrations they are made as they are. `calls` names the services that it calls:
     an instance then follows no others (by default all). `client` sets how it calls, `worker` what it serves with where
-    `WORKER_CLASS` does not say.
+    `WORKER_CLASS` does not say. With `events` it publishes and consumes events, and has their tables in its database
+    (`create_event_tables` in a migration).
     Raises discovery.ContractError for a value that the edge would refuse; a wrong environment ends the process.
     """
     settings = settings or ServiceSettings.from_environment()
@@ -68,7 +70,7 @@ def create_service(
     if models_metadata is not None and migrations is None:
         migrations = _beside(module.get("__file__"))
     checked = contract.parse_route(name, asked) if paths else None
-    kit = Kit(name, settings, checked, models_metadata, migrations, calls=calls, client=client)
+    kit = Kit(name, settings, checked, models_metadata, migrations, calls=calls, client=client, events=events)
     app = ServiceApp(str(module.get("__name__", name)), title=name)
     _install(app, kit)
     return app

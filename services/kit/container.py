@@ -23,6 +23,8 @@ from services.kit.auth.verifier import TokenVerifier
 from services.kit.calls.client import JWKS_PATH, REVOCATIONS_PATH, Upstreams, fetch_document
 from services.kit.db.jobs import Jobs
 from services.kit.db.session import Database, database_url
+from services.kit.events.events import TIMEOUT_S, Events
+from services.kit.events.tables import event_tables
 from services.kit.redis_client import connect
 from services.kit.server.addresses import NoAddress, default_instance_id, own_address
 from services.kit.settings import ServiceSettings, secret
@@ -38,6 +40,7 @@ T = TypeVar("T")
 BACKGROUND_TIMEOUT_S = 0.5
 # How long the end of a worker waits for the turn of a job: longer than a delivery takes.
 JOB_END_S = 3.0
+PURGE_S = 600.0
 # How long a worker that checks tokens waits for auth's keys before it serves.
 FIRST_KEYS_S = 3.0
 
@@ -89,6 +92,7 @@ class Kit:
         *,
         calls: Iterable[str] | None = None,
         client: discovery.ClientSettings | None = None,
+        events: bool = False,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -102,6 +106,9 @@ class Kit:
         self._on_start: list[Callable[[], object]] = []
         self._on_stop: list[Callable[[], object]] = []
         self.instance_id = settings.instance_id or default_instance_id(name, settings.host, settings.port)
+        if events and metadata is None:
+            raise ValueError(f"{name}: events need a database; give models_metadata")
+        self._event_tables = event_tables(metadata) if events and metadata is not None else None
         self.db = Database(
             database_url(settings, name),
             metadata=metadata,
@@ -122,6 +129,15 @@ class Kit:
         redis = self._redis(self.settings.redis_cache_url, BACKGROUND_TIMEOUT_S)
         queue = StaleQueue(redis, outcomes=self.metrics.stale) if redis is not None else None
         return StaleAnswers(self.name, queue)
+
+    @lazily
+    def events(self) -> Events:
+        """Publishing and consuming events. Raises LookupError for a service that was made without `events=True`."""
+        if self._event_tables is None:
+            raise LookupError(f"{self.name} has no events: create_service(…, events=True)")
+        redis = self._redis(self.settings.events_url or self.settings.redis_state_url, TIMEOUT_S)
+        waiting = self.metrics.events_waiting
+        return Events(self.db, self._event_tables, self.name, self.instance_id, redis, waiting)
 
     @lazily
     def tokens(self) -> TokenVerifier:
@@ -200,10 +216,15 @@ class Kit:
         self.db.warm()
         for action in self._on_start:
             action()
+        if self._event_tables is not None:
+            self.jobs.every(PURGE_S, self.events.purge)
+            self.events.start()
         self.jobs.start()
 
     def stopped(self) -> None:
         """End the jobs, and run what `on_stop` collected. Called by the server, in the worker."""
+        if self._event_tables is not None:
+            self.events.stop()
         self.jobs.stop(JOB_END_S)
         for action in reversed(self._on_stop):
             try:

@@ -85,6 +85,8 @@ class ServiceSettings(BaseSettings):
 
     redis_cache_url: str | None = None
     redis_state_url: str | None = None
+    # The broker of events; by default the Redis for state.
+    events_url: str | None = None
     redis_username: str | None = None
     redis_password: SecretStr | None = None
     # What a request pays, once, for a Redis that hangs; a miss by mistake costs a read of the database.

@@ -39,19 +39,25 @@ COMMANDS = (
     " -scan -randomkey -dbsize -client|tracking -client|caching -pubsub -function -script +script|load +script|exists"
 )
 
+# What a service may do with the streams of others' events.
+CONSUMING = "+xreadgroup +xack +xgroup|create"
+
 _TIMEOUT_S = 2.0
 
 
 def rules(service: str) -> str:
     """What a service may: in the words of Redis' ACL, without its password."""
     names: tuple[str, ...]
+    own: list[str] = []
     if service.startswith(GATEWAY):
         domain = service.removeprefix(GATEWAY)
         names = (service, f"gateway:{domain}", "gateway:shared", "stale")
     else:
         # The kit keeps a service's last good answers under `stale`, where the gateways find them.
         names = (service, f"stale:{service}")
-    return " ".join([COMMANDS, *(f"~{name}:* &{name}:*" for name in names)])
+        own.append(f"~events:{service}")
+        own.append(f"({CONSUMING} ~events:*)")
+    return " ".join([COMMANDS, *(f"~{name}:* &{name}:*" for name in names), *own])
 
 
 def configure(settings: StackSettings, vault: Vault, name: str) -> Path:

@@ -35,8 +35,9 @@ STATEMENT_TIMEOUT_S = 10.0
 PLACE_WAIT_S = 0.5
 
 # Sessions that jobs hold at once, beside those of requests.
-BACKGROUND_PLACES = 1
+BACKGROUND_PLACES = 2
 _BACKGROUND: ContextVar[bool] = ContextVar("kit_background", default=False)
+_OPEN: ContextVar[Session | None] = ContextVar("kit_session", default=None)
 
 
 @contextmanager
@@ -47,6 +48,11 @@ def background() -> Iterator[None]:
         yield
     finally:
         _BACKGROUND.reset(before)
+
+
+def open_session() -> Session | None:
+    """The session that is open in this thread or greenlet, the innermost one."""
+    return _OPEN.get()
 
 
 def database_url(settings: ServiceSettings, service: str) -> URL:
@@ -149,6 +155,7 @@ class Database:
         places = self._background if _BACKGROUND.get() else self._places
         with places.one():
             session = Session(self.engine, expire_on_commit=False)
+            before = _OPEN.set(session)
             try:
                 if read_only:
                     session.info[READ_ONLY] = True
@@ -159,6 +166,7 @@ class Database:
                 session.rollback()
                 raise
             finally:
+                _OPEN.reset(before)
                 session.close()
 
     def warm(self) -> None:

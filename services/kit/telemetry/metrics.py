@@ -54,6 +54,12 @@ class Metrics:
         self.tokens = Counter(
             "service_tokens_checked", "Tokens checked, by outcome.", ("outcome",), registry=self.registry
         )
+        self.events_waiting = Gauge(
+            "service_events_waiting",
+            "Events that no broker has yet: how many, and the age of the oldest in seconds.",
+            ("measure",),
+            registry=self.registry,
+        )
         self.upstream = UpstreamMetrics(self.registry)
         self.service = service
         # Looking up a labelled child costs more than counting in it.

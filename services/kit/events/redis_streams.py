@@ -1,0 +1,244 @@
+"""Events over Redis Streams: one stream a producer, `events:<producer>`, and one group a consuming service.
+
+One instance of a service follows a stream at a time, by a lease: so the events of one subject come in order. It reads under the
+one name `reader`, so that whoever has the lease next finds what the one before it left unacknowledged.
+Ref: https://redis.io/docs/latest/develop/data-types/streams/
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from services.kit.events.transport import Dead, Delivery
+from services.kit.redis_client import Away
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+LEASE_S = 5.0
+# The lease is kept up so often, by a thread of its own: a handler may take longer than it lasts.
+BEAT_S = 1.0
+READER = "reader"
+MAX_DEAD = 10_000
+# A stream that no service reads, and that of a service that is away for long, ends here.
+MAX_LENGTH = 1_000_000
+_TAKE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
+"""
+_GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+class RedisStreams:
+    """Of one instance. `receive`, `acknowledge` and `again` belong to one thread."""
+
+    def __init__(self, redis: Redis, instance: str) -> None:
+        self._redis = redis
+        self._instance = instance
+        self._take = redis.register_script(_TAKE)
+        self._give_back = redis.register_script(_GIVE_BACK)
+        self._lock = threading.Lock()
+        self._held: dict[str, str] = {}  # producer → the lease's key
+        # Producer → after which entry to read what was left unacknowledged; none: only what is new.
+        self._left: dict[str, str] = {}
+        self._grouped: set[str] = set()
+        self._beat: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    # -- the producer's side
+
+    def publish(self, producer: str, bodies: Sequence[str]) -> None:
+        def add(redis: Redis) -> None:
+            with redis.pipeline(transaction=False) as pipe:
+                for body in bodies:
+                    pipe.xadd(stream_of(producer), {"e": body})
+                pipe.execute()
+
+        self._do(add)
+
+    def tidy(self, producer: str) -> None:
+        def trim(redis: Redis) -> None:
+            stream = stream_of(producer)
+            if not redis.exists(stream):
+                return
+            needed = [_first_needed(redis, stream, group) for group in redis.xinfo_groups(stream)]
+            if needed:
+                redis.xtrim(stream, minid=min(needed, key=_order), approximate=True)
+            if redis.xlen(stream) > MAX_LENGTH:
+                log.error("events dropped: no service has read them", stream=stream, kept=MAX_LENGTH)
+                redis.xtrim(stream, maxlen=MAX_LENGTH, approximate=True)
+
+        self._do(trim)
+
+    # -- the consumer's
+
+    def receive(self, service: str, producers: Sequence[str], limit: int, wait_s: float) -> list[Delivery]:
+        return self._do(lambda redis: self._receive(redis, service, producers, limit, wait_s))
+
+    def _receive(
+        self, redis: Redis, service: str, producers: Sequence[str], limit: int, wait_s: float
+    ) -> list[Delivery]:
+        self._follow(redis, service, producers)
+        held = [producer for producer in producers if producer in self._held]
+        if not held:
+            self._ended.wait(wait_s)
+            return []
+        behind = [producer for producer in held if producer in self._left]
+        if behind:
+            found = self._read(redis, service, {p: self._left[p] for p in behind}, limit, None)
+            gone = [(producer, id_) for producer, id_, fields in found if not fields]
+            for producer, id_ in gone:
+                log.error(
+                    "event was trimmed before it was acknowledged", stream=stream_of(producer), entry=id_
+                )
+                redis.xack(stream_of(producer), service, id_)
+            for producer in behind:
+                ids = [id_ for each, id_, _ in found if each == producer]
+                if ids:
+                    self._left[producer] = ids[-1]
+                else:
+                    del self._left[producer]
+        else:
+            found = self._read(redis, service, dict.fromkeys(held, ">"), limit, wait_s)
+        return [Delivery(producer, id_, fields.get(b"e", b"")) for producer, id_, fields in found if fields]
+
+    def _follow(self, redis: Redis, service: str, producers: Sequence[str]) -> None:
+        for producer in producers:
+            key = f"{service}:events:{producer}"
+            if not self._take([key], [self._instance, int(LEASE_S * 1000)], client=redis):
+                with self._lock:
+                    self._held.pop(producer, None)
+                continue
+            if producer not in self._held:
+                with self._lock:
+                    self._held[producer] = key
+                self._left[producer] = "0"
+        if self._beat is None and self._held:
+            self._beat = threading.Thread(target=self._keep_up, name="events-beat", daemon=True)
+            self._beat.start()
+
+    def _read(
+        self, redis: Redis, service: str, after: dict[str, str], limit: int, wait_s: float | None
+    ) -> list[tuple[str, str, dict[bytes, bytes]]]:
+        streams: Any = {stream_of(producer): id_ for producer, id_ in after.items()}
+        for producer in after.keys() - self._grouped:
+            self._make_group(redis, service, producer)
+        block = None if wait_s is None else max(1, int(wait_s * 1000))
+        try:
+            found: Any = redis.xreadgroup(service, READER, streams, count=limit, block=block)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            self._grouped.clear()  # Redis has lost its data: the group is made anew, from the first entry on
+            return []
+        return [
+            (name.decode().removeprefix("events:"), id_.decode(), fields or {})
+            for name, entries in found or ()
+            for id_, fields in entries
+        ]
+
+    def _make_group(self, redis: Redis, service: str, producer: str) -> None:
+        try:
+            redis.xgroup_create(stream_of(producer), service, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+        self._grouped.add(producer)
+
+    def acknowledge(self, service: str, deliveries: Sequence[Delivery]) -> None:
+        def say(redis: Redis) -> None:
+            with redis.pipeline(transaction=False) as pipe:
+                for producer in {each.producer for each in deliveries}:
+                    handles = [each.handle for each in deliveries if each.producer == producer]
+                    pipe.xack(stream_of(producer), service, *handles)
+                pipe.execute()
+
+        if deliveries:
+            self._do(say)
+
+    def again(self) -> None:
+        self._left = dict.fromkeys(self._held, "0")
+
+    def release(self, service: str) -> None:
+        self._ended.set()
+        with self._lock:
+            held, self._held = self._held, {}
+        for key in held.values():
+            try:
+                self._give_back([key], [self._instance])
+            except (RedisError, OSError):
+                return  # it runs out by itself
+
+    def _keep_up(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with self._lock:
+                held = list(self._held.values())
+            for key in held:
+                try:
+                    self._take([key], [self._instance, int(LEASE_S * 1000)])
+                except (RedisError, OSError):
+                    break  # the consumer will find that out by itself
+
+    # -- dead letters
+
+    def bury(self, service: str, body: bytes, reason: str) -> None:
+        fields: Any = {"e": body, "reason": reason}
+        self._do(lambda redis: redis.xadd(_dead_of(service), fields, maxlen=MAX_DEAD, approximate=True))
+
+    def dead(self, service: str, limit: int) -> list[Dead]:
+        found: Any = self._do(lambda redis: redis.xrange(_dead_of(service), count=limit))
+        return [
+            Dead(
+                id_.decode(),
+                _when(id_),
+                fields.get(b"reason", b"").decode("utf-8", "replace"),
+                fields.get(b"e", b""),
+            )
+            for id_, fields in found
+        ]
+
+    def forget_dead(self, service: str, handles: Sequence[str]) -> None:
+        if handles:
+            self._do(lambda redis: redis.xdel(_dead_of(service), *handles))
+
+    def _do(self, action: Callable[[Redis], T]) -> T:
+        try:
+            return action(self._redis)
+        except (RedisError, OSError) as error:
+            self._grouped.clear()
+            raise Away(f"{type(error).__name__}: {error}") from error
+
+
+def stream_of(producer: str) -> str:
+    """The stream of a service's events."""
+    return f"events:{producer}"
+
+
+def _dead_of(service: str) -> str:
+    return f"{service}:events:dead"
+
+
+def _first_needed(redis: Redis, stream: str, group: Any) -> str:
+    """The oldest entry that the group has not acknowledged; where it has all, one more than the last it has read."""
+    pending: Any = redis.xpending(stream, group["name"])
+    if pending["pending"]:
+        return str(pending["min"].decode())
+    millis, number = _order(group["last-delivered-id"].decode())
+    return f"{millis}-{number + 1}"
+
+
+def _order(id_: str) -> tuple[int, int]:
+    millis, _, number = id_.partition("-")
+    return int(millis), int(number or 0)
+
+
+def _when(id_: bytes) -> str:
+    return datetime.fromtimestamp(int(id_.partition(b"-")[0]) / 1000, UTC).isoformat()

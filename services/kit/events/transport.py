@@ -1,0 +1,63 @@
+"""What a broker is to the kit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event as the broker gave it: `handle` is how it is acknowledged."""
+
+    producer: str
+    handle: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """An event that a service gave up. `at` is ISO 8601 in UTC."""
+
+    handle: str
+    at: str
+    reason: str
+    body: bytes
+
+
+class Transport(Protocol):
+    """Methods raise Away where the broker cannot be reached, or does not do what is asked; nothing is lost by that."""
+
+    def publish(self, producer: str, bodies: Sequence[str]) -> None:
+        """Returns once the broker has all of them, in this sequence. Some may have arrived where it raises."""
+        ...
+
+    def tidy(self, producer: str) -> None:
+        """Let go of what every consuming service has acknowledged."""
+        ...
+
+    def receive(self, service: str, producers: Sequence[str], limit: int, wait_s: float) -> list[Delivery]:
+        """What is next for the service, of each producer in sequence: of one that another instance follows, nothing.
+
+        What was received and not acknowledged comes again after `again`, to this instance or to another.
+        """
+        ...
+
+    def acknowledge(self, service: str, deliveries: Sequence[Delivery]) -> None: ...
+
+    def again(self) -> None:
+        """Deliver anew what was received and is not acknowledged."""
+        ...
+
+    def release(self, service: str) -> None:
+        """Leave what this instance follows to others. Raises nothing."""
+        ...
+
+    def bury(self, service: str, body: bytes, reason: str) -> None:
+        """Keep an event that the service gave up."""
+        ...
+
+    def dead(self, service: str, limit: int) -> list[Dead]: ...
+
+    def forget_dead(self, service: str, handles: Sequence[str]) -> None: ...

@@ -1,0 +1,20 @@
+"""One instance of posts as a process of its own, which relays: `python -m tests.contract.events.relay URL FILE NAME`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from tests.contract.events.rig import database, file, producer, relaying, streams
+
+
+def main() -> None:
+    url, folder, name = sys.argv[1:]
+    db, tables, _ = database(file(Path(folder), "posts"))
+    with relaying(producer(db, tables, streams(url, name), name)):
+        time.sleep(600)
+
+
+if __name__ == "__main__":
+    main()
