@@ -108,7 +108,7 @@ def running(group: int) -> Iterator[str]:
         argv = ["dockerd", "--data-root", str(FOLDER), "--exec-root", str(run / "exec")]
         argv += ["--pidfile", str(run / "pid"), "-H", host, "--group", str(group)]
         # Beside what else runs here each container counts as one, as it would with a machine to itself; else all as one.
-        argv += ["--cgroup-parent", "/"]
+        argv += ["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"]
         with (run / "log").open("wb") as log:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -48,6 +48,8 @@ IMPORTED = {
         "gateway.app",
     ),
 }
+# The first answer waits for the imports.
+ANSWER_S = 120.0
 OURS = ("services.", "gateway", "haproxy.controller")
 
 
@@ -115,6 +117,7 @@ class Parent:
         with self._lock:
             self._process.stdin.write(json.dumps(what).encode() + b"\n")
             self._process.stdin.flush()
+            assert select.select([self._process.stdout], [], [], ANSWER_S)[0], "nothing is forked: no answer"
             return int(self._process.stdout.readline())
 
 

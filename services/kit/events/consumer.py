@@ -89,14 +89,14 @@ class Consumer:
         """Receive, take effect, acknowledge. Raises Away, SQLAlchemyError: what is not acknowledged comes again."""
         if self._unsure:
             self._transport.again()
-            self._unsure = False
+        # Until all is acknowledged: what the broker gave may be lost on its way here.
+        self._unsure = True
         deliveries = self._transport.receive(self._service, self.producers, BATCH, WAIT_S)
         if deliveries:
-            self._unsure = True
             with background(), self._db.session() as session:
                 self._take(session, deliveries)
             self._transport.acknowledge(self._service, deliveries)
-            self._unsure = False
+        self._unsure = False
         return 0.0
 
     def turn_parked(self) -> float:

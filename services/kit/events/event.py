@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import from_json
 
-from services.kit.text import iso
+from services.kit.text import iso, storable
 
 SPEC_VERSION = "1.0"
 MAX_BYTES = 256 * 1024
 _SOURCE = "/services/"
 _TYPE = re.compile(r"[a-z]+(?:\.[a-z]+)+\.v[1-9][0-9]*")
 _TEXTS = ("id", "type", "source", "subject", "time")
+# What the tables of events take.
+MAX_ID_CHARS = 64
+MAX_SUBJECT_CHARS = 128
 
 
 class Event(BaseModel):
@@ -58,7 +62,7 @@ class Event(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One event with its attributes. `time` is ISO 8601 in UTC."""
+    """One event with its attributes. `time` is ISO 8601 in UTC. Raises ValueError for an id or a subject that no table takes."""
 
     id: str
     type: str
@@ -67,6 +71,15 @@ class Envelope:
     time: str
     data: dict[str, Any]
     traceparent: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.id) <= MAX_ID_CHARS or not storable(self.id):
+            raise ValueError(f"an id of 1 to {MAX_ID_CHARS} characters is needed")
+        subject = f"{self.producer}{self.subject}"
+        if not self.subject or len(subject) > MAX_SUBJECT_CHARS or not storable(subject):
+            raise ValueError(
+                f"a subject is needed, with its producer of at most {MAX_SUBJECT_CHARS} characters"
+            )
 
     def to_json(self) -> str:
         attributes = {
@@ -98,8 +111,8 @@ def wrap(event: Event, now_us: int, traceparent: str = "") -> Envelope:
 
 
 def read(text: str | bytes) -> Envelope:
-    """What came from a broker. Raises ValueError for what is no event of ours."""
-    found = json.loads(text)
+    """What came from a broker. Raises ValueError for what is no event of ours, is not UTF-8, or nests without end."""
+    found = from_json(text, allow_inf_nan=False)
     if not isinstance(found, dict) or found.get("specversion") != SPEC_VERSION:
         raise ValueError("not a CloudEvent of version 1.0")
     values = [str(found[name]) for name in _TEXTS if isinstance(found.get(name), str) and found[name]]

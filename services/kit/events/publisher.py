@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.loop import Loop
 from services.kit.db.portable import insert_new, write
-from services.kit.db.session import Database, background, open_session
+from services.kit.db.session import READ_ONLY, Database, background, open_session
 from services.kit.events.event import MAX_BYTES, Event, wrap
 from services.kit.events.tables import Tables
 from services.kit.events.transport import Transport
@@ -75,7 +75,7 @@ class Publisher:
         Raises RuntimeError outside of a session, ValueError for an event of another service or of more than `MAX_BYTES`.
         """
         session = open_session()
-        if session is None:
+        if session is None or session.info.get(READ_ONLY):
             raise RuntimeError(
                 "publish inside of `with kit().db.session()`: an event belongs to what brings it about"
             )
@@ -90,7 +90,7 @@ class Publisher:
             key = zlib.crc32(f"event:{what.subject}".encode())
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         session.execute(insert(self._rows).values(subject=what.subject, body=body, created_us=now_us))
-        event.listen(session, "after_commit", self._hurry, once=True)
+        event.listen(session, "after_commit", self._hurry)  # also of a savepoint, hence not once
 
     def backlog(self) -> Backlog:
         """What waits. Raises SQLAlchemyError."""

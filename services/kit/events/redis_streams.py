@@ -1,7 +1,7 @@
 """Events over Redis Streams: one stream a producer, `events:<producer>`, and one group a consuming service.
 
 One instance of a service follows a stream at a time, by a lease: so the events of one subject come in order. It reads under the
-one name `reader`, so that whoever has the lease next finds what the one before it left unacknowledged.
+one name `reader`, so that the next holder of the lease finds what the one before it left unacknowledged.
 Ref: https://redis.io/docs/latest/develop/data-types/streams/
 """
 
@@ -28,12 +28,15 @@ LEASE_S = 5.0
 BEAT_S = 1.0
 READER = "reader"
 MAX_DEAD = 10_000
-# A stream that no service reads, and that of a service that is away for long, ends here.
-MAX_LENGTH = 1_000_000
+# A longer stream takes nothing more until services have acknowledged: events wait in the database of their service, not in the
+# memory that all share. Of one that no service reads, half as much is kept.
+MAX_LENGTH = 100_000
+# 2: it was another's, or nobody's, before.
 _TAKE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 2 or 0
 """
+_KEEP_UP = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end"
 _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
@@ -44,6 +47,7 @@ class RedisStreams:
         self._redis = redis
         self._instance = instance
         self._take = redis.register_script(_TAKE)
+        self._keep = redis.register_script(_KEEP_UP)
         self._give_back = redis.register_script(_GIVE_BACK)
         self._lock = threading.Lock()
         self._held: dict[str, str] = {}  # producer → the lease's key
@@ -57,6 +61,10 @@ class RedisStreams:
 
     def publish(self, producer: str, bodies: Sequence[str]) -> None:
         def add(redis: Redis) -> None:
+            if redis.xlen(stream_of(producer)) >= MAX_LENGTH:
+                self.tidy(producer)
+                if redis.xlen(stream_of(producer)) >= MAX_LENGTH:
+                    raise Away(f"{stream_of(producer)} is full: a service that reads it does not acknowledge")
             with redis.pipeline(transaction=False) as pipe:
                 for body in bodies:
                     pipe.xadd(stream_of(producer), {"e": body})
@@ -72,9 +80,8 @@ class RedisStreams:
             needed = [_first_needed(redis, stream, group) for group in redis.xinfo_groups(stream)]
             if needed:
                 redis.xtrim(stream, minid=min(needed, key=_order), approximate=True)
-            if redis.xlen(stream) > MAX_LENGTH:
-                log.error("events dropped: no service has read them", stream=stream, kept=MAX_LENGTH)
-                redis.xtrim(stream, maxlen=MAX_LENGTH, approximate=True)
+            else:
+                redis.xtrim(stream, maxlen=MAX_LENGTH // 2, approximate=True)
 
         self._do(trim)
 
@@ -113,13 +120,14 @@ class RedisStreams:
     def _follow(self, redis: Redis, service: str, producers: Sequence[str]) -> None:
         for producer in producers:
             key = f"{service}:events:{producer}"
-            if not self._take([key], [self._instance, int(LEASE_S * 1000)], client=redis):
-                with self._lock:
+            taken = self._take([key], [self._instance, int(LEASE_S * 1000)], client=redis)
+            with self._lock:
+                if not taken:
                     self._held.pop(producer, None)
-                continue
-            if producer not in self._held:
-                with self._lock:
-                    self._held[producer] = key
+                    continue
+                new = taken == 2 or producer not in self._held
+                self._held[producer] = key
+            if new:
                 self._left[producer] = "0"
         if self._beat is None and self._held:
             self._beat = threading.Thread(target=self._keep_up, name="events-beat", daemon=True)
@@ -183,7 +191,7 @@ class RedisStreams:
                 held = list(self._held.values())
             for key in held:
                 try:
-                    self._take([key], [self._instance, int(LEASE_S * 1000)])
+                    self._keep([key], [self._instance, int(LEASE_S * 1000)])
                 except (RedisError, OSError):
                     break  # the consumer will find that out by itself
 

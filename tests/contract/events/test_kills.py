@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.events.rig import Stats, database, file, in_order, producer, relaying, stats, streams
-from tests.support import servers
 from tests.support.eventually import eventually, time_scale
 from tests.support.servers import Process, RedisServer
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[RedisServer]:
-    with servers.redis(args=["--appendonly", "yes", "--dir", str(tmp_path)]) as server:
-        yield server
 
 
 @contextmanager

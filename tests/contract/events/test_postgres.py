@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from redis import Redis
 from sqlalchemy.engine import make_url
 
 from tests.contract.events.rig import (
@@ -19,23 +18,13 @@ from tests.contract.events.rig import (
     stats,
     streams,
 )
-from tests.support import servers
 from tests.support.eventually import eventually
 from tests.support.postgres import PostgresServer
 from tests.support.servers import RedisServer
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    args = ["--appendonly", "yes", "--dir", str(tmp_path_factory.mktemp("broker"))]
-    with servers.redis(args=args) as server:
-        yield server
-
-
 @pytest.fixture
 def both(broker: RedisServer, postgres_server: PostgresServer) -> Iterator[tuple[Producer, Stats]]:
-    with Redis.from_url(broker.url) as redis:
-        redis.flushall()
     urls = [make_url(postgres_server.database()).set(drivername="postgresql+psycopg") for _ in range(2)]
     (db, tables, _), (other, others, effects) = map(database, urls)
     yield (

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from redis import Redis
+from sqlalchemy import create_engine, func, inspect, select
 
+from services.kit.events import redis_streams
 from services.kit.events.event import new_id, read, wrap
-from services.kit.events.redis_streams import stream_of
+from services.kit.events.publisher import KEPT_S, Publisher
+from services.kit.events.redis_streams import RedisStreams, stream_of
+from services.kit.events.tables import create_event_tables, drop_event_tables
+from services.kit.events.transport import Delivery
 from services.kit.redis_client import Away
 from services.kit.text import now_us
+from services.kit.web.context import Caller, set_current
 from tests.contract.events.rig import (
     PostPublished,
     Producer,
@@ -28,22 +38,13 @@ from tests.contract.events.rig import (
     stats,
     streams,
 )
-from tests.support import servers
+from tests.support.clock import ManualClock
 from tests.support.eventually import eventually, time_scale
 from tests.support.servers import RedisServer
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    args = ["--appendonly", "yes", "--dir", str(tmp_path_factory.mktemp("broker"))]
-    with servers.redis(args=args) as server:
-        yield server
-
-
 @pytest.fixture
 def posts(broker: RedisServer, tmp_path: Path) -> Iterator[Producer]:
-    with Redis.from_url(broker.url) as redis:
-        redis.flushall()
     db, tables, _ = database(file(tmp_path, "posts"))
     yield producer(db, tables, streams(broker.url, "posts-1"))
     db.dispose()
@@ -133,7 +134,30 @@ def test_poison_message_goes_to_the_dead_letters_and_the_next_of_its_subject_com
     assert counter.transport.dead("stats", 10) == []
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"specversion":"1.0"}', b"null", b"\xed\xa0\x80"])
+def no_event(**changes: object) -> bytes:
+    """A CloudEvent that no table can take, or that is another thing than it says."""
+    made = json.loads(wrap(PostPublished(postId="a", number=1), now_us()).to_json())
+    return json.dumps(made | changes).encode()
+
+
+NO_EVENTS = [
+    b"",
+    b"{",
+    b"[]",
+    b'{"specversion":"1.0"}',
+    b"null",
+    b"\xed\xa0\x80",
+    b"[" * 100_000,
+    no_event().decode().encode("utf-16"),
+    no_event(id="x" * 65),
+    no_event(id="\0"),
+    no_event(subject="x" * 129),
+    no_event(subject="\ud800"),
+    no_event(subject=""),
+]
+
+
+@pytest.mark.parametrize("body", NO_EVENTS, ids=range(len(NO_EVENTS)))
 def test_what_is_no_event_goes_to_the_dead_letters(
     broker: RedisServer, posts: Producer, counter: Stats, body: bytes
 ) -> None:
@@ -158,6 +182,132 @@ def test_event_that_another_service_makes_up_has_no_effect(
         eventually(counter.count, 10)
         time.sleep(0.3)
     assert counter.seen() == [("b", 1)]
+
+
+class Torn(RedisStreams):
+    """Loses the broker's first answer with something in it on its way: the broker has delivered, and nothing has come."""
+
+    torn = False
+
+    def receive(self, service: str, producers: Sequence[str], limit: int, wait_s: float) -> list[Delivery]:
+        found = super().receive(service, producers, limit, wait_s)
+        if found and not self.torn:
+            self.torn = True
+            raise Away("the answer is lost")
+        return found
+
+
+def test_answer_of_the_broker_that_is_lost_loses_no_event(
+    broker: RedisServer, posts: Producer, tmp_path: Path
+) -> None:
+    db, tables, effects = database(file(tmp_path, "torn"))
+    transport = Torn(Redis.from_url(broker.url, socket_timeout=3), "stats-1")
+    counter = stats(db, tables, effects, transport)
+    with relaying(posts), counter.running():
+        posts.publish("a", 1)
+        eventually(lambda: transport.torn, 10)
+        posts.publish("a", 2)
+        eventually(lambda: counter.seen() == [("a", 1), ("a", 2)], 10)
+    db.dispose()
+
+
+def test_full_stream_takes_no_more_until_it_is_acknowledged_and_nothing_is_lost(
+    broker: RedisServer, posts: Producer, counter: Stats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_streams, "MAX_LENGTH", 200)
+    assert counter.transport.receive("stats", ["posts"], 1, 0.1) == []  # its group is there
+    with Redis.from_url(broker.url) as redis, relaying(posts):
+        for number in range(1, 1001):
+            posts.publish("a", number)
+        eventually(lambda: redis.xlen(stream_of("posts")) >= 200, 10)
+        time.sleep(1.5)
+        assert posts.unsent() > 0
+        assert redis.xlen(stream_of("posts")) < 1000
+        with counter.running():
+            eventually(lambda: counter.count() == 1000, 30)
+    assert in_order(counter.seen())
+
+
+def test_stream_that_nobody_reads_stays_short(
+    broker: RedisServer, posts: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_streams, "MAX_LENGTH", 200)
+    with Redis.from_url(broker.url) as redis, relaying(posts):
+        for number in range(1, 1001):
+            posts.publish("a", number)
+        eventually(lambda: posts.unsent() == 0, 20)
+        assert redis.xlen(stream_of("posts")) < 600
+
+
+def test_locked_database_of_a_consumer_loses_no_event(
+    posts: Producer, counter: Stats, tmp_path: Path
+) -> None:
+    with relaying(posts), counter.running():
+        posts.publish("a", 1)
+        eventually(counter.count, 10)
+        with sqlite3.connect(tmp_path / "stats.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            posts.publish("a", 2)
+            eventually(lambda: counter.consumer.loops[0].failing, 10)
+            other.execute("ROLLBACK")
+        eventually(lambda: counter.seen() == [("a", 1), ("a", 2)], 15)
+    assert counter.transport.dead("stats", 10) == []
+
+
+def test_event_goes_on_with_the_trace_of_its_request(broker: RedisServer, posts: Producer) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    set_current(Caller(traceparent=trace))
+    try:
+        posts.publish("a", 1)
+    finally:
+        set_current(None)
+    posts.publisher.turn()
+    with Redis.from_url(broker.url) as redis:
+        ((_, fields),) = redis.xrange(stream_of("posts"))
+    assert read(fields[b"e"]).traceparent[:35] == trace[:35]
+
+
+def test_sent_rows_are_deleted_after_a_day_and_unsent_ones_are_not(
+    broker: RedisServer, tmp_path: Path
+) -> None:
+    db, tables, _ = database(file(tmp_path, "old"))
+    clock = ManualClock(time.time())
+    publisher = Publisher(db, tables, "posts", "posts-1", streams(broker.url, "posts-1"), clock=clock)
+
+    def rows() -> int:
+        with db.session(read_only=True) as session:
+            return int(session.scalar(select(func.count()).select_from(tables.published)) or 0)
+
+    with db.session():
+        publisher.publish(PostPublished(postId="a", number=1))
+    publisher.turn()
+    with db.session():
+        publisher.publish(PostPublished(postId="a", number=2))
+    clock.sleep(KEPT_S - 60)
+    publisher._tidy()
+    assert rows() == 2
+    clock.sleep(120)
+    publisher._tidy()
+    assert rows() == 1
+    assert publisher.backlog().length == 1
+    db.dispose()
+
+
+def test_migration_makes_and_takes_away_the_tables(tmp_path: Path) -> None:
+    engine = create_engine(file(tmp_path, "migrated"))
+    with engine.begin() as connection:
+        operations = Operations(MigrationContext.configure(connection))
+        create_event_tables(operations)
+        made = set(inspect(connection).get_table_names())
+        drop_event_tables(operations)
+        assert made == {"events_published", "events_relay", "events_consumed", "events_parked"}
+        assert inspect(connection).get_table_names() == []
+    engine.dispose()
+
+
+def test_nothing_is_published_in_a_session_that_reads(posts: Producer) -> None:
+    with pytest.raises(RuntimeError, match="inside of"), posts.db.session(read_only=True):
+        posts.publisher.publish(PostPublished(postId="a", number=1))
 
 
 def test_two_relays_send_each_event_and_no_subject_out_of_order(
