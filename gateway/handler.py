@@ -12,6 +12,8 @@ import structlog
 
 from discovery.calls.guard import FAILED_STATUSES
 from discovery.errors import CallError
+from discovery.http.body import BodyFailed
+from gateway.body import Body, LiveBody
 from gateway.cache import AnswerCache
 from gateway.compose import Compositions
 from gateway.disconnects import Departures
@@ -22,7 +24,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.model import Answer, Headers, Incoming, is_openai
 from gateway.problems import Fallbacks, Problems
 from gateway.proxy import Forward
-from gateway.request import Body, Reader
+from gateway.request import Reader
 from services.kit.web.context import current
 from services.kit.web.problems import phrase
 
@@ -76,6 +78,8 @@ class Pipeline:
             # A label must come from the catalog, not from a header.
             if incoming.route is not None and incoming.route.paths:
                 caller.route = incoming.service
+            if isinstance(incoming.body, LiveBody):
+                passage.body = incoming.body
             limits = self.limits.check(incoming)
             passage.place = self._place(incoming)
             answer = self._find(incoming)
@@ -132,7 +136,7 @@ class Passage:
     by a last event, where a client that finds no `[DONE]` would raise nothing.
     """
 
-    __slots__ = ("_chunks", "_connection", "_path", "_pipeline", "answer", "place")
+    __slots__ = ("_chunks", "_connection", "_path", "_pipeline", "answer", "body", "place")
 
     def __init__(self, pipeline: Pipeline, environ: dict[str, Any]) -> None:
         self._pipeline = pipeline
@@ -141,6 +145,7 @@ class Passage:
         self._chunks: Iterator[bytes] | None = None
         self.answer: Answer | None = None
         self.place: Place | None = None
+        self.body: LiveBody | None = None
 
     def __iter__(self) -> Passage:
         return self
@@ -156,6 +161,8 @@ class Passage:
         except ClientGone:
             self._pipeline.metrics.clients_gone.inc()
             raise ConnectionResetError(errno.ECONNRESET, "the client has left") from None
+        except BodyFailed:
+            raise ConnectionResetError(errno.ECONNRESET, "the request's body was cut short") from None
         except CallError as error:
             log.warning("answer cut short", upstream=error.service, error=type(error).__name__)
             kind = self.answer.header("content-type") or ""
@@ -165,12 +172,14 @@ class Passage:
             return b"\n\ndata: " + self._pipeline.problems.openai(error) + b"\n\n"
 
     def close(self) -> None:
-        """Leave what is unread of the answer, and the place among open requests."""
-        answer, place = self.answer, self.place
-        self.answer = self.place = None
+        """Leave what is unread of the answer and of the request's body, and the place among open requests."""
+        answer, place, body = self.answer, self.place, self.body
+        self.answer = self.place = self.body = None
         try:
             if answer is not None:
                 answer.close()
         finally:
             if place is not None:
                 place.leave()
+            if body is not None:
+                body.close()

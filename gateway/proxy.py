@@ -11,6 +11,7 @@ from discovery.calls.client import Relay
 from discovery.calls.guard import FAILED_STATUSES
 from discovery.calls.request import DROPPED_HEADERS
 from discovery.model import Domain, Route
+from gateway.body import LiveBody
 from gateway.disconnects import Departures
 from gateway.errors import Overloaded, Refused, RouteUnknown
 from gateway.limits.loadshed import Shed
@@ -52,13 +53,15 @@ class Calls:
     ) -> discovery.Response:
         """Call a service; `target` is path and query, `options` are those of `ServiceClient.request`. Raises CallError, Overloaded.
 
-        A streamed answer must be read to its end or closed; until then it holds its place. `incoming` is whose request it is;
-        its client is the `source_key` where there is no other.
+        A streamed answer must be read to its end or closed; until then it holds its place, that of a stream from the beginning
+        where its body is one. `incoming` is whose request it is; its client is the `source_key` where there is no other.
         """
         if source_key is None and incoming is not None:
             source_key = incoming.client
         ticket = self._shed.enter(service, priority=self._domain_of(service) == "identity")
         try:
+            if isinstance(options.get("body"), LiveBody):
+                ticket.head(None)
             response = self.client.request(
                 method, service, target, source_key=source_key, stream=stream, **options
             )
@@ -113,7 +116,13 @@ class Forward:
                 body=incoming.body,
                 deadline_s=left_s,
                 stream=True,
-                relay=Relay(incoming.timeout_s, float(route.idle_s), SMALL_BYTES, incoming.host),
+                relay=Relay(
+                    incoming.timeout_s,
+                    float(route.idle_s),
+                    SMALL_BYTES,
+                    incoming.host,
+                    both_ways=route.stream,
+                ),
                 source_key=incoming.path if route.balance == "uri" else incoming.client,
             )
             return answer_of(response)

@@ -6,14 +6,12 @@ import re
 import time
 from typing import Any
 
-import gevent
-from werkzeug.exceptions import RequestEntityTooLarge
-
 from discovery.calls.request import DROPPED_HEADERS
 from discovery.model import Route
 from discovery.resilience.retry import may_run_twice
+from gateway.body import TOO_LARGE, Body, LiveBody
 from gateway.errors import Refused, RouteUnknown
-from gateway.limits.loadshed import Place, Places, source
+from gateway.limits.loadshed import Places, source
 from gateway.model import Incoming
 from gateway.routes import Routes, is_gateway
 from gateway.settings import GatewaySettings
@@ -23,16 +21,12 @@ from services.kit.container import Kit
 from services.kit.web import body as limits
 from services.kit.web.context import Caller
 
-# Each comes within a time limit: small enough for a slow line.
-CHUNK_BYTES = 16 * 1024
 # What is not longer is held while it is sent, so that it can be sent again.
 REPLAY_BYTES = 256 * 1024
 # The time for what the gateway answers by itself.
 OWN_DEADLINE_S = 10.0
 # What a second try has beyond the route's own time.
 AGAIN_S = 1.0
-TOO_LARGE = "The body is larger than the gateway passes on."
-NOT_WHOLE = "The body is incomplete or malformed."
 # They are about the way itself, as at the edge.
 _REFUSED_METHODS = frozenset({"CONNECT", "TRACE"})
 PASSED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -95,7 +89,7 @@ class Reader:
             traceparent=caller.traceparent,
             deadline=deadline,
             timeout_s=timeout_s,
-            body=self._body(environ, deadline, client),
+            body=self._body(environ, deadline, client, route),
             identify=credentials.identify,
             unchecked=lambda: credentials.keys_away,
             route=route,
@@ -112,12 +106,18 @@ class Reader:
             raise RouteUnknown(route.service, "Another gateway answers for this path.")
         return route
 
-    def _body(self, environ: dict[str, Any], until: float, client: str) -> bytes | Body | None:
-        """Short bodies whole, so that they can be sent again; others as they come, by the deadline at the latest."""
+    def _body(
+        self, environ: dict[str, Any], until: float, client: str, route: Route | None
+    ) -> bytes | Body | LiveBody | None:
+        """Short bodies whole, so that they can be sent again; others as they come, by the deadline at the latest. On a route that
+        asks for it all as they come, for as long as they do."""
         length = limits.declared_length(environ)
         if not length and not environ.get("HTTP_TRANSFER_ENCODING"):
             return None
-        if not limits.limit(environ, self._settings.max_body_bytes):
+        most_bytes = self._settings.max_body_bytes
+        if route is not None and route.stream and (length or 0) <= most_bytes:
+            return LiveBody(environ, route.idle_s, most_bytes)
+        if not limits.limit(environ, most_bytes):
             raise Refused(413, TOO_LARGE)
         place = self._arriving.take(source(client))
         try:
@@ -131,80 +131,6 @@ class Reader:
             # The server would wait for the rest, to be able to keep the connection.
             limits.stop_reading(environ.get("gunicorn.socket"))
             raise
-
-
-class Body:
-    """A request's body, read with a time limit for each piece and one for all of it; an iterator of what `begin` left.
-
-    All of it raises Refused: 408 too late, 413 too long, 400 broken off. `place` is held until it has all come, or `close`.
-    """
-
-    def __init__(self, stream: Any, length: int | None, pause_s: float, until: float, place: Place) -> None:
-        self._stream = stream
-        self._left = length
-        self._pause_s = pause_s
-        self._until = until
-        self._place = place
-        self._first = b""
-
-    def begin(self, most_bytes: int) -> bytes | Body:
-        """The whole body if it is not longer, else this object."""
-        pieces: list[bytes] = []
-        size = 0
-        while self._left != 0 and size < most_bytes:
-            pieces.append(self._piece())
-            size += len(pieces[-1])
-        self._first = b"".join(pieces)
-        if self._left != 0:
-            return self
-        self.close()
-        return self._first
-
-    def __iter__(self) -> Body:
-        return self
-
-    def __next__(self) -> bytes:
-        data, self._first = self._first, b""
-        while not data and self._left != 0:
-            data = self._piece()
-        if not data:
-            self.close()
-            raise StopIteration
-        return data
-
-    def close(self) -> None:
-        """No more of it is waited for."""
-        self._place.leave()
-
-    def _piece(self) -> bytes:
-        """The next piece: `CHUNK_BYTES`, or what is left. With the last, nothing is."""
-        size = CHUNK_BYTES if self._left is None else min(CHUNK_BYTES, self._left)
-        data = self._read(size)
-        if self._left is None:
-            self._left = 0 if len(data) < size else None
-        elif len(data) < size:
-            raise Refused(400, NOT_WHOLE)
-        else:
-            self._left -= size
-        return data
-
-    def _read(self, size: int) -> bytes:
-        left_s = self._until - time.monotonic()
-        late = gevent.Timeout(max(0.001, min(self._pause_s, left_s)))
-        late.start()
-        try:
-            data: bytes = self._stream.read(size)
-        except gevent.Timeout as timeout:
-            if timeout is not late:
-                raise
-            raise Refused(408, "The body did not come in time.") from None
-        except RequestEntityTooLarge:
-            raise Refused(413, TOO_LARGE) from None
-        except Exception as error:  # gunicorn's own, for framing that is broken or ends too soon
-            raise Refused(400, NOT_WHOLE) from error
-        finally:
-            late.close()
-        return data
 
 
 class Credentials:

@@ -51,12 +51,14 @@ class Relay:
 
     The head is waited for `head_s` in each attempt, a body that has begun may be silent for `idle_s`. An answer that says it has
     at most `whole_bytes` is had whole before it is returned, if it comes without a pause. `host` is the Host that was asked for.
+    `both_ways`: a body that is an iterator may still be coming when its answer has begun.
     """
 
     head_s: float
     idle_s: float
     whole_bytes: int = 0
     host: str | None = None
+    both_ways: bool = False
 
 
 class ServiceClient:
@@ -145,6 +147,7 @@ class ServiceClient:
         lines = Lines(headers or {}, (("X-Request-ID", request_id), ("traceparent", traceparent)))
         host = relay.host if relay else None
         sent = outgoing(method, service, target(path, query), lines, body, json, host)
+        sent.both_ways = relay is not None and relay.both_ways
         until = began + (self._settings.deadline_s if deadline_s is None else deadline_s)
         call = Call(service, sent.method, began, until, self._patience(usual_s, relay), sent.twice, stream)
         call.balance, call.key, call.replayable = balance, source_key, sent.replayable

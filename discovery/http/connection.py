@@ -10,11 +10,12 @@ import contextlib
 import re
 import select
 import socket
+import threading
 from collections.abc import Iterable
 
 from discovery.clock import Clock
 from discovery.http.answer import AnswerParser
-from discovery.http.body import PIECE_BYTES, BodyFailed
+from discovery.http.body import PIECE_BYTES, BodyFailed, OnceBody
 
 _HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")
 _END_OF_CHUNKS = b"0\r\n\r\n"
@@ -52,13 +53,26 @@ class Connection:
     `wrote`: something of the request went out; `kept`: the connection has served another exchange before.
     """
 
-    __slots__ = ("_clock", "_cut", "_sock", "_until", "answer", "idle_since", "kept", "wrote")
+    __slots__ = (
+        "_clock",
+        "_cut",
+        "_failed",
+        "_sender",
+        "_sock",
+        "_until",
+        "answer",
+        "idle_since",
+        "kept",
+        "wrote",
+    )
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
         self._sock = sock
         self._clock = clock
         self._cut = False
         self._until = 0.0
+        self._sender = self
+        self._failed: BodyFailed | None = None
         self.kept = False
         self.wrote = False
         self.idle_since = 0.0
@@ -83,16 +97,18 @@ class Connection:
     def ask(
         self,
         head: bytes,
-        body: bytes | Iterable[bytes] | None,
+        body: bytes | OnceBody | None,
         length: int | None,
         *,
         head_only: bool,
         until: float,
+        both_ways: bool = False,
     ) -> None:
         """Send a request and wait for the head of its `answer`.
 
         An iterator is sent as it comes: by chunks, or as `length` bytes. Waiting for it is not counted: each of its pieces may
-        take as long as there was at first, and the answer as long after the last. Raises BodyFailed too.
+        take as long as there was at first, and the answer as long after the last. `both_ways`: it may still be coming when the
+        answer has begun; the connection serves no other exchange after that. Raises BodyFailed too, also while the answer is read.
         """
         self.wrote = False
         self.answer = AnswerParser(head_only)
@@ -104,7 +120,8 @@ class Connection:
                 whole = self._send(head)
             elif not isinstance(body, bytes):
                 timeout_s = until - self._clock.monotonic()
-                whole = self._send(head) and self._send_pieces(body, length, timeout_s)
+                send = self._send_beside if both_ways else self._send_pieces
+                whole = self._send(head) and send(body, length, timeout_s)
             elif len(body) <= PIECE_BYTES:
                 whole = self._send(head + body)
             else:
@@ -116,7 +133,7 @@ class Connection:
             whole = False
         self._cut = not whole
         while not self.answer.headed:
-            self.receive(self._until)
+            self._receive_head()
 
     def piece(self, until: float) -> bytes:
         """The next of the body, as it has arrived: at most 64 KiB; empty at its end."""
@@ -143,7 +160,23 @@ class Connection:
         if left_s <= 0:
             raise TimeoutError("timed out")
         self._sock.settimeout(left_s)
-        self._take(self._sock.recv(self.answer.room))
+        try:
+            data = self._sock.recv(self.answer.room)
+        except OSError:
+            if self._failed is None:
+                raise
+        if self._failed is not None:
+            raise self._failed
+        self._take(data)
+
+    def _receive_head(self) -> None:
+        """More of the head. Each piece of a body that is still being sent gives it more time."""
+        until = self._sender._until
+        try:
+            self.receive(until)
+        except TimeoutError:
+            if self._sender._until <= until:
+                raise
 
     def _take(self, data: bytes) -> None:
         if data:
@@ -210,6 +243,29 @@ class Connection:
             raise BodyFailed(f"the request's body is {left} bytes shorter than its Content-Length")
         self._until = self._clock.monotonic() + timeout_s
         return length is not None or self._send(_END_OF_CHUNKS)
+
+    def _send_beside(self, body: OnceBody, length: int | None, timeout_s: float) -> bool:
+        """Send a body in a thread of its own. False: it is not known yet whether it goes out whole."""
+        body.begun = True
+        # Another object for the same socket: its timeouts are its own, and with a head it does not listen.
+        sender = self._sender = Connection(self._sock.dup(), self._clock)
+        sender.answer.headed = True
+        sender._until = self._until
+
+        def send() -> None:
+            try:
+                sender._sock.setblocking(False)
+                sender._send_pieces(body, length, timeout_s)
+            except BodyFailed as error:
+                self._failed = error
+                self.close()
+            except OSError:
+                pass  # the instance takes no more of it: its answer says why
+            finally:
+                sender._sock.close()
+
+        threading.Thread(target=send, name="request body", daemon=True).start()
+        return False
 
     def _send_piece(self, piece: bytes, *, chunked: bool) -> bool:
         if not chunked:

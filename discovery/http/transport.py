@@ -37,6 +37,7 @@ class Outgoing:
     `start` is the request line and `fields` the header lines, both checked and ending in CRLF; Host is added: `host_line`, or
     where empty the instance's address. `body` is bytes,
     None, or read once: then `length` says how long it is, and None that it goes out by chunks. `twice`: may run twice.
+    `both_ways`: the answer may begin, and go on, while the body is still coming.
     """
 
     service: str
@@ -47,6 +48,7 @@ class Outgoing:
     length: int | None = None
     twice: bool = False
     host_line: bytes = b""
+    both_ways: bool = False
 
     def replayable(self) -> bool:
         """Whether the body can be sent again from its beginning."""
@@ -115,7 +117,12 @@ class HttpTransport:
         began = self._clock.monotonic()
         try:
             connection.ask(
-                head, outgoing.body, outgoing.length, head_only=outgoing.method == "HEAD", until=until
+                head,
+                outgoing.body,
+                outgoing.length,
+                head_only=outgoing.method == "HEAD",
+                until=until,
+                both_ways=outgoing.both_ways,
             )
             return True
         except LOST as error:

@@ -112,8 +112,9 @@ class Ticket:
         self.probe = upstream.probe
         self.stage = "call"
 
-    def head(self, ok: bool = True) -> None:
-        """The head is there, its body is a stream. Raises Overloaded where there is no place for one more: the call is over."""
+    def head(self, ok: bool | None = True) -> None:
+        """The head is there, its body is a stream; or (None) it is one already. Raises Overloaded where there is no place for one
+        more: the call is over."""
         self._shed.begin_stream(self, ok)
 
     def leave(self, ok: bool | None = True) -> None:
@@ -158,7 +159,7 @@ class Shed:
             raise self._refusal(upstream, full, now, sent=False)
         return ticket
 
-    def begin_stream(self, ticket: Ticket, ok: bool) -> None:
+    def begin_stream(self, ticket: Ticket, ok: bool | None) -> None:
         """See `Ticket.head`."""
         now, upstream = self._clock.monotonic(), ticket.upstream
         with self._lock:
@@ -173,7 +174,7 @@ class Shed:
                 upstream.streams += 1
                 self._streams.add(ticket.priority, 1)
         if full:
-            raise self._refusal(upstream, full, now, sent=True)
+            raise self._refusal(upstream, full, now, sent=ok is not None)
 
     def end(self, ticket: Ticket, ok: bool | None) -> None:
         """See `Ticket.leave`."""

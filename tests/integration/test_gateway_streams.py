@@ -9,11 +9,13 @@ import contextlib
 import json
 import socket
 import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
 from tests.support.eventually import eventually, time_scale
-from tests.support.gateway_rig import Rig, metric
+from tests.support.gateway_rig import Rig, Service, metric
 from tests.support.scripted import Handler, ok
 
 MIB = 1024 * 1024
@@ -78,6 +80,131 @@ def test_a_body_that_breaks_off_or_stalls_is_not_the_upstreams_failure(rig: Rig)
                 ), line
         assert _failures(rig, pears.name) == 0
         assert rig.ask("POST", pears.path, service=pears, body=b"x").status == 200
+
+
+# -- bodies that go on while they are answered
+
+
+def say_back(handler: Handler) -> None:
+    """Begin an answer at once, and say each piece back as it comes."""
+    handler.begin_chunks()
+    handler.chunk(b"hello")
+    with contextlib.suppress(OSError):
+        while piece := handler.piece():
+            handler.chunk(piece)
+        handler.wfile.write(b"0\r\n\r\n")
+
+
+@contextlib.contextmanager
+def live(
+    rig: Rig, pears: Service, framing: str = "Transfer-Encoding: chunked", **headers: str
+) -> Iterator[socket.socket]:
+    """A connection with the head of a request whose body goes on as it comes."""
+    sent = rig.headers(pears, **headers) | {"X-Live": "1"}
+    head = f"POST {pears.path}/x HTTP/1.1\r\nHost: x\r\n{framing}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+    with socket.create_connection(("127.0.0.1", rig.gateways[BUSINESS].port), 10 * time_scale()) as client:
+        client.sendall(head.encode() + b"\r\n")
+        yield client
+
+
+def until(client: socket.socket, mark: bytes) -> bytes:
+    """What comes up to the mark; less where the connection ends before."""
+    data = b""
+    with contextlib.suppress(OSError):
+        while mark not in data and (part := client.recv(65536)):
+            data += part
+    return data
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", "Content-Length: 21"])
+def test_both_sides_of_a_stream_talk_at_once(rig: Rig, framing: str) -> None:
+    chunked = framing.startswith("Transfer")
+
+    def by_length(handler: Handler) -> None:
+        handler.begin_chunks()
+        handler.chunk(b"hello")
+        for _ in range(3):
+            handler.chunk(handler.rfile.read(7))
+        handler.wfile.write(b"0\r\n\r\n")
+
+    with (
+        rig.service(say_back if chunked else by_length, stream="true") as pears,
+        live(rig, pears, framing) as client,
+    ):
+        assert until(client, b"hello").startswith(b"HTTP/1.1 200 ")
+        for number in range(3):
+            piece = b"piece %d" % number
+            client.sendall(chunk(piece) if chunked else piece)
+            assert piece in until(client, piece)
+        if chunked:
+            client.sendall(b"0\r\n\r\n")
+        assert until(client, b"0\r\n\r\n").endswith(b"0\r\n\r\n")
+        # The connection is as good as new.
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert until(client, b"\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_slow_body_of_a_stream_takes_longer_than_the_routes_timeout(rig: Rig) -> None:
+    def count(handler: Handler) -> None:
+        handler.answer(body=str(sum(map(len, iter(handler.piece, b"")))).encode())
+
+    with rig.service(count, stream="true", timeout="1") as pears, live(rig, pears) as client:
+        for _ in range(6):
+            client.sendall(chunk(b"line\n"))
+            time.sleep(0.4)
+        client.sendall(b"0\r\n\r\n")
+        assert until(client, b"30").endswith(b"\r\n\r\n30")
+
+
+@pytest.mark.parametrize("ending", ["leaves", "bad framing", "too long"])
+def test_client_that_breaks_its_stream_is_not_the_upstreams_failure(rig: Rig, ending: str) -> None:
+    ended = threading.Semaphore(0)
+
+    def behave(handler: Handler) -> None:
+        say_back(handler)
+        ended.release()
+
+    with rig.service(behave, stream="true") as pears:
+        for _ in range(1 if ending == "too long" else 3):
+            with live(rig, pears) as client:
+                assert b"hello" in until(client, b"hello")
+                if ending == "bad framing":
+                    client.sendall(b"zz\r\n")
+                    assert not until(client, b"0\r\n\r\n").endswith(b"0\r\n\r\n")
+                elif ending == "too long":
+                    threading.Thread(target=until, args=(client, b"0\r\n\r\n"), daemon=True).start()
+                    with contextlib.suppress(OSError):
+                        for _mib in range(34):
+                            client.sendall(chunk(b"x" * MIB))
+            assert ended.acquire(timeout=10 * time_scale()), "the upstream did not see the end"
+        assert _failures(rig, pears.name) == 0
+        assert metric(rig, "service_upstream_breaker", {"upstream": pears.name}) == 0
+        log = rig.gateways[BUSINESS].process.log.read_text()
+        assert not [word for word in ("Error handling request", "Traceback") if word in log]
+
+
+def test_answer_that_ends_before_the_body_is_whole(rig: Rig) -> None:
+    with rig.service(lambda handler: handler.answer(body=b"enough"), stream="true") as pears:
+        for _ in range(3):
+            with live(rig, pears) as client:
+                client.sendall(chunk(b"one"))
+                assert until(client, b"enough").endswith(b"enough")
+
+
+def test_instance_that_dies_in_a_stream_cuts_it(rig: Rig) -> None:
+    def behave(handler: Handler) -> None:
+        handler.begin_chunks()
+        handler.chunk(handler.piece())
+        handler.hang_up()
+
+    with rig.service(behave, stream="true") as pears, live(rig, pears) as client:
+        client.sendall(chunk(b"one"))
+        assert not until(client, b"0\r\n\r\n").endswith(b"0\r\n\r\n")
 
 
 # -- streams

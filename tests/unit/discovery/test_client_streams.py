@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from discovery import BreakerSettings, OutlierSettings, ResponseLost, ResponseTimeout
 from discovery.calls.client import Relay
+from discovery.http.body import BodyFailed
 from tests.support.eventually import time_scale
 from tests.support.scripted import Handler, Upstream, upstream
 from tests.unit.discovery.calling import busy, client
@@ -181,3 +184,72 @@ def test_head_is_waited_for_as_long_as_its_route_says_and_the_host_is_the_client
     with pytest.raises(ResponseTimeout):
         client(good).request("POST", "users", "/", deadline_s=5.0, stream=True, relay=Relay(0.5, 5.0))
     assert time.monotonic() - began < 0.6 * time_scale()
+
+
+# -- bodies that are still coming when their answer has begun
+
+BOTH_WAYS = Relay(5.0, 5.0, both_ways=True)
+
+
+def say_back(handler: Handler) -> None:
+    handler.begin_chunks()
+    while piece := handler.piece():
+        handler.chunk(piece)
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+def test_both_sides_of_a_stream_talk_at_once(good: Upstream) -> None:
+    good.behave = say_back
+    pieces: queue.Queue[bytes] = queue.Queue()
+    body = iter(lambda: pieces.get(timeout=10), b"")
+    response = client(good).request(
+        "POST", "users", "/", body=body, headers={"X-Live": "1"}, stream=True, relay=BOTH_WAYS
+    )
+    answer = response.iter_bytes()
+    for piece in (b"one", b"x" * 300_000, b"three"):
+        pieces.put(piece)
+        got = b""
+        while len(got) < len(piece):
+            got += next(answer)
+        assert got == piece
+    pieces.put(b"")
+    assert list(answer) == []
+
+
+def test_body_that_fails_while_it_is_answered_is_the_callers_failure(good: Upstream) -> None:
+    good.behave = say_back
+    begun = threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield b"one"
+        assert begun.wait(10)
+        raise OSError("the caller's own source")
+
+    calls = client(good, breaker=BreakerSettings(min_calls=1))
+    response = calls.request(
+        "POST", "users", "/", body=body(), headers={"X-Live": "1"}, stream=True, relay=BOTH_WAYS
+    )
+    answer = response.iter_bytes()
+    assert next(answer) == b"one"
+    begun.set()
+    with pytest.raises(BodyFailed):
+        next(answer)
+    assert calls.breaker_state("users") == "closed"
+
+
+def test_answer_may_end_before_the_body_does(good: Upstream) -> None:
+    ended = threading.Event()
+    good.behave = lambda handler: handler.answer(413, b"too long")
+
+    def body() -> Iterator[bytes]:
+        yield b"one"
+        ended.wait(10)
+
+    calls = client(good)
+    for _ in range(2):
+        response = calls.request(
+            "POST", "users", "/", body=body(), headers={"X-Live": "1"}, stream=True, relay=BOTH_WAYS
+        )
+        assert (response.status, response.data) == (413, b"too long")
+    ended.set()
+    assert good.connections == 2
