@@ -153,7 +153,7 @@ def _subjects() -> Iterator[list[Subject]]:
         more = stack.enter_context(tutorial_gateway(folder, behind, MORE_WORKERS))
         ours = stack.enter_context(gateway(folder, env))
         edge, _ = stack.enter_context(controlled_edge(folder, consul.address))
-        subjects = list(_subjects(theirs, more, ours, edge))
+        subjects = list(_compared(theirs, more, ours, edge))
         for subject in subjects:
             wait_until(f"{subject.name} at {subject.url}", lambda url=subject.url: _answers(url), 30, 0.1)  # type: ignore[misc]
         by_name = {subject.name: subject.url for subject in subjects}
@@ -162,7 +162,7 @@ def _subjects() -> Iterator[list[Subject]]:
         yield subjects
 
 
-def _subjects(theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
+def _compared(theirs: Running, more: Running, ours: Running, edge: Edge) -> Iterator[Subject]:
     public = Running(edge.port, (ours.pids[0], edge.pid))
     for kind, work in ((apps.AT_ONCE, "0 ms"), (apps.WAITING, "20 ms")):
         path = f"/api/{_id(kind)}/{_id(kind)}"
