@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.convergence import COLUMNS, change_rows, environment, follow_changes
@@ -18,38 +18,39 @@ SERVICES = 1_000
 INSTANCES_EACH = 10
 CHANGES = 30
 NODE = "bench-fleet"
-# Consul takes 64 operations a transaction. Ref: agent/txn_endpoint.go, maxTxnOps.
-OPERATIONS_EACH = 64
+WRITERS = 8
 
 
-def _operations() -> Iterator[dict[str, object]]:
-    """Consul transaction operations that make the fleet: addresses in 127.64.0.0/10, where nothing listens."""
-    yield {"Node": {"Verb": "set", "Node": {"Node": NODE, "Address": "127.64.0.1"}}}
+def _entries() -> Iterator[dict[str, object]]:
+    """Catalog entries that make the fleet: addresses in 127.64.0.0/10, where nothing listens."""
     for number in range(SERVICES * INSTANCES_EACH):
         service, instance = f"fleet-{number // INSTANCES_EACH:04d}", f"fleet-{number:05d}"
-        definition = {
-            "ID": instance,
-            "Service": service,
-            "Address": f"127.{64 + number // 62_500}.{number // 250 % 250}.{number % 250 + 1}",
-            "Port": 9000,
-            "Meta": {"edge-path": f"/api/{service}", "edge-auth": "public"},
-        }
-        check = {
+        yield {
             "Node": NODE,
-            "CheckID": f"check:{instance}",
-            "Name": "alive",
-            "Status": "passing",
-            "ServiceID": instance,
+            "Address": "127.64.0.1",
+            "Service": {
+                "ID": instance,
+                "Service": service,
+                "Address": f"127.{64 + number // 62_500}.{number // 250 % 250}.{number % 250 + 1}",
+                "Port": 9000,
+                "Meta": {"edge-path": f"/api/{service}", "edge-auth": "public"},
+            },
+            "Check": {
+                "Node": NODE,
+                "CheckID": f"check:{instance}",
+                "Name": "alive",
+                "Status": "passing",
+                "ServiceID": instance,
+            },
         }
-        yield {"Service": {"Verb": "set", "Node": NODE, "Service": definition}}
-        yield {"Check": {"Verb": "set", "Check": check}}
 
 
 def _fill(consul: servers.ConsulServer) -> float:
     """Put the fleet into the catalog; seconds that it took."""
-    start, operations = time.monotonic(), _operations()
-    while batch := list(islice(operations, OPERATIONS_EACH)):
-        consul.call("PUT", "/v1/txn", batch)
+    start = time.monotonic()
+    with ThreadPoolExecutor(WRITERS) as writers:
+        for _ in writers.map(lambda entry: consul.call("PUT", "/v1/catalog/register", entry), _entries()):
+            pass
     return time.monotonic() - start
 
 

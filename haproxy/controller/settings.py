@@ -46,6 +46,9 @@ class EdgeSettings(BaseSettings):
     # wait for a second, and get a 503. A bound costs a tenth of a request or more: HAProxy looks at the queue after each.
     edge_maxconn: int = Field(default=0, ge=0, le=30_000)
     edge_server_maxconn: int = Field(default=0, ge=0, le=30_000)
+    # Bytes of a head, or of a head and a short body, that are held: a longer head is refused with a page of HAProxy's own. It is copied whole for
+    # each request that may be sent twice.
+    edge_bufsize: int = Field(default=81_920, ge=16_384, le=1_048_576)
     # Requests per 10 s; 0 turns the limit off. Generous: they stop a runaway client, not a busy one.
     edge_rate_source: int = Field(default=20_000, ge=0, le=10_000_000)
     edge_rate_subject: int = Field(default=5_000, ge=0, le=10_000_000)

@@ -129,6 +129,13 @@ def test_server_parameters_stand_in_the_file_as_they_are_given_at_run_time(tmp_p
     assert address_of(replace(SERVER, address="::1")) == "[::1]:20001"
 
 
+def test_how_long_a_head_may_be_is_the_operators_to_say(tmp_path: Path) -> None:
+    made = settings(tmp_path, edge_bufsize=40_960)
+    write_configuration(EdgeState(state().backends), made)
+    assert "    tune.bufsize 40960\n" in made.config_path.read_text()
+    assert valid(made.config_path) == ""
+
+
 def test_connections_are_bounded_where_the_operator_says_so(tmp_path: Path) -> None:
     made = settings(tmp_path, edge_maxconn=5000, edge_server_maxconn=40)
     write_configuration(EdgeState(state().backends), made)
