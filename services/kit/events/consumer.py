@@ -73,9 +73,9 @@ class Consumer:
         """Have a function called with each event of a type, and the session of a transaction that is committed after it."""
 
         def register(handler: Handler) -> Handler:
-            if kind.type in self._handlers:
-                raise ValueError(f"{kind.type} is consumed twice by {self._service}")
-            self._handlers[kind.type] = (kind, handler)
+            if kind.TYPE in self._handlers:
+                raise ValueError(f"{kind.TYPE} is consumed twice by {self._service}")
+            self._handlers[kind.TYPE] = (kind, handler)
             return handler
 
         return register
@@ -83,7 +83,7 @@ class Consumer:
     @property
     def producers(self) -> list[str]:
         """The services whose events are consumed."""
-        return sorted({kind.producer for kind, _ in self._handlers.values()})
+        return sorted({kind.PRODUCER for kind, _ in self._handlers.values()})
 
     def turn(self) -> float:
         """Receive, take effect, acknowledge. Raises Away, SQLAlchemyError: what is not acknowledged comes again."""
@@ -160,7 +160,7 @@ class Consumer:
     def _is_wanted(self, envelope: Envelope, producer: str) -> bool:
         """Whether a function takes it. Only a type's own service may say that it happened."""
         kind, _ = self._handlers.get(envelope.type, (None, None))
-        if kind is None or kind.producer == envelope.producer == producer:
+        if kind is None or kind.PRODUCER == envelope.producer == producer:
             return kind is not None
         log.error(
             "event of another service's type", type=envelope.type, source=envelope.producer, by=producer

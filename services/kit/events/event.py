@@ -33,9 +33,10 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    type: ClassVar[str]
-    producer: ClassVar[str]
-    subject_field: ClassVar[str]
+    # In capitals, so that a field may have any name.
+    TYPE: ClassVar[str]
+    PRODUCER: ClassVar[str]
+    SUBJECT: ClassVar[str]
 
     def __init_subclass__(cls, **_: Any) -> None:
         super().__init_subclass__()
@@ -44,20 +45,18 @@ class Event(BaseModel):
     def __pydantic_init_subclass__(cls, **given: Any) -> None:
         super().__pydantic_init_subclass__()
         try:
-            cls.type, cls.producer, cls.subject_field = (
-                given[key] for key in ("type", "producer", "subject")
-            )
+            cls.TYPE, cls.PRODUCER, cls.SUBJECT = (given[key] for key in ("type", "producer", "subject"))
         except KeyError as error:
             raise TypeError(f"{cls.__name__} does not say its {error.args[0]}") from None
-        if not _TYPE.fullmatch(cls.type):
-            raise TypeError(f"{cls.__name__}: {cls.type!r} is not a type such as post.published.v1")
-        if cls.subject_field not in cls.model_fields:
-            raise TypeError(f"{cls.__name__} has no field {cls.subject_field!r} to be its subject")
+        if not _TYPE.fullmatch(cls.TYPE):
+            raise TypeError(f"{cls.__name__}: {cls.TYPE!r} is not a type such as post.published.v1")
+        if cls.SUBJECT not in cls.model_fields:
+            raise TypeError(f"{cls.__name__} has no field {cls.SUBJECT!r} to be its subject")
 
-    @property
-    def subject(self) -> str:
-        """What the event is about: those of one subject come in order."""
-        return str(getattr(self, self.subject_field))
+
+def subject_of(event: Event) -> str:
+    """What the event is about: those of one subject come in order."""
+    return str(getattr(event, event.SUBJECT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +100,9 @@ def wrap(event: Event, now_us: int, traceparent: str = "") -> Envelope:
     """A new event, which happened at `now_us` (Unix microseconds)."""
     return Envelope(
         new_id(now_us),
-        event.type,
-        event.producer,
-        event.subject,
+        event.TYPE,
+        event.PRODUCER,
+        subject_of(event),
         iso(now_us),
         event.model_dump(mode="json"),
         traceparent,

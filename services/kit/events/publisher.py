@@ -19,7 +19,7 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.loop import Loop
 from services.kit.db.portable import insert_new, write
 from services.kit.db.session import READ_ONLY, Database, background, open_session
-from services.kit.events.event import MAX_BYTES, Event, wrap
+from services.kit.events.event import MAX_BYTES, Event, subject_of, wrap
 from services.kit.events.tables import Tables
 from services.kit.events.transport import Transport
 from services.kit.web.context import child_of, peek
@@ -79,17 +79,18 @@ class Publisher:
             raise RuntimeError(
                 "publish inside of `with kit().db.session()`: an event belongs to what brings it about"
             )
-        if what.producer != self._service:
-            raise ValueError(f"{what.type} is an event of {what.producer}, not of {self._service}")
+        if self._service != what.PRODUCER:
+            raise ValueError(f"{what.TYPE} is an event of {what.PRODUCER}, not of {self._service}")
         caller = peek()
         now_us = self._now_us()
         body = wrap(what, now_us, child_of(caller.traceparent) if caller is not None else "").to_json()
         if len(body) > MAX_BYTES:
-            raise ValueError(f"{what.type} of {len(body)} bytes: at most {MAX_BYTES} go through a broker")
+            raise ValueError(f"{what.TYPE} of {len(body)} bytes: at most {MAX_BYTES} go through a broker")
+        subject = subject_of(what)
         if not self._db.is_sqlite:
-            key = zlib.crc32(f"event:{what.subject}".encode())
+            key = zlib.crc32(f"event:{subject}".encode())
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-        session.execute(insert(self._rows).values(subject=what.subject, body=body, created_us=now_us))
+        session.execute(insert(self._rows).values(subject=subject, body=body, created_us=now_us))
         event.listen(session, "after_commit", self._hurry)  # also of a savepoint, hence not once
 
     def backlog(self) -> Backlog:
