@@ -71,7 +71,8 @@ class Connection:
         self._clock = clock
         self._cut = False
         self._until = 0.0
-        self._sender = self
+        # None: this object. A circle of references would hold the socket past its end.
+        self._sender: Connection | None = None
         self._failed: BodyFailed | None = None
         self.kept = False
         self.wrote = False
@@ -171,11 +172,12 @@ class Connection:
 
     def _receive_head(self) -> None:
         """More of the head. Each piece of a body that is still being sent gives it more time."""
-        until = self._sender._until
+        sender = self._sender or self
+        until = sender._until
         try:
             self.receive(until)
         except TimeoutError:
-            if self._sender._until <= until:
+            if sender._until <= until:
                 raise
 
     def _take(self, data: bytes) -> None:
