@@ -19,11 +19,12 @@ class PostPublished(Event, type="post.published.v1", producer="posts", subject="
 
 
 class PostDeleted(Event, type="post.deleted.v1", producer="posts", subject="postId"):
-    """A published post is gone, with its comments."""
+    """A published post is gone, with its `comments`: how many there were, for they are not told apart."""
 
     postId: str  # noqa: N815
     authorId: str  # noqa: N815
     tags: tuple[str, ...] = ()
+    comments: int = 0
     deletedAt: datetime  # noqa: N815
 
 
@@ -41,9 +42,10 @@ class CommentCreated(Event, type="comment.created.v1", producer="posts", subject
 
 
 class CommentDeleted(Event, type="comment.deleted.v1", producer="posts", subject="postId"):
-    """A comment is gone; one that goes with its post is not told apart."""
+    """A comment is gone, with its `replies`: how many there were, for they are not told apart."""
 
     commentId: str  # noqa: N815
     postId: str  # noqa: N815
     authorId: str  # noqa: N815
+    replies: int = 0
     deletedAt: datetime  # noqa: N815
