@@ -162,7 +162,7 @@ def test_slow_body_of_a_stream_takes_longer_than_the_routes_timeout(rig: Rig) ->
             client.sendall(chunk(b"line\n"))
             time.sleep(0.4)
         client.sendall(b"0\r\n\r\n")
-        assert until(client, b"30").endswith(b"\r\n\r\n30")
+        assert until(client, b"\r\n\r\n30").endswith(b"\r\n\r\n30")
 
 
 @pytest.mark.parametrize("ending", ["leaves", "bad framing", "too long"])
@@ -197,7 +197,7 @@ def test_answer_that_ends_before_the_body_is_whole(rig: Rig) -> None:
         for _ in range(3):
             with live(rig, pears) as client:
                 client.sendall(chunk(b"one"))
-                assert until(client, b"enough").endswith(b"enough")
+                assert until(client, b"\r\n\r\nenough").endswith(b"enough")
 
 
 def test_instance_that_dies_in_a_stream_cuts_it(rig: Rig) -> None:
