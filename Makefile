@@ -7,7 +7,7 @@ one_word = '$(subst ','\'',$(value $(1)))'
 OF_SERVICE = $(if $(value SERVICE),--service $(call one_word,SERVICE))
 NUMBER = $(if $(value N),--number $(call one_word,N))
 
-.PHONY: help up down status logs kill stop start scale seed plan token run test test-long test-compose bench lint lock clean
+.PHONY: help up down status logs kill stop start scale seed recount plan token run test test-long test-compose bench lint lock clean
 
 help:
 	@echo "make up | down | status | seed | plan | test | test-long | test-compose | bench | lint"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-long                   the tests that take a minute or more each"
 	@echo "make lock [UPGRADE=1]            make the lock files anew from requirements*.in"
 	@echo "make clean                       take away state and virtual environment; packages stay"
+	@echo "make recount                     count everybody's posts anew"
 	@echo "make logs [SERVICE=users] [LINES=40] [FOLLOW=1]"
 	@echo "make kill SERVICE=users N=1      kill -9 the first instance; it is started again"
 	@echo "make stop SERVICE=users [N=2]    drain and stop all, or two instances"
@@ -23,7 +24,7 @@ help:
 	@echo "make run SERVICE=hello FILE=hello.py   run a service of your own in the foreground"
 	@echo "make token SERVICE=hello         the file with its Consul token"
 
-up down status seed plan lint lock clean:
+up down status seed recount plan lint lock clean:
 	$(LAUNCH) $@
 
 logs:

@@ -142,6 +142,14 @@ def seed() -> None:
 
 
 @app.command()
+def recount() -> None:
+    """Bring the counts of posts in users in step with what posts has."""
+    stack = _running()
+    argv = [sys.executable, "-m", "services.users", "recount"]
+    raise typer.Exit(subprocess.run(argv, env=stack.environment("users"), timeout=3600).returncode)
+
+
+@app.command()
 def plan() -> None:
     """What the edge controller would do now, and why."""
     stack = _running()

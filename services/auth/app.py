@@ -21,6 +21,7 @@ from services.kit.auth.jwks import KeySet
 from services.kit.auth.revocations import Revocations
 from services.kit.auth.verifier import TokenVerifier
 from services.kit.web.problems import render
+from services.users.events import UserDeleted
 
 # By how much the clocks of those that verify tokens may differ from ours.
 CLOCK_SKEW_S = 60.0
@@ -38,6 +39,7 @@ def create_app(settings: AuthSettings | None = None) -> ServiceApp:
         settings=settings,
         models_metadata=Base.metadata,
         calls=["users"],
+        events=True,
     )
     auth = build(app.extensions["kit"], settings)
 
@@ -86,4 +88,6 @@ def build(kit: Kit, settings: AuthSettings) -> Auth:
     kit.token_source = OwnToken(minter, settings.auth_exchange_ttl_s)
     cost = Cost(settings.auth_argon2_time, settings.auth_argon2_memory_kib, settings.auth_argon2_lanes)
     hasher = Hasher(cost, slots=settings.auth_argon2_slots, wait_s=settings.auth_argon2_wait_s)
-    return Auth(kit, settings, hasher, ring, minter, Clients(settings.auth_clients_file), followed)
+    auth = Auth(kit, settings, hasher, ring, minter, Clients(settings.auth_clients_file), followed)
+    kit.events.consumes(UserDeleted)(lambda event, session: auth.remove(session, event.userId))
+    return auth

@@ -1,5 +1,5 @@
 """The endpoints of auth: logins by e-mail address and password; what is exchanged for a short token (API keys, secrets of
-services, browser sessions); and the public keys, what has been revoked, and what users says to auth."""
+services, browser sessions); and the public keys, and what has been revoked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from services.auth.domain import narrow
 from services.auth.grants import COOKIE, COOKIE_PATH
 from services.auth.schemas import (
     AccessToken,
-    AccountPath,
     ApiKeyPath,
     ApiKeysAnswer,
     Jwks,
@@ -32,7 +31,7 @@ from services.auth.schemas import (
 )
 from services.auth.service import Auth
 from services.auth.store import ApiKey
-from services.kit import Problem, ServiceApp, current, require_scope, require_service
+from services.kit import Problem, ServiceApp, current, require_scope
 from services.kit.web.resources import NOTHING, One
 
 DAY_S = 86400.0
@@ -213,13 +212,6 @@ def _install_operations(app: ServiceApp, auth: Auth) -> None:
         rotated = auth.ring.rotate()
         data = {"kid": rotated.kid, "activeFrom": rotated.active_from}
         return {"data": data}, 201 if rotated.created else 200
-
-    @app.delete("/internal/auth/accounts/<account_id>", responses=NOTHING)
-    @require_service("users")
-    def remove_account(path: AccountPath) -> tuple[str, int]:
-        """Remove credentials, refresh tokens and API keys of an account that users has removed. As often as you like."""
-        auth.remove(path.account_id)
-        return "", 204
 
     @app.get("/internal/auth/revocations", responses={200: RevocationsAnswer})
     def revoked() -> dict[str, Any]:

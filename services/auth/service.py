@@ -6,6 +6,7 @@ No transaction is open while a password is hashed or another service is called: 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ from discovery.clock import SYSTEM_CLOCK, Clock
 from discovery.errors import CallError
 from services.auth import grants, store
 from services.auth.domain import narrow
+from services.auth.events import UserCreated
 from services.auth.grants import Clients, Sessions
 from services.auth.keyring import Access, KeyRing, Minter
 from services.auth.passwords import Hasher
@@ -73,6 +75,14 @@ class Auth:
             if not store.activate(session, held):
                 raise _taken()
             store.attempt_succeeded(session, email, source, self.clock.time())
+            created = UserCreated(
+                userId=held.account_id,
+                email=email,
+                firstName=names[0],
+                lastName=names[1],
+                createdAt=datetime.fromtimestamp(self.clock.time(), UTC),
+            )
+            self.kit.events.publish(created)
         log.info("account registered", user_id=held.account_id)
         return Identity(held.account_id, email, ("user",))
 
@@ -164,14 +174,11 @@ class Auth:
         self.followed.refresh()
         log.info("logged out everywhere", user_id=account_id)
 
-    def remove(self, account_id: str) -> None:
+    def remove(self, session: Session, account_id: str) -> None:
         """End an account that users has removed: its credentials and everything that was issued for it."""
-        with self.kit.db.session() as session:
-            if not store.remove(session, account_id):
-                return
+        if store.remove(session, account_id):
             self._revoke(session, account_id)
-        self.followed.refresh()
-        log.info("credentials removed", user_id=account_id)
+            log.info("credentials removed", user_id=account_id)
 
     def _revoke(self, session: Session, account_id: str) -> None:
         store.revoke(session, account_id, self.clock.time(), self.settings.longest_token_s)

@@ -15,6 +15,7 @@ class PostShown(BaseModel):
     title: str
     content: str
     tags: list[str]
+    publishedAt: datetime | None
     createdAt: datetime
     updatedAt: datetime
     version: int
@@ -23,6 +24,7 @@ class PostShown(BaseModel):
 class CommentShown(BaseModel):
     id: str
     postId: str
+    parentId: str | None
     authorId: str
     content: str
     createdAt: datetime
@@ -36,9 +38,17 @@ class TagShown(BaseModel):
     count: int
 
 
+class LikesShown(BaseModel):
+    """How many like a post; `liked` says whether the caller does, where one is known."""
+
+    count: int
+    liked: bool
+
+
 class Tags(BaseModel):
     data: list[TagShown]
 
 
 PostAnswer, PostsAnswer = One[PostShown], Many[PostShown]
 CommentAnswer, CommentsAnswer = One[CommentShown], Many[CommentShown]
+LikesAnswer = One[LikesShown]

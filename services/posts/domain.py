@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from services.kit.text import SOME_LINE, SOME_PROSE, Words, described, iso, one_line, prose
+from services.kit.text import ID_PATTERN, SOME_LINE, SOME_PROSE, Words, described, iso, one_line, prose
 from services.kit.web.paging import Page
 from services.kit.web.resources import ChangeBody
 
@@ -19,8 +19,11 @@ MAX_CONTENT = 20_000
 MAX_COMMENT = 4_000
 MAX_TAGS = 10
 MAX_TAG = 40
+MAX_MENTIONS = 20
 
 _TAG = re.compile(r"\w[\w .+#-]*")
+# `@ada`, of the shape that user names have; not the second half of an e-mail address.
+_MENTION = re.compile(r"(?<![\w.@-])@([a-z0-9][a-z0-9._-]{1,28}[a-z0-9])(?![\w@])", re.ASCII | re.IGNORECASE)
 
 
 def clean_tag(tag: str) -> str:
@@ -31,6 +34,12 @@ def clean_tag(tag: str) -> str:
             f"a tag is 1-{MAX_TAG} letters, digits, spaces and . + # - _, led by a letter or digit"
         )
     return folded
+
+
+def mentions(text: str) -> tuple[str, ...]:
+    """The user names that a text mentions, in lower case, each once: the first `MAX_MENTIONS`."""
+    names = dict.fromkeys(name.lower() for name in _MENTION.findall(text))
+    return tuple(names)[:MAX_MENTIONS]
 
 
 def _clean_tags(tags: list[str]) -> list[str]:
@@ -70,11 +79,12 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_:-]{1,64}$")
 
 
 class NewPost(BaseModel):
-    """Body of POST /api/posts. The author is the caller."""
+    """Body of POST /api/posts. The author is the caller; a draft is seen by nobody else until it is published."""
 
     title: Title
     content: Content
     tags: Tags = []
+    draft: bool = False
 
 
 class PostChange(ChangeBody):
@@ -86,7 +96,14 @@ class PostChange(ChangeBody):
 
 
 class NewComment(BaseModel):
-    """Body of POST and PATCH of a comment."""
+    """Body of POST of a comment; `parentId` is the comment that it answers, which answers none itself."""
+
+    content: CommentText
+    parentId: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")] | None = None  # noqa: N815 - the wire's spelling
+
+
+class CommentChange(BaseModel):
+    """Body of PATCH of a comment."""
 
     content: CommentText
 
@@ -107,7 +124,8 @@ class TagQuery(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One post. Times are microseconds since 1970 (UTC); `number` grows with each new post and orders the lists."""
+    """One post. Times are microseconds since 1970 (UTC); lists go by `published_us`, None of a draft, and then by `number`,
+    which grows with each new post."""
 
     number: int
     id: str
@@ -118,6 +136,7 @@ class Post:
     created_us: int
     updated_us: int
     version: int
+    published_us: int | None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -126,6 +145,7 @@ class Post:
             "title": self.title,
             "content": self.content,
             "tags": list(self.tags),
+            "publishedAt": None if self.published_us is None else iso(self.published_us),
             "createdAt": iso(self.created_us),
             "updatedAt": iso(self.updated_us),
             "version": self.version,
@@ -134,7 +154,7 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """One comment of the post `post_id`."""
+    """One comment of the post `post_id`, or an answer to its comment `parent_id`."""
 
     number: int
     id: str
@@ -143,11 +163,13 @@ class Comment:
     content: str
     created_us: int
     updated_us: int
+    parent_id: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "postId": self.post_id,
+            "parentId": self.parent_id,
             "authorId": self.author_id,
             "content": self.content,
             "createdAt": iso(self.created_us),

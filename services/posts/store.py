@@ -5,13 +5,24 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, ForeignKey, Integer, String, Text, delete, func, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Integer,
+    String,
+    Text,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from services.kit.db.fulltext import matches
 from services.kit.db.idempotency import Keys
-from services.kit.db.outbox import Owing
-from services.kit.db.portable import NUMBER, write
+from services.kit.db.portable import NUMBER, insert_new, write
 from services.posts.domain import Comment, NewPost, Post, PostChange
 
 
@@ -23,17 +34,22 @@ class KeyRow(Keys, Base):
     """Idempotency keys."""
 
 
-class OutboxRow(Owing, Base):
-    """Authors whose number of posts users has still to hear of."""
+class GoneAuthorRow(Base):
+    """Authors whose accounts are gone, from `since_us` on: what they wrote is being taken out."""
 
+    __tablename__ = "gone_authors"
 
-class AuthorCountRow(Base):
-    """How many posts an author has, at a version that only grows: the highest one is the truth."""
-
-    __tablename__ = "author_counts"
     author_id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    count: Mapped[int] = mapped_column(Integer)
-    version: Mapped[int] = mapped_column(BigInteger)
+    since_us: Mapped[int] = mapped_column(BigInteger)
+
+
+class LikeRow(Base):
+    __tablename__ = "likes"
+
+    post_number: Mapped[int] = mapped_column(
+        NUMBER, ForeignKey("posts.number", ondelete="CASCADE"), primary_key=True
+    )
+    subject: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class TagRow(Base):
@@ -55,6 +71,7 @@ class PostRow(Base):
     created_us: Mapped[int] = mapped_column(BigInteger)
     updated_us: Mapped[int] = mapped_column(BigInteger)
     version: Mapped[int] = mapped_column(Integer)
+    published_us: Mapped[int | None] = mapped_column(BigInteger)
     tags: Mapped[list[TagRow]] = relationship(order_by=TagRow.position, lazy="selectin", viewonly=True)
 
     def to_post(self) -> Post:
@@ -68,6 +85,7 @@ class PostRow(Base):
             self.created_us,
             self.updated_us,
             self.version,
+            self.published_us,
         )
 
 
@@ -80,24 +98,9 @@ class CommentRow(Base):
     content: Mapped[str] = mapped_column(Text)
     created_us: Mapped[int] = mapped_column(BigInteger)
     updated_us: Mapped[int] = mapped_column(BigInteger)
-
-
-def count_posts(session: Session, author_id: str, difference: int, now_us: int) -> dict[str, int]:
-    """Count the author's posts on or back: what is owed to users.
-
-    The version is the time, or one more than the last: it goes on growing even after this database was lost
-    and started anew, when users would not listen to a version 1.
-    """
-    counted = session.execute(
-        text(
-            "INSERT INTO author_counts (author_id, count, version) VALUES (:author, :difference, :now) "
-            "ON CONFLICT (author_id) DO UPDATE SET count = author_counts.count + :difference, "
-            "version = CASE WHEN author_counts.version < :now THEN :now ELSE author_counts.version + 1 END "
-            "RETURNING count, version"
-        ),
-        {"author": author_id, "difference": difference, "now": now_us},
-    ).one()
-    return {"count": counted.count, "version": counted.version}
+    parent_id: Mapped[str | None] = mapped_column(
+        String(32), ForeignKey("comments.id", ondelete="CASCADE"), index=True
+    )
 
 
 def create_post(session: Session, author_id: str, new: NewPost, now_us: int) -> Post:
@@ -109,6 +112,7 @@ def create_post(session: Session, author_id: str, new: NewPost, now_us: int) -> 
         created_us=now_us,
         updated_us=now_us,
         version=1,
+        published_us=None if new.draft else now_us,
     )
     session.add(row)
     session.flush()
@@ -136,20 +140,42 @@ def list_posts(
     tag: str | None = None,
     author: str | None = None,
     words: str | None = None,
-    before: int | None = None,
+    before: tuple[int, int] | None = None,
     limit: int,
 ) -> list[Post]:
-    """Newest first: at most `limit` posts with a number under `before`, with the tag, by the author, holding all the words."""
-    query = select(PostRow).order_by(PostRow.number.desc()).limit(limit)
+    """The published ones, newest first: at most `limit` from the one after (`published_us`, `number`) on, with the tag, by
+    the author, holding all the words."""
+    published, number = PostRow.published_us, PostRow.number
+    query = (
+        select(PostRow).where(published.is_not(None)).order_by(published.desc(), number.desc()).limit(limit)
+    )
     if before is not None:
-        query = query.where(PostRow.number < before)
+        at_us, at = before
+        query = query.where(published <= at_us, or_(published < at_us, number < at))
     if author is not None:
         query = query.where(PostRow.author_id == author)
     if tag is not None:
-        query = query.where(PostRow.number.in_(select(TagRow.post_number).where(TagRow.tag == tag)))
+        query = query.where(number.in_(select(TagRow.post_number).where(TagRow.tag == tag)))
     if words:
         query = query.where(matches(session.get_bind().dialect.name, "posts", words))
     return [row.to_post() for row in session.scalars(query)]
+
+
+def list_drafts(session: Session, author_id: str, before: int | None, limit: int) -> list[Post]:
+    """An author's own, newest first: at most `limit` with a number under `before`."""
+    query = select(PostRow).where(PostRow.author_id == author_id, PostRow.published_us.is_(None))
+    if before is not None:
+        query = query.where(PostRow.number < before)
+    return [row.to_post() for row in session.scalars(query.order_by(PostRow.number.desc()).limit(limit))]
+
+
+def publish_post(session: Session, post: Post, now_us: int) -> Post:
+    """Publish a draft that is held."""
+    row = session.get_one(PostRow, post.number)
+    row.published_us = row.updated_us = now_us
+    row.version = post.version + 1
+    session.flush()
+    return row.to_post()
 
 
 def change_post(session: Session, post: Post, change: PostChange, now_us: int) -> Post:
@@ -167,20 +193,46 @@ def change_post(session: Session, post: Post, change: PostChange, now_us: int) -
     return row.to_post()
 
 
-def delete_post(session: Session, post: Post) -> None:
-    """Delete a post that is held, with its comments and tags."""
+def delete_post(session: Session, post: Post) -> int:
+    """Delete a post that is held, with its comments, tags and likes; how many comments there were."""
+    comments = session.scalar(select(func.count()).where(CommentRow.post_number == post.number)) or 0
     write(session, delete(PostRow).where(PostRow.number == post.number))
+    return comments
+
+
+def like(session: Session, post: Post, subject: str) -> None:
+    insert_new(session, LikeRow, post_number=post.number, subject=subject)
+
+
+def unlike(session: Session, post: Post, subject: str) -> None:
+    write(session, delete(LikeRow).where(LikeRow.post_number == post.number, LikeRow.subject == subject))
+
+
+def likes(session: Session, post: Post, subject: str | None) -> tuple[int, bool]:
+    """How many like it, and whether the subject does."""
+    of_post = LikeRow.post_number == post.number
+    count = session.scalar(select(func.count()).where(of_post)) or 0
+    liked = subject is not None and session.get(LikeRow, (post.number, subject)) is not None
+    return count, liked
 
 
 def list_tags(session: Session, limit: int) -> list[tuple[str, int]]:
     """(tag, number of posts), the most used first."""
     count = func.count().label("count")
-    query = select(TagRow.tag, count).group_by(TagRow.tag).order_by(count.desc(), TagRow.tag).limit(limit)
+    query = select(TagRow.tag, count).join(PostRow, PostRow.number == TagRow.post_number)
+    query = (
+        query.where(PostRow.published_us.is_not(None))
+        .group_by(TagRow.tag)
+        .order_by(count.desc(), TagRow.tag)
+        .limit(limit)
+    )
     return [(tag, n) for tag, n in session.execute(query)]
 
 
-def create_comment(session: Session, post: Post, author_id: str, content: str, now_us: int) -> Comment:
-    """Raises IntegrityError when the post has gone in the meantime."""
+def create_comment(
+    session: Session, post: Post, author_id: str, content: str, now_us: int, parent_id: str | None = None
+) -> Comment:
+    """Raises IntegrityError when the post, or the comment that is answered, has gone in the meantime."""
     row = CommentRow(
         id=uuid.uuid4().hex,
         post_number=post.number,
@@ -188,6 +240,7 @@ def create_comment(session: Session, post: Post, author_id: str, content: str, n
         content=content,
         created_us=now_us,
         updated_us=now_us,
+        parent_id=parent_id,
     )
     session.add(row)
     session.flush()
@@ -195,7 +248,16 @@ def create_comment(session: Session, post: Post, author_id: str, content: str, n
 
 
 def _comment(row: CommentRow, post_id: str) -> Comment:
-    return Comment(row.number, row.id, post_id, row.author_id, row.content, row.created_us, row.updated_us)
+    return Comment(
+        row.number,
+        row.id,
+        post_id,
+        row.author_id,
+        row.content,
+        row.created_us,
+        row.updated_us,
+        row.parent_id,
+    )
 
 
 def find_comment(session: Session, post: Post, comment_id: str) -> Comment | None:
@@ -218,5 +280,42 @@ def change_comment(session: Session, comment: Comment, content: str, now_us: int
     write(session, changed.values(content=content, updated_us=now_us))
 
 
-def delete_comment(session: Session, comment: Comment) -> None:
-    write(session, delete(CommentRow).where(CommentRow.number == comment.number))
+def delete_comment(session: Session, comment: Comment) -> int | None:
+    """Delete it with the answers to it: how many there were. None where it had gone already."""
+    replies = session.scalar(select(func.count()).where(CommentRow.parent_id == comment.id)) or 0
+    gone = write(session, delete(CommentRow).where(CommentRow.number == comment.number))
+    return replies if gone else None
+
+
+# -- authors whose accounts are gone
+
+
+def forget_author(session: Session, author_id: str, now_us: int) -> None:
+    """Have what the author wrote taken out, bit by bit."""
+    insert_new(session, GoneAuthorRow, author_id=author_id, since_us=now_us)
+    write(session, delete(LikeRow).where(LikeRow.subject == author_id))
+
+
+def gone_author(session: Session) -> str | None:
+    """One of whom there is something left, and whom no other instance is at."""
+    author = GoneAuthorRow.author_id
+    left = or_(exists().where(PostRow.author_id == author), exists().where(CommentRow.author_id == author))
+    return session.scalars(select(author).where(left).limit(1).with_for_update(skip_locked=True)).first()
+
+
+def forget_gone_authors(session: Session, before_us: int) -> None:
+    """Those that have been gone for longer, and so has all that they wrote."""
+    written = exists().where(PostRow.author_id == GoneAuthorRow.author_id)
+    old = delete(GoneAuthorRow).where(GoneAuthorRow.since_us < before_us, ~written)
+    write(session, old)
+
+
+def written_by(session: Session, author_id: str, limit: int) -> tuple[list[Post], list[Comment]]:
+    """Some of what an author wrote, drafts among it; posts first, for their comments go with them."""
+    posts = select(PostRow).where(PostRow.author_id == author_id).limit(limit).with_for_update()
+    found = [row.to_post() for row in session.scalars(posts)]
+    if found:
+        return found, []
+    comments = select(CommentRow, PostRow.id).join(PostRow, PostRow.number == CommentRow.post_number)
+    comments = comments.where(CommentRow.author_id == author_id).limit(limit)
+    return [], [_comment(row, post_id) for row, post_id in session.execute(comments)]

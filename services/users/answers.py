@@ -16,14 +16,20 @@ class UserShown(BaseModel):
     firstName: str
     lastName: str
     postCount: int
+    shown: list[str]
     createdAt: datetime
     updatedAt: datetime
 
 
-class Applied(BaseModel):
-    """False for a message that came after a later one."""
+class ProfileShown(BaseModel):
+    """What others see: what the owner does not show is not there."""
 
-    applied: bool
+    id: str
+    username: str
+    firstName: str = ""
+    lastName: str = ""
+    postCount: int = 0
+    createdAt: datetime | None = None
 
 
-UserAnswer, UsersAnswer, AppliedAnswer = One[UserShown], Many[UserShown], One[Applied]
+UserAnswer, UsersAnswer, ProfileAnswer = One[UserShown], Many[UserShown], One[ProfileShown]

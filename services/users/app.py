@@ -5,13 +5,16 @@ Asking about another account is 403 whether it exists or not.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from flask import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from services.kit import (
+    Kit,
     Problem,
     create_service,
     current,
@@ -20,7 +23,7 @@ from services.kit import (
     require_service,
     stale_if_error,
 )
-from services.kit.db.outbox import Outbox, Owed
+from services.kit.events.consumer import REMEMBERED_S
 from services.kit.text import ID_PATTERN, Name, described, now_us
 from services.kit.web.paging import Page, page_of
 from services.kit.web.resources import (
@@ -32,14 +35,25 @@ from services.kit.web.resources import (
     found_unchanged,
     read,
 )
+from services.posts.events import PostDeleted, PostPublished
 from services.users import store
-from services.users.answers import AppliedAnswer, UserAnswer, UsersAnswer
-from services.users.domain import MAX_EMAIL_CHARS, USERNAME, User, check_username, may_change, may_read
+from services.users.answers import ProfileAnswer, UserAnswer, UsersAnswer
+from services.users.domain import (
+    MAX_EMAIL_CHARS,
+    SHOWABLE,
+    USERNAME,
+    Profile,
+    Showable,
+    User,
+    check_username,
+    may_change,
+    may_read,
+)
+from services.users.events import UserDeleted
 
 # The account is its owner's alone, and fetched each time.
 READ = "private, no-cache"
-INT64_MAX = 2**63 - 1
-COLUMNS = {"firstName": "first_name", "lastName": "last_name", "username": "username"}
+COLUMNS = {"firstName": "first_name", "lastName": "last_name", "username": "username", "shown": "shown"}
 
 app = create_service(
     "users",
@@ -48,20 +62,28 @@ app = create_service(
     balance="leastconn",
     domain="identity",
     models_metadata=store.Base.metadata,
-    calls=["auth"],
+    calls=[],
+    events=True,
 )
-own = app.extensions["kit"]
+own: Kit = app.extensions["kit"]
 
 
-def remove_credentials(owed: Owed, deadline_s: float) -> int:
-    """Have auth remove the credentials of an account that is gone here."""
-    path = f"/internal/auth/accounts/{owed.key}"
-    return int(own.client.request("DELETE", "auth", path, deadline_s=deadline_s).status)
+@own.events.consumes(PostPublished)
+def count_post(event: PostPublished, session: Session) -> None:
+    store.post_published(session, event.postId, event.authorId, now_us())
 
 
-# Never given up: until auth has heard of it, tokens of the account stay good.
-removals = Outbox(own.db, store.OutboxRow, remove_credentials)
-own.jobs.every(1.0, removals.deliver)
+@own.events.consumes(PostDeleted)
+def uncount_post(event: PostDeleted, session: Session) -> None:
+    store.post_deleted(session, event.postId, event.authorId, now_us())
+
+
+def forget_deleted_posts() -> None:
+    with own.db.session() as session:
+        store.forget_deleted_posts(session, now_us() - int(REMEMBERED_S * 1e6))
+
+
+own.jobs.every(300.0, forget_deleted_posts)
 
 
 Username = Annotated[
@@ -81,6 +103,7 @@ class Change(ChangeBody):
     firstName: Name | None = None  # noqa: N815 - the wire's spelling
     lastName: Name | None = None  # noqa: N815
     username: Username | None = None
+    shown: list[Showable] | None = None
 
 
 class NewAccount(BaseModel):
@@ -90,13 +113,6 @@ class NewAccount(BaseModel):
     email: Annotated[str, Field(min_length=3, max_length=MAX_EMAIL_CHARS)]
     firstName: Name  # noqa: N815
     lastName: Name  # noqa: N815
-
-
-class PostCount(BaseModel):
-    """`version` grows with every change of the count; a message that comes late has a smaller one."""
-
-    count: Annotated[int, Field(ge=0, le=INT64_MAX)]
-    version: Annotated[int, Field(ge=1, le=INT64_MAX)]
 
 
 def load(user_id: str) -> User:
@@ -134,6 +150,13 @@ def get_user(path: UserPath) -> Response:
     return conditional(body_of(load(path.user_id)), READ)
 
 
+@app.get("/api/users/<id:user_id>/profile", responses=read(ProfileAnswer))
+@require_scope("user", "admin", "service")
+def get_profile(path: UserPath) -> Response:
+    """What a user shows to others: the user name, and what its owner has chosen (`shown`)."""
+    return conditional(body_of(Profile(load(path.user_id))), READ)
+
+
 @app.get("/api/users", responses={200: UsersAnswer})
 @require_scope("admin")
 def list_users(query: Page) -> Any:
@@ -160,6 +183,8 @@ def change_user(path: UserPath, body: Change) -> Response:
 
 def change(user_id: str, body: Change) -> Response:
     values = {COLUMNS[name]: value for name, value in body.values().items()}
+    if "shown" in values:
+        values["shown"] = ",".join(name for name in SHOWABLE if name in values["shown"])
     try:
         with kit().db.session() as session:
             found_unchanged(store.hold(session, user_id), "user")
@@ -172,14 +197,13 @@ def change(user_id: str, body: Change) -> Response:
 @app.delete("/api/users/<id:user_id>", responses=NOTHING)
 @require_scope("user", "admin")
 def delete_user(path: UserPath) -> tuple[str, int]:
-    """Delete an account with its profile; its credentials go with it, in a moment at the latest."""
+    """Delete an account with its profile. Its credentials, posts and comments follow, in a moment."""
     may_change_or_refuse(path.user_id)
     with kit().db.session() as session:
         found_unchanged(store.hold(session, path.user_id), "user")
         store.remove(session, path.user_id)
-        removals.owe(session, path.user_id, {})
+        own.events.publish(UserDeleted(userId=path.user_id, deletedAt=datetime.now(UTC)))
     kit().stale.forget_subject(path.user_id)
-    removals.at_once(path.user_id, current().remaining_s())
     return "", 204
 
 
@@ -194,13 +218,3 @@ def create_account(body: NewAccount) -> Any:
     except store.Taken as error:
         raise Problem(409, detail=f"Another account has this {error.field}.") from None
     return body_of(user), 201 if created else 200
-
-
-@app.post("/internal/users/<id:user_id>/post-count", responses={200: AppliedAnswer})
-@require_service("posts")
-def set_post_count(path: UserPath, body: PostCount) -> dict[str, Any]:
-    """Set how many posts a user has. `applied` is false for a message that came after a later one: the highest version
-    wins for ever, so that only one service may give them."""
-    with kit().db.session() as session:
-        applied = store.set_post_count(session, path.user_id, body.count, body.version, now_us())
-    return {"data": {"applied": found(applied, "user")}}

@@ -6,11 +6,14 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from services.kit.text import iso
 
 MAX_EMAIL_CHARS = 254
+# What of a profile its owner may show to others; nothing of it until then.
+Showable = Literal["firstName", "lastName", "postCount", "createdAt"]
+SHOWABLE: tuple[Showable, ...] = get_args(Showable)
 MAX_USERNAME_CHARS = 30
 USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{1,28}[a-z0-9])", re.ASCII)
 _NOT_USERNAME = re.compile(r"[^a-z0-9]+", re.ASCII)
@@ -29,6 +32,7 @@ class User:
     first_name: str
     last_name: str
     post_count: int
+    shown: tuple[str, ...]
     version: int
     created_us: int
     updated_us: int
@@ -42,8 +46,24 @@ class User:
             "firstName": self.first_name,
             "lastName": self.last_name,
             "postCount": self.post_count,
+            "shown": list(self.shown),
             "createdAt": iso(self.created_us),
             "updatedAt": iso(self.updated_us),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What others see of an account: its user name, and what its owner shows."""
+
+    user: User
+
+    def to_json(self) -> dict[str, Any]:
+        whole = self.user.to_json()
+        return {
+            name: whole[name]
+            for name in ("id", "username", *SHOWABLE)
+            if name not in SHOWABLE or name in self.user.shown
         }
 
 

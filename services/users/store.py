@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, String, and_, delete, or_, select, update
+from sqlalchemy import BigInteger, Index, String, and_, delete, func, or_, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from services.kit.db.outbox import Owing
 from services.kit.db.portable import insert_new, write
 from services.users.domain import User, usernames
 
@@ -21,7 +20,8 @@ class Base(DeclarativeBase):
 
 
 class UserRow(Base):
-    """One account. `post_count_version` is the version that posts gave its last count: an older one changes nothing."""
+    """One account. `post_count` is how many posts in `authored` are there and the account's; `shown` what of its profile others
+    see, by commas."""
 
     __tablename__ = "users"
 
@@ -32,7 +32,7 @@ class UserRow(Base):
     first_name: Mapped[str] = mapped_column(String(100))
     last_name: Mapped[str] = mapped_column(String(100))
     post_count: Mapped[int] = mapped_column(BigInteger, default=0)
-    post_count_version: Mapped[int] = mapped_column(BigInteger, default=0)
+    shown: Mapped[str] = mapped_column(String(100), default="")
     version: Mapped[int] = mapped_column(BigInteger, default=1)
     created_us: Mapped[int] = mapped_column(BigInteger)
     updated_us: Mapped[int] = mapped_column(BigInteger)
@@ -40,8 +40,14 @@ class UserRow(Base):
     __table_args__ = (Index("ix_users_created", "created_us", "id"),)
 
 
-class OutboxRow(Owing, Base):
-    """Accounts that are gone here and whose credentials auth has still to remove."""
+class AuthoredRow(Base):
+    """One post that has been published, and whose. From `gone_us` on it is deleted: kept for a publication that comes late."""
+
+    __tablename__ = "authored"
+
+    post_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    author_id: Mapped[str] = mapped_column(String(64), index=True)
+    gone_us: Mapped[int | None] = mapped_column(BigInteger, index=True)
 
 
 class Taken(Exception):
@@ -60,6 +66,7 @@ def _user(row: UserRow) -> User:
         first_name=row.first_name,
         last_name=row.last_name,
         post_count=row.post_count,
+        shown=tuple(filter(None, row.shown.split(","))),
         version=row.version,
         created_us=row.created_us,
         updated_us=row.updated_us,
@@ -86,7 +93,7 @@ def create(session: Session, new: NewUser, now_us: int) -> tuple[User, bool]:
     for username in usernames(new.email, new.id):
         if insert_new(
             session, UserRow, id=new.id, email=new.email, email_key=key, username=username, post_count=0,
-            first_name=new.first_name, last_name=new.last_name, post_count_version=0, version=1,
+            first_name=new.first_name, last_name=new.last_name, shown="", version=1,
             created_us=now_us, updated_us=now_us,
         ):  # fmt: skip
             return _user(session.get_one(UserRow, new.id)), True
@@ -134,22 +141,49 @@ def change(session: Session, user_id: str, values: dict[str, Any], now_us: int) 
     return _user(row)
 
 
-def set_post_count(session: Session, user_id: str, count: int, version: int, now_us: int) -> bool | None:
-    """Set the count unless a later one has been set: versions come from posts and only grow.
+def post_published(session: Session, post_id: str, author_id: str, now_us: int) -> None:
+    """Count it, once however often this comes, and never after it was deleted."""
+    if insert_new(session, AuthoredRow, post_id=post_id, author_id=author_id, gone_us=None):
+        _count(session, author_id, UserRow.post_count + 1, now_us)
 
-    True when set, False when it came late, None when there is no such account.
-    """
-    newer = (UserRow.id == user_id, UserRow.post_count_version < version)
-    values = {
-        "post_count": count,
-        "post_count_version": version,
-        "version": UserRow.version + 1,
-        "updated_us": now_us,
-    }
-    if write(session, update(UserRow).where(*newer).values(**values)):
-        return True
-    exists = session.scalar(select(UserRow.id).where(UserRow.id == user_id))
-    return False if exists is not None else None
+
+def post_deleted(session: Session, post_id: str, author_id: str, now_us: int) -> None:
+    """Count it no more, whether its publication came before this or will come after."""
+    counted = (AuthoredRow.post_id == post_id, AuthoredRow.gone_us.is_(None))
+    if write(session, update(AuthoredRow).where(*counted).values(gone_us=now_us)):
+        _count(session, author_id, UserRow.post_count - 1, now_us)
+    else:
+        insert_new(session, AuthoredRow, post_id=post_id, author_id=author_id, gone_us=now_us)
+
+
+def recount(session: Session, user_id: str, now_us: int) -> bool:
+    """Count an account's posts anew; whether that made a difference."""
+    row = session.get(UserRow, user_id, with_for_update=True)
+    mine = (AuthoredRow.author_id == user_id, AuthoredRow.gone_us.is_(None))
+    count = session.scalar(select(func.count()).where(*mine)) or 0
+    if row is None or row.post_count == count:
+        return False
+    _count(session, user_id, count, now_us)
+    return True
+
+
+def _count(session: Session, user_id: str, count: Any, now_us: int) -> None:
+    values = {"post_count": count, "version": UserRow.version + 1, "updated_us": now_us}
+    write(session, update(UserRow).where(UserRow.id == user_id).values(**values))
+
+
+def forget_deleted_posts(session: Session, before_us: int) -> None:
+    """Those that were deleted longer ago than a publication can be late."""
+    write(session, delete(AuthoredRow).where(AuthoredRow.gone_us < before_us))
+
+
+def authored(session: Session, after: str, limit: int) -> list[tuple[str, str]]:
+    """(post, author) of posts that are there, by post, from the one after `after` on."""
+    query = select(AuthoredRow.post_id, AuthoredRow.author_id).where(
+        AuthoredRow.post_id > after, AuthoredRow.gone_us.is_(None)
+    )
+    rows = session.execute(query.order_by(AuthoredRow.post_id).limit(limit))
+    return [(row.post_id, row.author_id) for row in rows]
 
 
 def remove(session: Session, user_id: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.databases import Backend
 from tests.support.instances import RunningInstance, instance
-from tests.support.servers import ConsulServer, consul, redis
+from tests.support.servers import ConsulServer, RedisServer, consul, redis
 from tests.support.signer import Signer, signer
 
 
@@ -18,6 +18,7 @@ class World:
     consul: ConsulServer
     signer: Signer
     env: dict[str, str]
+    state: RedisServer
 
     def user(self, name: str) -> str:
         return self.signer.token(name)
@@ -36,7 +37,7 @@ def world() -> Iterator[World]:
             "REDIS_STATE_URL": cache.url,
             "AUTH_JWKS_URL": keys.url,
         }
-        yield World(agent, keys, env)
+        yield World(agent, keys, env, cache)
 
 
 @contextlib.contextmanager

@@ -328,16 +328,6 @@ def test_a_service_gets_its_token_for_its_own_secret_and_for_nothing_else(world:
         problem(world.auth[0].call("POST", "/api/auth/token", json=none), 422)
 
 
-def test_internal_endpoints_are_for_their_services_only(world: Identity) -> None:
-    person = world.person()
-    path = f"/internal/auth/accounts/{person.id}"
-    problem(world.auth[0].call("DELETE", path), 401)
-    problem(world.auth[0].call("DELETE", path, token=person.access), 403)
-    problem(world.auth[0].call("DELETE", path, token=world.admin().access), 403)
-    problem(world.auth[0].call("DELETE", path, token=world.service_token("posts")), 403)
-    assert world.login(person.email).status_code == 200
-
-
 def test_grant_admin_makes_an_administrator_of_an_account_and_of_nothing_else(world: Identity) -> None:
     assert claims(world.admin().access)["scope"] == "user admin"
     done = world.command("grant-admin", "nobody@example.com")
@@ -365,10 +355,7 @@ def test_answers_are_as_the_documents_say(world: Identity) -> None:
         users("PATCH", name, user, token=token, json={"firstName": "C"})
     users("GET", "/api/users", token=admin.access, params={"limit": 1})
     users("GET", "/api/users", token=admin.access)
-    count = {"count": 1, "version": 1}
-    users(
-        "POST", "/internal/users/{user_id}/post-count", user, json=count, token=world.service_token("posts")
-    )
+    users("GET", "/api/users/{user_id}/profile", user, token=token)
     auth("POST", "/api/auth/logout", json={"refresh_token": pair["refresh_token"]})
     auth("POST", "/api/auth/logout-everywhere", token=token)
     assert auth("GET", "/internal/auth/revocations")["revocations"]

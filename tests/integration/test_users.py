@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import requests
 
+from services.posts.events import PostDeleted, PostPublished
 from tests.integration.identity import Identity, Person, problem
 from tests.support.eventually import eventually, time_scale
+from tests.support.happened import deliver
 
 pytestmark = pytest.mark.shares("identity")
 
@@ -31,7 +35,8 @@ def test_a_user_reads_the_own_account_in_the_shape_that_others_rely_on(world: Id
         assert answer.status_code == 200, answer.text
         data = answer.json()["data"]
         assert set(data) == {
-            "id", "email", "username", "firstName", "lastName", "postCount", "createdAt", "updatedAt",
+            "id", "email", "username", "firstName", "lastName", "postCount", "shown", "createdAt",
+            "updatedAt",
         }  # fmt: skip
         assert (data["id"], data["email"], data["postCount"]) == (person.id, person.email, 0)
         assert data["username"] == person.email.partition("@")[0]
@@ -150,33 +155,50 @@ def test_a_username_is_taken_once_also_at_the_same_moment(world: Identity) -> No
         assert sorted(pool.map(take, range(4))) == [200, 409, 409, 409]
 
 
-def test_post_counts_come_from_services_and_late_ones_do_not_win(world: Identity) -> None:
-    person = world.person()
-    posts = world.service_token("posts")
-    where = f"/internal/users/{person.id}/post-count"
+def test_count_of_posts_follows_events_however_often_and_in_whatever_order_they_come(world: Identity) -> None:
+    person, other = world.person(), world.person()
+    at = datetime.now(UTC)
 
-    def tell(count: int, version: int, on: int) -> bool:
-        body = {"count": count, "version": version}
-        answer = world.users[on].call("POST", where, json=body, token=posts)
+    def published(post: str, author: str = person.id) -> PostPublished:
+        return PostPublished(postId=post, authorId=author, title="t", publishedAt=at)
+
+    def deleted(post: str) -> PostDeleted:
+        return PostDeleted(postId=post, authorId=person.id, deletedAt=at)
+
+    def shown(who: Person) -> int:
+        return int(world.users[1].call("GET", path(who), token=who.access).json()["data"]["postCount"])
+
+    a, b, c = (uuid.uuid4().hex for _ in range(3))
+    deliver(world.state, published(a), published(a), deleted(b), published(c), published(c))
+    deliver(
+        world.state, published(b), deleted(c), deleted(c), published(c), published(uuid.uuid4().hex, "nobody")
+    )
+    deliver(world.state, published(uuid.uuid4().hex, other.id))
+    eventually(lambda: shown(other) == 1, 10)
+    assert shown(person) == 1
+
+
+def test_others_see_of_a_profile_what_its_owner_shows(world: Identity) -> None:
+    person, other = world.person(), world.person()
+    where = f"{path(person)}/profile"
+
+    def seen() -> dict[str, Any]:
+        answer = world.users[1].call("GET", where, token=other.access)
         assert answer.status_code == 200, answer.text
-        return bool(answer.json()["data"]["applied"])
+        return dict(answer.json()["data"])
 
-    def shown(on: int) -> int:
-        return int(world.users[on].call("GET", path(person), token=person.access).json()["data"]["postCount"])
-
-    assert shown(1) == 0
-    assert tell(3, 1_800_000_000_000_003, 0)
-    assert shown(1) == 3
-    assert not tell(2, 1_800_000_000_000_002, 1)
-    assert shown(0) == 3
-    body = {"count": 10**6, "version": 2**62}
-    problem(world.users[0].call("POST", where, json=body), 401)
-    for token in (person.access, world.admin().access, world.service_token("users")):
-        problem(world.users[0].call("POST", where, json=body, token=token), 403)
-    problem(world.users[0].call("POST", where, json={"count": -1, "version": 9}, token=posts), 422)
-    ghost = f"/internal/users/{uuid.uuid4().hex}/post-count"
-    problem(world.users[0].call("POST", ghost, json={"count": 1, "version": 1}, token=posts), 404)
-    assert shown(1) == 3
+    name = person.email.partition("@")[0]
+    assert seen() == {"id": person.id, "username": name}
+    change = {"shown": ["postCount", "firstName", "firstName"]}
+    answer = world.users[0].call("PATCH", path(person), json=change, token=person.access)
+    assert answer.json()["data"]["shown"] == ["firstName", "postCount"]
+    assert seen() == {"id": person.id, "username": name, "firstName": "Ada", "postCount": 0}
+    world.users[0].call("PATCH", path(person), json={"shown": []}, token=person.access)
+    assert seen() == {"id": person.id, "username": name}
+    for wrong in ({"shown": ["email"]}, {"shown": "firstName"}, {"shown": [1]}):
+        problem(world.users[0].call("PATCH", path(person), json=wrong, token=person.access), 422)
+    problem(world.users[0].call("GET", where), 401)
+    problem(world.users[0].call("GET", f"/api/users/{uuid.uuid4().hex}/profile", token=other.access), 404)
 
 
 def test_accounts_are_opened_by_auth_only(world: Identity, admin: Person) -> None:

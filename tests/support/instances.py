@@ -72,7 +72,13 @@ class RunningInstance:
             except requests.RequestException:
                 return not self.process.running
 
-        eventually(ready_or_ended, START_S, every_s=0.05)
+        try:
+            eventually(ready_or_ended, START_S, every_s=0.05)
+        except AssertionError as error:
+            log = self.process.log.read_text(errors="replace")[-3000:]
+            raise AssertionError(
+                f"{self.service} at {self.port} does not become ready: {error}\n{log}"
+            ) from error
         self.process.must_run()
 
     def signal(self, number: int) -> None:

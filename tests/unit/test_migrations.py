@@ -13,6 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
 from services.kit.db.session import Database
+from services.kit.events.tables import event_tables
 from tests.support.databases import KINDS, database
 
 MODELS = {
@@ -21,6 +22,7 @@ MODELS = {
     "posts": "services.posts.store",
     "products": "services.products.store",
 }
+WITH_EVENTS = ("auth", "users", "posts")
 # These models name no indexes, and know nothing of the search: its tables on SQLite, its column on PostgreSQL.
 SEARCHED = ("posts", "products")
 NOT_IN_MODELS = ("remove_table", "remove_column", "remove_index", "remove_constraint")
@@ -44,6 +46,8 @@ def versions(service: str) -> Path:
 @pytest.fixture
 def metadata(service: str) -> sa.MetaData:
     found: sa.MetaData = import_module(MODELS[service]).Base.metadata
+    if service in WITH_EVENTS:
+        event_tables(found)  # as create_service does
     return found
 
 

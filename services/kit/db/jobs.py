@@ -1,4 +1,4 @@
-"""Work beside the requests: `kit().jobs.every(1.0, outbox.deliver)`."""
+"""Work beside the requests: `kit().jobs.every(1.0, sweep)`."""
 
 from __future__ import annotations
 

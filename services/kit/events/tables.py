@@ -27,6 +27,10 @@ class Tables:
 
 def event_tables(metadata: MetaData) -> Tables:
     """The tables, as part of the metadata."""
+    if "events_published" in metadata.tables:
+        return Tables(
+            *(metadata.tables[f"events_{each}"] for each in ("published", "relay", "consumed", "parked"))
+        )
     return Tables(
         Table(
             "events_published",

@@ -369,8 +369,10 @@ def test_acknowledged_entries_are_trimmed_and_others_are_not(
                 posts.publish("a", number)
             eventually(lambda: counter.count() == 300, 20)
         redis.xgroup_create(stream_of("posts"), "slow", id="0")
+        # The relay tidies by itself, too.
+        held = redis.xlen(stream_of("posts"))
         posts.publisher._transport.tidy("posts")
-        assert redis.xlen(stream_of("posts")) == 300, "another group has not read them"
+        assert redis.xlen(stream_of("posts")) == held > 200, "another group has not read them"
         redis.xgroup_destroy(stream_of("posts"), "slow")
         posts.publisher._transport.tidy("posts")
         assert redis.xlen(stream_of("posts")) < 300

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from bench.programs import connections_to, cpu_s, memory_mb, tree
@@ -74,7 +76,8 @@ def test_processor_time_and_memory_of_children_are_seen() -> None:
             assert 0 < now <= peak
         finally:
             for member in reversed(tree(process.pid)):
-                member.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
 
 
 def test_only_connections_of_the_process_to_that_port_count() -> None:

@@ -7,16 +7,25 @@ from typing import Any
 import pytest
 from flask import Flask
 from pydantic import BaseModel
+from sqlalchemy.orm import DeclarativeBase
 
 from services.kit import Caller, Problem
-from services.kit.db.idempotency import KEPT_US, Answer, answer_once, forget_old
+from services.kit.db.idempotency import KEPT_US, Answer, Keys, answer_once, forget_old
 from services.kit.db.session import Database
 from services.kit.text import now_us
 from services.kit.web.context import set_current
-from tests.unit.kit.owing import KeyRow
-from tests.unit.kit.test_outbox import db, tables
+from tests.support.databases import shared
 
-__all__ = ["db", "tables"]
+
+class Base(DeclarativeBase):
+    pass
+
+
+class KeyRow(Keys, Base):
+    pass
+
+
+tables, db = shared(Base.metadata)
 
 
 class Body(BaseModel):
