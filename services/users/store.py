@@ -5,6 +5,7 @@ Times are Unix microseconds, so that a cursor can hold one exactly.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,12 @@ def create(session: Session, new: NewUser, now_us: int) -> tuple[User, bool]:
 def find(session: Session, user_id: str) -> User | None:
     row = session.get(UserRow, user_id)
     return _user(row) if row is not None else None
+
+
+def find_all(session: Session, ids: Collection[str]) -> dict[str, User]:
+    """Those of the accounts that there are, by their ids."""
+    rows = session.scalars(select(UserRow).where(UserRow.id.in_(ids)))
+    return {row.id: _user(row) for row in rows}
 
 
 def page(session: Session, after: tuple[int, str] | None, limit: int) -> list[User]:
