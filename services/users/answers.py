@@ -32,4 +32,10 @@ class ProfileShown(BaseModel):
     createdAt: datetime | None = None
 
 
+class NamedAnswer(BaseModel):
+    """Username → id."""
+
+    data: dict[str, str]
+
+
 UserAnswer, UsersAnswer, ProfileAnswer = One[UserShown], Many[UserShown], One[ProfileShown]

@@ -24,7 +24,7 @@ from services.kit import (
     stale_if_error,
 )
 from services.kit.events.consumer import REMEMBERED_S
-from services.kit.text import ID_PATTERN, Name, described, now_us
+from services.kit.text import ID_PATTERN, Name, described, now_us, one_line
 from services.kit.web.paging import Page, page_of
 from services.kit.web.resources import (
     NOTHING,
@@ -37,7 +37,7 @@ from services.kit.web.resources import (
 )
 from services.posts.events import PostDeleted, PostPublished
 from services.users import store
-from services.users.answers import ProfileAnswer, UserAnswer, UsersAnswer
+from services.users.answers import NamedAnswer, ProfileAnswer, UserAnswer, UsersAnswer
 from services.users.domain import (
     MAX_EMAIL_CHARS,
     SHOWABLE,
@@ -113,6 +113,13 @@ class NewAccount(BaseModel):
     email: Annotated[str, Field(min_length=3, max_length=MAX_EMAIL_CHARS)]
     firstName: Name  # noqa: N815
     lastName: Name  # noqa: N815
+
+
+class Usernames(BaseModel):
+    usernames: Annotated[
+        list[Annotated[str, Field(max_length=100), AfterValidator(one_line)]],
+        Field(min_length=1, max_length=50),
+    ]
 
 
 def load(user_id: str) -> User:
@@ -218,3 +225,11 @@ def create_account(body: NewAccount) -> Any:
     except store.Taken as error:
         raise Problem(409, detail=f"Another account has this {error.field}.") from None
     return body_of(user), 201 if created else 200
+
+
+@app.post("/internal/users/by-username", responses={200: NamedAnswer})
+@require_service("notifications")
+def find_by_username(body: Usernames) -> dict[str, Any]:
+    """The ids behind usernames. Those that nobody has are left out."""
+    with kit().db.session(read_only=True) as session:
+        return {"data": store.find_by_username(session, body.usernames)}

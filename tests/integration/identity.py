@@ -138,7 +138,7 @@ def secrets(folder: Path) -> dict[str, str]:
     """Key-encryption key and clients' secrets of this world, as environment variables."""
     kek, clients = folder / "kek", folder / "clients.json"
     kek.write_bytes(Fernet.generate_key())
-    names = ("users", "posts", "hello")
+    names = ("users", "posts", "notifications", "hello")
     clients.write_text(json.dumps({n: hashlib.sha256(f"secret-of-{n}".encode()).hexdigest() for n in names}))
     return {"AUTH_KEK_FILE": str(kek), "AUTH_CLIENTS_FILE": str(clients)}
 
