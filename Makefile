@@ -7,7 +7,7 @@ one_word = '$(subst ','\'',$(value $(1)))'
 OF_SERVICE = $(if $(value SERVICE),--service $(call one_word,SERVICE))
 NUMBER = $(if $(value N),--number $(call one_word,N))
 
-.PHONY: help up down status logs kill stop start scale seed recount plan token run test test-long test-compose bench lint lock clean
+.PHONY: help up down status logs kill stop start scale mail seed recount plan token run test test-long test-compose bench lint lock clean
 
 help:
 	@echo "make up | down | status | seed | plan | test | test-long | test-compose | bench | lint"
@@ -21,6 +21,7 @@ help:
 	@echo "make stop SERVICE=users [N=2]    drain and stop all, or two instances"
 	@echo "make start SERVICE=users [N=2]   start them again"
 	@echo "make scale SERVICE=users N=5     run five instances"
+	@echo "make mail [N=5]                  the last mails that went to the stack's own mail server"
 	@echo "make run SERVICE=hello FILE=hello.py   run a service of your own in the foreground"
 	@echo "make token SERVICE=hello         the file with its Consul token"
 
@@ -32,6 +33,9 @@ logs:
 
 kill stop start scale:
 	$(LAUNCH) $@ $(OF_SERVICE) $(NUMBER)
+
+mail:
+	$(LAUNCH) $@ $(NUMBER)
 
 token:
 	$(LAUNCH) token $(call one_word,SERVICE)

@@ -150,6 +150,16 @@ def recount() -> None:
 
 
 @app.command()
+def mail(number: Annotated[int, typer.Option("--number", "-n")] = 5) -> None:
+    """The last mails that the stack's own mail server has kept."""
+    from stack.mails import shown
+
+    for one in shown(Stack().settings.mail_dir, number):
+        console.rule()
+        print(one, flush=True)
+
+
+@app.command()
 def plan() -> None:
     """What the edge controller would do now, and why."""
     stack = _running()

@@ -45,7 +45,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def folders() -> None:
     """In the image, at its making: where volumes are mounted. Docker gives a new volume the owner of such a folder."""
-    names = ["consul", "edge", "postgres", *redis_servers.SERVERS, "run", "secrets"]
+    names = ["consul", "edge", "mail", "postgres", *redis_servers.SERVERS, "run", "secrets"]
     own = [f"own/{name}" for name in ("controller", KEEPER, *(spec.name for spec in FLEET))]
     for name in (*names, *own):
         folder = STATE / name
@@ -76,6 +76,7 @@ def prepare(state: Path) -> None:
             write_private(own / "database.url", f"postgresql://{spec.name}:{password}@postgres/{spec.name}\n")
     _copy(clients, state / "own" / "auth" / "clients.json")
     _copy(vault.key_encryption_file(), state / "own" / "auth" / "keys.kek")
+    _copy(vault.vapid_key_file(), state / "own" / "notifications" / "vapid.key")
     _copy(vault.consul_token_file("controller"), state / "own" / "controller" / "consul.token")
     for name in redis_servers.SERVERS:
         folder = state / name

@@ -37,6 +37,7 @@ class StackSettings(BaseSettings):
     consul_serf_port: Port = ports.DEFAULTS["CONSUL_SERF_PORT"]
     redis_cache_port: Port = ports.DEFAULTS["REDIS_CACHE_PORT"]
     redis_state_port: Port = ports.DEFAULTS["REDIS_STATE_PORT"]
+    mail_port: Port = ports.DEFAULTS["MAIL_PORT"]
     instance_port_base: Annotated[int, Field(ge=1024, le=65000)] = 20000
     consul_production: bool = False
 
@@ -78,6 +79,11 @@ class StackSettings(BaseSettings):
     @property
     def data_dir(self) -> Path:
         return self.var / "data"
+
+    @property
+    def mail_dir(self) -> Path:
+        """What the stack's own mail server has kept."""
+        return self.var / "mail"
 
     @property
     def secrets_dir(self) -> Path:

@@ -24,7 +24,7 @@ from stack.servers import consul_agent, redis_servers
 from stack.servers.vault import Vault
 from stack.settings import StackSettings
 
-INFRASTRUCTURE = ("consul", "consul-tokens", *redis_servers.SERVERS, "haproxy", "controller")
+INFRASTRUCTURE = ("consul", "consul-tokens", *redis_servers.SERVERS, "mail", "haproxy", "controller")
 
 
 @dataclass(frozen=True, slots=True)

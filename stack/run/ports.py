@@ -25,6 +25,7 @@ DEFAULTS = {
     "CONSUL_SERF_PORT": 8301,
     "REDIS_CACHE_PORT": 6390,
     "REDIS_STATE_PORT": 6391,
+    "MAIL_PORT": 8025,
 }
 """Variable → port, for every port that is not an instance's."""
 

@@ -27,6 +27,8 @@ PASSED_PREFIXES = (
     "WORKER",
     "THREADS",
     "OTEL_",
+    "SMTP_",
+    "MAIL_FROM",
 )
 PASSED_NAMES = ("LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -97,7 +99,8 @@ class Catalogue:
 
     def infrastructure(self) -> list[Program]:
         """In the order in which they start."""
-        return [self._consul(), self._acl(), *self._redis(), self._haproxy(), self._controller()]
+        edge = (self._haproxy(), self._controller())
+        return [self._consul(), self._acl(), *self._redis(), self._mail(), *edge]
 
     def instance(self, spec: ServiceSpec, number: int, port: int) -> Program:
         name = f"{spec.name}-{number}"
@@ -125,6 +128,8 @@ class Catalogue:
         if service == "auth":
             environment["AUTH_CLIENTS_FILE"] = str(vault.root / "auth-clients.json")
             environment["AUTH_KEK_FILE"] = str(vault.key_encryption_file())
+        if service == "notifications":
+            environment.update(self._ways_to_people())
         if service.startswith(redis_servers.GATEWAY):
             environment["EDGE_CONTROL_PORTS"] = self._control_ports()
         return {**environment, **self.per_service.get(service, {})}
@@ -149,6 +154,19 @@ class Catalogue:
     def _control_ports(self) -> str:
         """Where no instance can live: a registration that names one of them is an attack."""
         return ",".join(map(str, self.settings.fixed_ports.values()))
+
+    def _ways_to_people(self) -> dict[str, str]:
+        """Mails go to the stack's own server, unless the operator names another."""
+        own = f"smtp://127.0.0.1:{self.settings.mail_port}"
+        return {
+            "SMTP_URL": os.environ.get("SMTP_URL") or own,
+            "VAPID_KEY_FILE": str(self.vault.vapid_key_file()),
+            "SMS_FILE": str(self.settings.var / "mail" / "sms.log"),
+        }
+
+    def _mail(self) -> Program:
+        where = {"MAIL_DIR": str(self.settings.mail_dir), "MAIL_PORT": str(self.settings.mail_port)}
+        return Program("mail", (sys.executable, "-m", "stack.servers.mail_server"), where)
 
     def _consul(self) -> Program:
         local = consul_agent.write_local(self.settings, self.vault)

@@ -47,7 +47,7 @@ class Startup:
         self._prepare()
         self.progress("starting Consul, Redis and the edge")
         self.supervisor.start(self.stack.catalogue.base_environment())
-        self._start("consul", *redis_servers.SERVERS)
+        self._start("consul", *redis_servers.SERVERS, "mail")
         # While Consul elects itself.
         self._controller_init()
         self._start("haproxy")
@@ -83,6 +83,7 @@ class Startup:
             settings.log_dir,
             settings.edge_dir,
             settings.data_dir,
+            settings.mail_dir,
             settings.var / "home",
         )
         for folder in private:

@@ -79,6 +79,17 @@ class Vault:
         """What auth encrypts its signing keys with: a Fernet key."""
         return self._made(self.root / "auth.kek", lambda: base64.urlsafe_b64encode(os.urandom(32)).decode())
 
+    def vapid_key_file(self) -> Path:
+        """By which push services know the notifications of this installation: a private key on P-256, 32 bytes in base64url."""
+
+        def make() -> str:
+            # The order of the curve: a key is a number under it, and above zero.
+            order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+            number = 1 + secrets.randbelow(order - 1)
+            return base64.urlsafe_b64encode(number.to_bytes(32, "big")).rstrip(b"=").decode()
+
+        return self._made(self.root / "vapid" / "notifications.key", make)
+
     def service_secret_file(self, service: str) -> Path:
         """What a service shows auth to get a token of its own."""
         return self._made(self.root / "services" / f"{service}.secret", lambda: secrets.token_urlsafe(32))

@@ -43,7 +43,7 @@ def test_assign_skips_held_and_refused_ports(busy: int) -> None:
 
 def test_isolated_settings_share_no_port(tmp_path: Path) -> None:
     settings = StackSettings.isolated(tmp_path)
-    assert len(set(settings.fixed_ports.values())) == len(settings.fixed_ports) == 10
+    assert len(set(settings.fixed_ports.values())) == len(settings.fixed_ports) == 11
     assert settings.edge_bind_address == "127.0.0.1"
 
 
