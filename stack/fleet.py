@@ -33,6 +33,7 @@ FLEET: tuple[ServiceSpec, ...] = (
     ServiceSpec("users", "services.users", 3, "/api/users"),
     ServiceSpec("posts", "services.posts", 2, "/api/posts"),
     ServiceSpec("products", "services.products", 2, "/api/products"),
+    ServiceSpec("notifications", "services.notifications", 1, "/api/notifications"),
     _gateway("identity"),
     _gateway("business"),
     _gateway("ai"),

@@ -21,8 +21,9 @@ MODELS = {
     "users": "services.users.store",
     "posts": "services.posts.store",
     "products": "services.products.store",
+    "notifications": "services.notifications.tables",
 }
-WITH_EVENTS = ("auth", "users", "posts")
+WITH_EVENTS = ("auth", "users", "posts", "notifications")
 # These models name no indexes, and know nothing of the search: its tables on SQLite, its column on PostgreSQL.
 SEARCHED = ("posts", "products")
 NOT_IN_MODELS = ("remove_table", "remove_column", "remove_index", "remove_constraint")
