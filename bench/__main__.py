@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m bench [a b c d e f] [--rounds 5] [--seconds 2] [--strict]`."""
+"""Run the benchmarks: `python -m bench [a b c d e f g] [--rounds 5] [--seconds 2] [--strict]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import convergence, forwarding, gateway, scale
+from bench import convergence, forwarding, gateway, protocols, scale
 from bench.results import Result, save, show
 
 PARTS: dict[str, Callable[[int, float], Result]] = {
@@ -20,6 +20,7 @@ PARTS: dict[str, Callable[[int, float], Result]] = {
     "d": convergence.one_after_the_other,
     "e": scale.thousand_services,
     "f": gateway.against_tutorial,
+    "g": protocols.rest_against_grpc,
 }
 
 

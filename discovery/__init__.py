@@ -26,7 +26,7 @@ from discovery.errors import (
 )
 from discovery.http.headers import Headers
 from discovery.http.response import Response
-from discovery.model import Change, HttpCheck, Instance, Registration, Route, Snapshot
+from discovery.model import Change, GrpcCheck, HttpCheck, Instance, Registration, Route, Snapshot
 from discovery.resilience.breaker import Breaker, BreakerSettings, BreakerStatus, Transition, Who
 from discovery.resilience.retry import RetrySettings
 
@@ -48,6 +48,7 @@ __all__ = [
     "ContractError",
     "DeadlineExceeded",
     "DiscoveryError",
+    "GrpcCheck",
     "Headers",
     "HttpCheck",
     "Instance",

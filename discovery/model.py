@@ -98,6 +98,16 @@ class HttpCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class GrpcCheck:
+    """Consul's check by gRPC's health service, which is asked for `service`. All times in seconds."""
+
+    service: str = ""
+    interval_s: float = 2.0
+    timeout_s: float = 2.0
+    deregister_after_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class Registration:
     """One instance to be registered. `route` None registers it for discovery only: not exposed at the edge.
 
@@ -114,7 +124,7 @@ class Registration:
     backup: bool = False
     meta: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
     tags: tuple[str, ...] = ()
-    check: HttpCheck | None = field(default_factory=HttpCheck)
+    check: HttpCheck | GrpcCheck | None = field(default_factory=HttpCheck)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,9 @@
-# The token of one service: it registers its own name and no other, and reads the whole catalog.
+# The token of one service: it registers its own name, the port where it speaks gRPC, and no other, and reads the whole catalog.
 service "@NAME@" {
+  policy = "write"
+}
+
+service "@NAME@-grpc" {
   policy = "write"
 }
 

@@ -11,7 +11,15 @@ import msgspec
 
 from discovery.contract import registration_meta
 from discovery.errors import ConsulMalformed
-from discovery.model import DEFAULT_WEIGHT, MAX_WEIGHT, HttpCheck, Instance, Registration, Status
+from discovery.model import (
+    DEFAULT_WEIGHT,
+    MAX_WEIGHT,
+    GrpcCheck,
+    HttpCheck,
+    Instance,
+    Registration,
+    Status,
+)
 
 NODE_MAINTENANCE = "_node_maintenance"
 SERVICE_MAINTENANCE = "_service_maintenance:"
@@ -142,11 +150,16 @@ def _shared_meta(meta: Mapping[str, str]) -> Mapping[str, str]:
     return _metas.setdefault(key, MappingProxyType(dict(key)))
 
 
-def _check(registration: Registration, check: HttpCheck, status: Status) -> dict[str, Any]:
+def _check(registration: Registration, check: HttpCheck | GrpcCheck, status: Status) -> dict[str, Any]:
     host = f"[{registration.address}]" if ":" in registration.address else registration.address
+    at = f"{host}:{registration.port}"
     return {
         "Name": "ready",
-        "HTTP": f"http://{host}:{registration.port}{check.path}",
+        **(
+            {"HTTP": f"http://{at}{check.path}"}
+            if isinstance(check, HttpCheck)
+            else {"GRPC": f"{at}/{check.service}"}
+        ),
         "Interval": f"{int(check.interval_s * 1000)}ms",
         "Timeout": f"{int(check.timeout_s * 1000)}ms",
         "DeregisterCriticalServiceAfter": f"{int(check.deregister_after_s * 1000)}ms",

@@ -151,5 +151,6 @@ def put_in_front(app: ServiceApp, front: Front) -> None:
 
 
 def needs_tokens(app: ServiceApp) -> bool:
-    """Whether any view of the application checks tokens."""
-    return any(need_of(view) is not None for view in app.view_functions.values())
+    """Whether any view of the application checks tokens, as every call by gRPC does."""
+    kit: Kit = app.extensions["kit"]
+    return kit.grpc_service is not None or any(need_of(view) for view in app.view_functions.values())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 import structlog
@@ -15,7 +16,7 @@ from redis import Redis
 from sqlalchemy import MetaData
 
 import discovery
-from discovery.model import HttpCheck, Registration, Route
+from discovery.model import GrpcCheck, HttpCheck, Registration, Route
 from services.kit.auth.jwks import KeySet
 from services.kit.auth.revocations import Revocations
 from services.kit.auth.service_token import DEADLINE_S, TokenSource
@@ -26,11 +27,14 @@ from services.kit.db.session import Database, database_url
 from services.kit.events.events import TIMEOUT_S, Events
 from services.kit.events.tables import event_tables
 from services.kit.redis_client import connect
-from services.kit.server.addresses import NoAddress, default_instance_id, own_address
+from services.kit.server.addresses import NoAddress, default_instance_id, grpc_name, own_address
 from services.kit.settings import ServiceSettings, secret
 from services.kit.stale.decorator import StaleAnswers
 from services.kit.stale.writer import StaleQueue
 from services.kit.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from services.kit.grpc.client import GrpcClient
 
 log = structlog.get_logger(__name__)
 
@@ -62,13 +66,14 @@ class lazily(Generic[T]):  # noqa: N801 - reads as a decorator
 
 
 class State:
-    """Whether the instance drains, in memory that its master and its worker share.
+    """What an instance's master and its worker tell each other, in memory that both share: made before the fork.
 
-    One byte, made before the fork: the master sets it, the worker's `/health/ready` reads it.
+    Whether the instance drains, which the master sets and the worker's `/health/ready` reads; and the port that the worker speaks
+    gRPC at (0: none yet), which the master registers.
     """
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 1)
+        self._memory = mmap.mmap(-1, 3)
 
     @property
     def draining(self) -> bool:
@@ -77,6 +82,14 @@ class State:
     def drain(self) -> None:
         """From now on this instance wants no new work."""
         self._memory[0] = 1
+
+    @property
+    def grpc_port(self) -> int:
+        return int.from_bytes(self._memory[1:3], "big")
+
+    @grpc_port.setter
+    def grpc_port(self, port: int) -> None:
+        self._memory[1:3] = port.to_bytes(2, "big")
 
 
 class Kit:
@@ -98,13 +111,17 @@ class Kit:
         self.settings = settings
         self.route = route
         # auth has the keys that tokens are checked with, and the service's own.
-        self._calls = None if calls is None else {"auth", *calls}
+        asked = None if calls is None else set(calls)
+        self._calls = None if asked is None else {"auth", *asked, *map(grpc_name, asked)}
         self._client_settings = client
         self.state = State()
         self.metrics = Metrics(name)
         self.jobs = Jobs()
         self._on_start: list[Callable[[], object]] = []
         self._on_stop: list[Callable[[], object]] = []
+        # What it answers by gRPC, `package.Service`, and how that stands at the edge: set by `serve_grpc`.
+        self.grpc_service: str | None = None
+        self.grpc_route: Route | None = None
         self.instance_id = settings.instance_id or default_instance_id(name, settings.host, settings.port)
         if events and metadata is None:
             raise ValueError(f"{name}: events need a database; give models_metadata")
@@ -169,6 +186,21 @@ class Kit:
     def client(self) -> Upstreams:
         """Calls to other services, with this service's token."""
         return Upstreams(lambda: self.view, self.metrics, self.token_source, settings=self._client_settings)
+
+    @lazily
+    def _grpc(self) -> GrpcClient:
+        # Imported by those alone that use it: 15 MB in each process.
+        from services.kit.grpc.client import GrpcClient
+
+        return GrpcClient(lambda: self.view, self.metrics, self.token_source, settings=self._client_settings)
+
+    def grpc(self, service: str, stub: Callable[[Any], T], *, repeatable: Collection[str] = ()) -> T:
+        """A stub of a service that also speaks gRPC (registered as `<service>-grpc`): `kit().grpc("users", UsersStub)`.
+
+        Its calls go to instances as those of `client` do. A call may run twice if its method begins with Get, BatchGet or List, or
+        is in `repeatable`. An answer that is no success raises grpc.RpcError; no answer raises CallError.
+        """
+        return self._grpc.stub(service, stub, repeatable)
 
     @lazily
     def view(self) -> discovery.View:
@@ -249,6 +281,13 @@ class Kit:
             # Its former address may be another's by now, that is healthy as well: see the view.
             check=HttpCheck(path=f"/health/ready?instance={quote(self.instance_id, safe='')}"),
         )
+
+    def grpc_registration(self, port: int) -> Registration:
+        """The same of the port where it speaks gRPC. Consul asks there for the instance by name as well."""
+        own = self.registration(port)
+        id_ = grpc_name(own.id)
+        check = GrpcCheck(service=id_)
+        return replace(own, name=grpc_name(own.name), id=id_, route=self.grpc_route, check=check)
 
     def _redis(self, url: str | None, timeout_s: float) -> Redis | None:
         return connect(

@@ -113,6 +113,11 @@ class ServiceSettings(BaseSettings):
     drain_delay_s: float = Field(default=1.0, ge=0, le=60)
     drain_timeout_s: float = Field(default=20.0, ge=0, le=600)
 
+    # Of services that speak gRPC: a free port by default; reflection is for development; `grpc_edge` gives it a route at the edge.
+    grpc_port: int = Field(default=0, ge=0, le=65535)
+    grpc_reflection: bool = False
+    grpc_edge: bool = False
+
     max_body_bytes: int = Field(default=1024 * 1024, ge=0)
     # How long a head may take from its first byte, and a body that is not whole when its head is.
     body_timeout_s: float = Field(default=10.0, gt=0, le=600)

@@ -28,6 +28,7 @@ from services.posts.answers import (
     PostsAnswer,
     Tags,
 )
+from services.posts.authors import PostsWithAuthors, WithAuthors, name_authors
 from services.posts.domain import (
     Comment,
     CommentChange,
@@ -35,7 +36,6 @@ from services.posts.domain import (
     NewPost,
     Post,
     PostChange,
-    PostQuery,
     TagQuery,
     may_change,
 )
@@ -58,7 +58,7 @@ app = create_service(
     domain="business",
     edge_cache=True,
     models_metadata=store.Base.metadata,
-    calls=[],
+    calls=["users"],
     events=True,
 )
 own: Kit = app.extensions["kit"]
@@ -170,16 +170,17 @@ def remove_comment(session: Session, comment: Comment) -> None:
         own.events.publish(told.comment_deleted(comment, replies, now_us()))
 
 
-@route("get", answers=read(PostsAnswer))
+@route("get", answers=read(PostsWithAuthors))
 @stale_if_error(scope="public")
-def list_posts(query: PostQuery) -> Response:
+def list_posts(query: WithAuthors) -> Response:
     """Newest first. `tag`, `author` and `q` (all its words, in title or content) are joined by *and*."""
     before = query.after(int, int)
     with kit().db.session(read_only=True) as session:
         posts = store.list_posts(
             session, tag=query.tag, author=query.author, words=query.q, before=before, limit=query.limit + 1
         )
-    return conditional(page_of(posts, query, lambda post: (post.published_us or 0, post.number)), READ)
+    page = page_of(posts, query, lambda post: (post.published_us or 0, post.number))
+    return conditional(name_authors(page, query), READ)
 
 
 @route("post", answers={201: PostAnswer})

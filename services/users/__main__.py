@@ -8,6 +8,7 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.kit import run
+from services.users import rpc
 from services.users.app import app, own
 from services.users.recount import PostsAway
 from services.users.recount import recount as count_anew
@@ -19,7 +20,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(context: typer.Context) -> None:
     """Run one instance of users."""
     if context.invoked_subcommand is None:
-        run(app)
+        run(rpc.serve(app))
 
 
 @cli.command()

@@ -5,7 +5,7 @@ Times are Unix microseconds, so that a cursor can hold one exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,13 @@ def find(session: Session, user_id: str) -> User | None:
     return _user(row) if row is not None else None
 
 
-def find_by_username(session: Session, names: Sequence[str]) -> dict[str, str]:
+def find_all(session: Session, ids: Collection[str]) -> dict[str, User]:
+    """Those of the accounts that there are, by their ids."""
+    rows = session.scalars(select(UserRow).where(UserRow.id.in_(ids)))
+    return {row.id: _user(row) for row in rows}
+
+
+def find_by_username(session: Session, names: Collection[str]) -> dict[str, str]:
     """Username → id, of those that there are."""
     rows = session.execute(select(UserRow.username, UserRow.id).where(UserRow.username.in_(names)))
     return {row.username: row.id for row in rows}

@@ -53,6 +53,7 @@ def transaction(kind: str, verb: str, **body: object) -> list[dict[str, object]]
 
 AGENT = [
     ("PUT", "/v1/agent/service/register", {"Name": "posts", "ID": "posts-2", "Port": 1}),
+    ("PUT", "/v1/agent/service/register", {"Name": "posts-grpc", "ID": "posts-2-grpc", "Port": 1}),
     ("PUT", "/v1/agent/service/register", {"Name": "users", "ID": "posts-1", "Port": 1}),
     ("PUT", "/v1/agent/service/register", {**OWN, "Check": critical("service:posts-1")}),
     ("PUT", "/v1/agent/service/register", {**OWN, "Check": critical("_service_maintenance:posts-1")}),

@@ -24,8 +24,8 @@ ALLOWED = {
     "stack": ("discovery", "haproxy", "gateway", "services", "tests.support.engine"),
     "bench": ("discovery", "haproxy", "gateway", "services", "stack", "tests.support"),
 }
-# The shapes of events stand with the service that publishes them; those that hear them need them.
-EVENTS = re.compile(r"services\.[a-z]+\.events(\.|$)")
+# The shapes of events stand with the service that publishes them, and those of calls by gRPC with the one that answers; others need them.
+SHARED = re.compile(r"services\.[a-z]+\.(events|proto)(\.|$)")
 
 
 def inside(module: str, package: str) -> bool:
@@ -57,7 +57,7 @@ def forbidden(module: str, imported: str) -> bool:
     """Whether `module` must not import `imported`."""
     if not any(inside(imported, ours) for ours in OURS) or inside(imported, owner(module)):
         return False
-    if owner(module).startswith("services.") and owner(module) != "services.kit" and EVENTS.match(imported):
+    if owner(module).startswith("services.") and owner(module) != "services.kit" and SHARED.match(imported):
         return False
     rule = max((p for p in ALLOWED if inside(module, p)), key=len)
     return not any(inside(imported, package) for package in ALLOWED[rule])
@@ -124,6 +124,7 @@ def test_consul_folder_shadows_no_package() -> None:
         ("services.users.app", "from services.kit import create_service", False),
         ("services.users.app", "from services.posts import store", True),
         ("services.users.app", "from services import posts", True),
+        ("services.posts.authors", "from services.users.proto import users_pb2", False),
         ("services.users.app", "from ..posts import store", True),
         ("services.users.app", "from .store import users", False),
         ("services.kit.app", "from services.users import app", True),

@@ -117,6 +117,10 @@ def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
+# `/package.Service/Method`, as gRPC names what is called.
+_GRPC_METHOD = re.compile(r"/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+/[A-Za-z0-9_]+")
+
+
 def _streams(route: Route) -> bool:
     return route.stream or route.protocol == "h2c"
 
@@ -302,6 +306,7 @@ def _backend(backend: Backend, params: Params) -> dict[str, object]:
         "upgrade": route.upgrade == "websocket",
         "retry_on": _LOST if _is_gateway(route) else f"{_LOST} {_FAILED}",
         "check": route.check,
+        "check_grpc": route.protocol == "h2c" and _GRPC_METHOD.fullmatch(route.check) is not None,
         "identity": route.check_identity,
         "stripped": stripped,
         "strip_regex": f"'^(?:{prefixes})(?:/(.*))?$'" if stripped else None,

@@ -30,7 +30,11 @@ def _challenge(detail: str, error: str | None = None) -> Problem:
 
 def authenticate() -> Identity:
     """Verify the request's token and note the caller. Raises Problem 401, or 503 without any key to check with."""
-    given = request.environ.get("HTTP_AUTHORIZATION")
+    return identify(request.environ.get("HTTP_AUTHORIZATION"))
+
+
+def identify(given: str | None) -> Identity:
+    """The same with what an `Authorization` header, or its like, holds."""
     outcomes = kit().metrics.tokens
     if not given:
         outcomes.labels("missing").inc()

@@ -53,3 +53,8 @@ def default_instance_id(service: str, host: str, port: int) -> str:
     if host in WILDCARDS:
         return f"{service}-{socket.gethostname()}"
     return f"{service}-{host.replace(':', '.')}-{port}"
+
+
+def grpc_name(name: str) -> str:
+    """What a service, or an instance, is called in Consul where it speaks gRPC."""
+    return f"{name}-grpc"

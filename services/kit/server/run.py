@@ -106,11 +106,13 @@ class Registrar:
             connect_timeout_s=CONNECT_S,
             read_timeout_s=ANSWER_S,
         )
-        self._keeper = discovery.Keeper(api, self._registration, ready=self._ready)
+        self._keepers = [discovery.Keeper(api, self._registration, ready=self._ready)]
+        if kit.grpc_service is not None:
+            self._keepers.append(discovery.Keeper(api, self._grpc_registration))
 
     def turn(self) -> float:
         """Do what is due; returns the seconds until there is more. Raises nothing."""
-        pause_s = self._keeper.turn()
+        pause_s = min(keeper.turn() for keeper in self._keepers)
         if self._kit.settings.worker_class == "gevent":
             import gevent
 
@@ -119,13 +121,23 @@ class Registrar:
         return pause_s
 
     def leave(self) -> None:
-        """Take the instance out of Consul, which may take `CONNECT_S` and `ANSWER_S`. There is no turn after that."""
-        self._keeper.stop()
+        """Take the instance out of Consul, which may take `CONNECT_S` and `ANSWER_S`, and as long again where it speaks gRPC.
+        There is no turn after that."""
+        for keeper in self._keepers:
+            keeper.stop()
 
     def _registration(self) -> discovery.Registration | None:
         try:
             return self._kit.registration(self._port)
         except NoAddress:  # off its network, what was said last stays
+            return None
+
+    def _grpc_registration(self) -> discovery.Registration | None:
+        """Where the worker said that it speaks gRPC; a new worker may have had to take another port."""
+        port = self._kit.state.grpc_port
+        try:
+            return self._kit.grpc_registration(port) if port else None
+        except NoAddress:
             return None
 
     def _ready(self) -> bool:
@@ -313,6 +325,8 @@ def run(app: ServiceApp | Callable[[], ServiceApp]) -> None:
     logs.configure(kit.name, settings.log_level, settings.log_format, instance_id=kit.instance_id)
     try:
         registration_meta(kit.registration(port))
+        if kit.grpc_service is not None:
+            registration_meta(kit.grpc_registration(port))
     except (ContractError, NoAddress) as error:
         sys.exit(f"{kit.name}: cannot be registered: {error}")
     in_child(lambda: _migrate(kit))

@@ -131,42 +131,32 @@ def _from_http(error: HTTPException) -> Problem:
     return Problem(error.code or 500, detail=error.description, headers=headers)
 
 
+def problem_of(error: Exception) -> Problem:
+    """What leaves for whatever a view, or a method of gRPC, has raised. What is no Problem itself has a line in the log."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, PoolTimeout) or (isinstance(error, DBAPIError) and passes(error)):
+        log.warning("database unavailable", error=type(error).__name__, reason=str(error)[:200])
+        return busy("The database is busy.")
+    # Another answer of Redis than these will be the same again.
+    refused = isinstance(error, ResponseError | DataError) and not isinstance(error, REFUSED_FOR_NOW)
+    if isinstance(error, RedisError) and not refused:
+        log.warning("redis unavailable", error=type(error).__name__, reason=str(error)[:200])
+        return busy("A store that this needs is away.")
+    if isinstance(error, CallError):
+        log.warning("upstream failed", upstream=error.service, error=type(error).__name__, reason=str(error))
+        return upstream_problem(error)
+    log.error("request failed", error=type(error).__name__, exc_info=error)
+    return Problem(500)
+
+
 def install(app: Flask, service: str) -> None:
     """Register the handlers that turn whatever a view raises into a problem."""
-
-    def on_problem(error: Problem) -> Response:
-        return render(error, service)
 
     def on_http(error: HTTPException) -> Any:
         if error.response is not None or (error.code or 500) < 400:
             return error
         return render(_from_http(error), service)
 
-    def on_database(error: Exception) -> Response:
-        log.warning("database unavailable", error=type(error).__name__, reason=str(error)[:200])
-        return render(busy("The database is busy."), service)
-
-    def on_dbapi(error: DBAPIError) -> Response:
-        return on_database(error) if passes(error) else on_unexpected(error)
-
-    def on_redis(error: RedisError) -> Response:
-        if isinstance(error, ResponseError | DataError) and not isinstance(error, REFUSED_FOR_NOW):
-            return on_unexpected(error)  # it answered, and will answer the same again
-        log.warning("redis unavailable", error=type(error).__name__, reason=str(error)[:200])
-        return render(busy("A store that this needs is away."), service)
-
-    def on_call(error: CallError) -> Response:
-        log.warning("upstream failed", upstream=error.service, error=type(error).__name__, reason=str(error))
-        return render(upstream_problem(error), service)
-
-    def on_unexpected(error: Exception) -> Response:
-        log.error("request failed", error=type(error).__name__, exc_info=error)
-        return render(Problem(500), service)
-
-    app.register_error_handler(Problem, on_problem)
     app.register_error_handler(HTTPException, on_http)
-    app.register_error_handler(PoolTimeout, on_database)
-    app.register_error_handler(DBAPIError, on_dbapi)
-    app.register_error_handler(RedisError, on_redis)
-    app.register_error_handler(CallError, on_call)
-    app.register_error_handler(Exception, on_unexpected)
+    app.register_error_handler(Exception, lambda error: render(problem_of(error), service))

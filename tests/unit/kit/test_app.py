@@ -333,7 +333,7 @@ def test_environment_outranks_the_worker_that_the_code_asks_for(make: Make) -> N
 
 def test_instance_follows_what_its_service_calls_and_auth(make: Make) -> None:
     settings = {"consul_http_addr": "127.0.0.1:1"}
-    for calls, followed in ((["users"], {"auth", "users"}), ([], {"auth"}), (None, None)):
+    for calls, followed in ((["users"], {"auth", "users", "users-grpc"}), ([], {"auth"}), (None, None)):
         with mock.patch("discovery.View") as view:
             _ = make(settings=settings, calls=calls).extensions["kit"].view
         assert view.call_args.kwargs["services"] == followed
