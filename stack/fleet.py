@@ -34,6 +34,7 @@ FLEET: tuple[ServiceSpec, ...] = (
     ServiceSpec("posts", "services.posts", 2, "/api/posts"),
     ServiceSpec("products", "services.products", 2, "/api/products"),
     ServiceSpec("notifications", "services.notifications", 1, "/api/notifications"),
+    ServiceSpec("analytics", "services.analytics", 1, "/api/analytics/totals"),
     _gateway("identity"),
     _gateway("business"),
     _gateway("ai"),

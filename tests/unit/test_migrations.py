@@ -22,8 +22,9 @@ MODELS = {
     "posts": "services.posts.store",
     "products": "services.products.store",
     "notifications": "services.notifications.tables",
+    "analytics": "services.analytics.store",
 }
-WITH_EVENTS = ("auth", "users", "posts", "notifications")
+WITH_EVENTS = ("auth", "users", "posts", "notifications", "analytics")
 # These models name no indexes, and know nothing of the search: its tables on SQLite, its column on PostgreSQL.
 SEARCHED = ("posts", "products")
 NOT_IN_MODELS = ("remove_table", "remove_column", "remove_index", "remove_constraint")
