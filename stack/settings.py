@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,8 +38,13 @@ class StackSettings(BaseSettings):
     redis_cache_port: Port = ports.DEFAULTS["REDIS_CACHE_PORT"]
     redis_state_port: Port = ports.DEFAULTS["REDIS_STATE_PORT"]
     mail_port: Port = ports.DEFAULTS["MAIL_PORT"]
+    rabbitmq_port: Port = ports.DEFAULTS["RABBITMQ_PORT"]
+    rabbitmq_dist_port: Port = ports.DEFAULTS["RABBITMQ_DIST_PORT"]
+    rabbitmq_epmd_port: Port = ports.DEFAULTS["RABBITMQ_EPMD_PORT"]
     instance_port_base: Annotated[int, Field(ge=1024, le=65000)] = 20000
     consul_production: bool = False
+    # What carries the events of services.
+    events: Literal["redis", "rabbitmq"] = "redis"
 
     @classmethod
     def isolated(cls, var: Path, **changes: Any) -> Self:
@@ -52,6 +57,7 @@ class StackSettings(BaseSettings):
             "edge_bind_address": "127.0.0.1",
             "instance_port_base": ports.free_block(200),
             "consul_production": False,
+            "events": "redis",
         }
         return cls(**{**values, **changes})
 
@@ -100,5 +106,6 @@ class StackSettings(BaseSettings):
 
     @property
     def fixed_ports(self) -> dict[str, int]:
-        """Environment variable → port, for every port that is not an instance's."""
-        return {name.upper(): getattr(self, name) for name in self._port_names()}
+        """Environment variable → port, for every port that is taken and is not an instance's."""
+        names = [n for n in self._port_names() if self.events == "rabbitmq" or not n.startswith("rabbitmq_")]
+        return {name.upper(): getattr(self, name) for name in names}

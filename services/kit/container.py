@@ -24,7 +24,8 @@ from services.kit.auth.verifier import TokenVerifier
 from services.kit.calls.client import JWKS_PATH, REVOCATIONS_PATH, Upstreams, fetch_document
 from services.kit.db.jobs import Jobs
 from services.kit.db.session import Database, database_url
-from services.kit.events.events import TIMEOUT_S, Events
+from services.kit.events.brokers import broker_of
+from services.kit.events.events import Events
 from services.kit.events.tables import event_tables
 from services.kit.redis_client import connect
 from services.kit.server.addresses import NoAddress, default_instance_id, grpc_name, own_address
@@ -152,9 +153,8 @@ class Kit:
         """Publishing and consuming events. Raises LookupError for a service that was made without `events=True`."""
         if self._event_tables is None:
             raise LookupError(f"{self.name} has no events: create_service(…, events=True)")
-        redis = self._redis(self.settings.events_url or self.settings.redis_state_url, TIMEOUT_S)
-        waiting = self.metrics.events_waiting
-        return Events(self.db, self._event_tables, self.name, self.instance_id, redis, waiting)
+        broker, waiting = broker_of(self.settings, self.instance_id), self.metrics.events_waiting
+        return Events(self.db, self._event_tables, self.name, self.instance_id, broker, waiting)
 
     @lazily
     def tokens(self) -> TokenVerifier:

@@ -25,6 +25,7 @@ from services.kit.server.addresses import check_advertised, check_networks
 
 WorkerClass = Literal["gthread", "gevent"]
 
+_BROKER = re.compile(r"(?:rediss?|unix|amqps?)://")
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
@@ -35,6 +36,13 @@ def check_origins(text: str) -> str:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ValueError(f"{origin!r} is not an origin such as https://shop.example.com")
     return ",".join(origins)
+
+
+def check_broker(url: SecretStr) -> SecretStr:
+    """Raises ValueError for a URL that is of no broker we know; it is not shown, for it may hold a password."""
+    if not _BROKER.match(url.get_secret_value()):
+        raise ValueError("a URL that begins with redis://, rediss://, unix://, amqp:// or amqps:// is needed")
+    return url
 
 
 class FileSource(PydanticBaseSettingsSource):
@@ -85,8 +93,8 @@ class ServiceSettings(BaseSettings):
 
     redis_cache_url: str | None = None
     redis_state_url: str | None = None
-    # The broker of events; by default the Redis for state.
-    events_url: str | None = None
+    # The broker of events, by its scheme Redis or RabbitMQ; by default the Redis for state.
+    events_url: Annotated[SecretStr, AfterValidator(check_broker)] | None = None
     redis_username: str | None = None
     redis_password: SecretStr | None = None
     # What a request pays, once, for a Redis that hangs; a miss by mistake costs a read of the database.

@@ -31,7 +31,9 @@ SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin",
 PROGRAMS = {
     "run": {"haproxy": "haproxy", "redis-server": "redis-server", "setpriv": "util-linux"},
     # Debian keeps PostgreSQL's own programs off PATH; this one comes with them.
-    "test": {"nginx": "nginx-light", "pg_ctlcluster": "postgresql"},
+    "test": {"nginx": "nginx-light", "pg_ctlcluster": "postgresql", "rabbitmq-server": "rabbitmq-server"},
+    # `make up EVENTS=rabbitmq`.
+    "rabbitmq": {"rabbitmq-server": "rabbitmq-server"},
     "bench": {"nginx": "nginx-light", "caddy": "caddy", "wrk": "wrk"},
     "compose": {"docker": "docker.io"},
     # Where no Docker engine runs, for one of our own; and for stand-ins of images that cannot be pulled.
@@ -58,6 +60,8 @@ for package in "$@"; do
     case $package in
         haproxy|redis-server|caddy|postgresql) unit=$package ;;
         nginx-light) unit=nginx ;;
+        # With Erlang's port mapper.
+        rabbitmq-server) unit="rabbitmq-server.service epmd.service epmd.socket" ;;
         docker.io) unit="docker.service docker.socket" ;;
         *) continue ;;
     esac

@@ -26,6 +26,9 @@ DEFAULTS = {
     "REDIS_CACHE_PORT": 6390,
     "REDIS_STATE_PORT": 6391,
     "MAIL_PORT": 8025,
+    "RABBITMQ_PORT": 6392,
+    "RABBITMQ_DIST_PORT": 6393,
+    "RABBITMQ_EPMD_PORT": 6394,
 }
 """Variable → port, for every port that is not an instance's."""
 

@@ -65,6 +65,22 @@ class Vault:
     def redis_password(self, name: str) -> str:
         return self.redis_password_file(name).read_text().strip()
 
+    def rabbitmq_password(self, name: str) -> str:
+        """The password of a service, or of the operator."""
+        made = self._made(self.root / "rabbitmq" / f"{name}.password", lambda: secrets.token_urlsafe(32))
+        return made.read_text().strip()
+
+    def rabbitmq_passwords(self) -> dict[str, str]:
+        """Of every name that has one."""
+        found = sorted(path.stem for path in (self.root / "rabbitmq").glob("*.password"))
+        return {name: self.rabbitmq_password(name) for name in found}
+
+    def events_url_file(self, service: str, url: str) -> Path:
+        """A URL of RabbitMQ that holds the service's password."""
+        path = self.root / "rabbitmq" / f"{service}.url"
+        write_private(path, url + "\n")
+        return path
+
     def database_password(self, name: str) -> str:
         """The password of a service's role in PostgreSQL, or of `postgres`, which makes the others."""
         made = self._made(self.root / "postgres" / f"{name}.password", lambda: secrets.token_urlsafe(32))

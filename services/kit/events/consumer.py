@@ -81,9 +81,12 @@ class Consumer:
         return register
 
     @property
-    def producers(self) -> list[str]:
-        """The services whose events are consumed."""
-        return sorted({kind.PRODUCER for kind, _ in self._handlers.values()})
+    def wanted(self) -> dict[str, list[str]]:
+        """The services whose events are consumed, and the types of these."""
+        found: dict[str, list[str]] = {}
+        for kind, _ in self._handlers.values():
+            found.setdefault(kind.PRODUCER, []).append(kind.TYPE)
+        return found
 
     def turn(self) -> float:
         """Receive, take effect, acknowledge. Raises Away, SQLAlchemyError: what is not acknowledged comes again."""
@@ -91,7 +94,7 @@ class Consumer:
             self._transport.again()
         # Until all is acknowledged: what the broker gave may be lost on its way here.
         self._unsure = True
-        deliveries = self._transport.receive(self._service, self.producers, BATCH, WAIT_S)
+        deliveries = self._transport.receive(self._service, self.wanted, BATCH, WAIT_S)
         if deliveries:
             with background(), self._db.session() as session:
                 self._take(session, deliveries)

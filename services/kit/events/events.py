@@ -16,14 +16,13 @@ from services.kit.events.event import Event
 from services.kit.events.publisher import Publisher
 from services.kit.events.redis_streams import RedisStreams
 from services.kit.events.tables import Tables
+from services.kit.events.transport import Transport
 
 log = structlog.get_logger(__name__)
 
 E = TypeVar("E", bound=Event)
 Handler = Callable[[E, Session], object]
 
-# Longer than a read waits for something new.
-TIMEOUT_S = 3.0
 END_S = 5.0
 
 
@@ -31,10 +30,17 @@ class Events:
     """Publishing needs no broker: without one, what is published waits in the database."""
 
     def __init__(
-        self, db: Database, tables: Tables, service: str, instance: str, redis: Redis | None, backlog: Gauge
+        self,
+        db: Database,
+        tables: Tables,
+        service: str,
+        instance: str,
+        broker: Transport | None,
+        backlog: Gauge,
     ) -> None:
-        self._broker = redis is not None
-        transport = RedisStreams(redis if redis is not None else Redis(), instance)
+        self._broker = broker is not None
+        # Without a broker it is never used.
+        transport = broker or RedisStreams(Redis(), instance)
         self._publisher = Publisher(db, tables, service, instance, transport, backlog=backlog)
         self._consumer = Consumer(db, tables, service, transport)
 
@@ -59,7 +65,7 @@ class Events:
             log.warning("no broker: what is published waits in the database", setting="EVENTS_URL")
             return
         self._publisher.loop.start()
-        if self._consumer.producers:
+        if self._consumer.wanted:
             for loop in self._consumer.loops:
                 loop.start()
 

@@ -8,7 +8,7 @@ Ref: https://redis.io/docs/latest/develop/data-types/streams/
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -87,8 +87,10 @@ class RedisStreams:
 
     # -- the consumer's
 
-    def receive(self, service: str, producers: Sequence[str], limit: int, wait_s: float) -> list[Delivery]:
-        return self._do(lambda redis: self._receive(redis, service, producers, limit, wait_s))
+    def receive(
+        self, service: str, wanted: Mapping[str, Sequence[str]], limit: int, wait_s: float
+    ) -> list[Delivery]:
+        return self._do(lambda redis: self._receive(redis, service, list(wanted), limit, wait_s))
 
     def _receive(
         self, redis: Redis, service: str, producers: Sequence[str], limit: int, wait_s: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,8 +37,12 @@ class Transport(Protocol):
         """Let go of what every consuming service has acknowledged."""
         ...
 
-    def receive(self, service: str, producers: Sequence[str], limit: int, wait_s: float) -> list[Delivery]:
+    def receive(
+        self, service: str, wanted: Mapping[str, Sequence[str]], limit: int, wait_s: float
+    ) -> list[Delivery]:
         """What is next for the service, of each producer in sequence: of one that another instance follows, nothing.
+
+        `wanted` are producers and their types; others may come as well.
 
         What was received and not acknowledged comes again after `again`, to this instance or to another.
         """

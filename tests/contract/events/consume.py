@@ -6,13 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-from tests.contract.events.rig import database, file, stats, streams
+from tests.contract.events.rig import connect, database, file, stats
 
 
 def main() -> None:
     url, folder, name = sys.argv[1:]
     db, tables, effects = database(file(Path(folder), "stats"))
-    one = stats(db, tables, effects, streams(url, name))
+    one = stats(db, tables, effects, connect(url, name))
     with one.running():
         time.sleep(600)
 

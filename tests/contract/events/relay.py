@@ -6,13 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-from tests.contract.events.rig import database, file, producer, relaying, streams
+from tests.contract.events.rig import connect, database, file, producer, relaying
 
 
 def main() -> None:
     url, folder, name = sys.argv[1:]
     db, tables, _ = database(file(Path(folder), "posts"))
-    with relaying(producer(db, tables, streams(url, name), name)):
+    with relaying(producer(db, tables, connect(url, name), name)):
         time.sleep(600)
 
 

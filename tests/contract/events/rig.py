@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redis import Redis
 from sqlalchemy import BigInteger, Column, MetaData, String, Table, func, insert, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import Session
 
 from services.kit.db.portable import NUMBER
 from services.kit.db.session import Database
+from services.kit.events.brokers import broker_of
 from services.kit.events.consumer import Consumer
 from services.kit.events.event import Event
 from services.kit.events.publisher import Publisher
-from services.kit.events.redis_streams import RedisStreams
 from services.kit.events.tables import Tables, event_tables
 from services.kit.events.transport import Transport
+from services.kit.settings import ServiceSettings
 
 
 class PostPublished(Event, type="post.published.v1", producer="posts", subject="postId"):
@@ -62,6 +62,7 @@ class Producer:
 
     db: Database
     publisher: Publisher
+    transport: Transport
 
     def publish(self, subject: str, *numbers: int) -> None:
         """All in one transaction."""
@@ -117,15 +118,18 @@ class Stats:
 
 
 def producer(db: Database, tables: Tables, transport: Transport, name: str = "posts-1") -> Producer:
-    return Producer(db, Publisher(db, tables, "posts", name, transport))
+    return Producer(db, Publisher(db, tables, "posts", name, transport), transport)
 
 
 def stats(db: Database, tables: Tables, effects: Table, transport: Transport, **more: Any) -> Stats:
     return Stats(db, effects, Consumer(db, tables, "stats", transport, **more), transport)
 
 
-def streams(url: str, name: str) -> RedisStreams:
-    return RedisStreams(Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3), name)
+def connect(url: str, instance: str) -> Transport:
+    """As a service does that has this EVENTS_URL."""
+    found = broker_of(ServiceSettings.model_validate({"events_url": url}), instance)
+    assert found is not None
+    return found
 
 
 @contextmanager

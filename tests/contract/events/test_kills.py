@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.events.rig import Stats, database, file, in_order, producer, relaying, stats, streams
+from tests.contract.events.brokers import Broker, introduce, transport
+from tests.contract.events.rig import Producer, Stats, database, file, in_order, relaying, stats
 from tests.support.eventually import eventually, time_scale
-from tests.support.servers import Process, RedisServer
+from tests.support.servers import Process
+
+pytestmark = pytest.mark.shares("rabbitmq")
 
 
 @contextmanager
-def process(module: str, broker: RedisServer, folder: Path, name: str) -> Iterator[Process]:
-    argv = [sys.executable, "-m", f"tests.contract.events.{module}", broker.url, str(folder), name]
+def process(module: str, broker: Broker, folder: Path, name: str) -> Iterator[Process]:
+    url = broker.url(name.partition("-")[0])
+    argv = [sys.executable, "-m", f"tests.contract.events.{module}", url, str(folder), name]
     one = Process(argv, folder / f"{name}.log")
     one.start()
     try:
@@ -27,10 +31,11 @@ def process(module: str, broker: RedisServer, folder: Path, name: str) -> Iterat
         one.stop()
 
 
-def watched(folder: Path, broker: RedisServer) -> Stats:
+def watched(folder: Path, broker: Broker) -> Stats:
     """To look at what the processes have done."""
+    introduce(broker)
     db, tables, effects = database(file(folder, "stats"))
-    return stats(db, tables, effects, streams(broker.url, "witness"))
+    return stats(db, tables, effects, transport(broker, "stats", 9))
 
 
 @pytest.mark.parametrize(
@@ -42,10 +47,9 @@ def watched(folder: Path, broker: RedisServer) -> Stats:
     ],
 )
 def test_killed_at_any_moment_and_nothing_is_lost_or_doubled(
-    broker: RedisServer, tmp_path: Path, side: str, kills: int
+    broker: Broker, posts: Producer, tmp_path: Path, side: str, kills: int
 ) -> None:
-    db, tables, _ = database(file(tmp_path, "posts"))
-    posts, seen = producer(db, tables, streams(broker.url, "posts-0"), "posts-0"), watched(tmp_path, broker)
+    seen = watched(tmp_path, broker)
     chance, sent = random.Random(1), 0
     with (
         process("consume", broker, tmp_path, "stats-1") as consumer,
@@ -69,10 +73,9 @@ def test_killed_at_any_moment_and_nothing_is_lost_or_doubled(
 
 
 def test_another_instance_takes_over_from_a_killed_one_within_10_s(
-    broker: RedisServer, tmp_path: Path
+    broker: Broker, posts: Producer, tmp_path: Path
 ) -> None:
-    db, tables, _ = database(file(tmp_path, "posts"))
-    posts, seen = producer(db, tables, streams(broker.url, "posts-0"), "posts-0"), watched(tmp_path, broker)
+    seen = watched(tmp_path, broker)
     with relaying(posts), process("consume", broker, tmp_path, "stats-1") as first:
         posts.publish("a", 1)
         eventually(seen.count, 15)
@@ -85,10 +88,9 @@ def test_another_instance_takes_over_from_a_killed_one_within_10_s(
 
 
 def test_backlog_of_ten_thousand_is_drained_at_a_thousand_a_second(
-    broker: RedisServer, tmp_path: Path
+    broker: Broker, posts: Producer, tmp_path: Path
 ) -> None:
-    db, tables, _ = database(file(tmp_path, "posts"))
-    posts, seen = producer(db, tables, streams(broker.url, "posts-0"), "posts-0"), watched(tmp_path, broker)
+    seen = watched(tmp_path, broker)
     for start in range(0, 10_000, 100):
         posts.publish(f"post-{start % 7}", *range(start + 1, start + 101))
     with relaying(posts):
@@ -97,6 +99,6 @@ def test_backlog_of_ten_thousand_is_drained_at_a_thousand_a_second(
     with seen.running():
         eventually(lambda: seen.count() == 10_000, 60, every_s=0.1)
     took_s = time.monotonic() - began
-    print(f"10,000 events in {took_s:.1f} s")
+    print(f"10,000 events by {broker.name} in {took_s:.1f} s")
     assert took_s < 10 * time_scale()
     assert in_order(seen.seen())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.engine import make_url
 
+from tests.contract.events.brokers import RedisBroker, transport
 from tests.contract.events.rig import (
     PostPublished,
     Producer,
@@ -16,20 +17,18 @@ from tests.contract.events.rig import (
     producer,
     relaying,
     stats,
-    streams,
 )
 from tests.support.eventually import eventually
 from tests.support.postgres import PostgresServer
-from tests.support.servers import RedisServer
 
 
 @pytest.fixture
-def both(broker: RedisServer, postgres_server: PostgresServer) -> Iterator[tuple[Producer, Stats]]:
+def both(redis_broker: RedisBroker, postgres_server: PostgresServer) -> Iterator[tuple[Producer, Stats]]:
     urls = [make_url(postgres_server.database()).set(drivername="postgresql+psycopg") for _ in range(2)]
     (db, tables, _), (other, others, effects) = map(database, urls)
     yield (
-        producer(db, tables, streams(broker.url, "posts-1")),
-        stats(other, others, effects, streams(broker.url, "stats-1"), retry_first_s=0.05),
+        producer(db, tables, transport(redis_broker, "posts")),
+        stats(other, others, effects, transport(redis_broker, "stats"), retry_first_s=0.05),
     )
     db.dispose()
     other.dispose()
