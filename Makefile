@@ -13,6 +13,7 @@ help:
 	@echo "make up | down | status | seed | plan | test | test-long | test-compose | bench | lint"
 	@echo "make test [BACKENDS=full]        full: the services' own tests on PostgreSQL as well"
 	@echo "make test-long                   the tests that take a minute or more each"
+	@echo "make up [EVENTS=rabbitmq]         events by RabbitMQ in place of Redis"
 	@echo "make lock [UPGRADE=1]            make the lock files anew from requirements*.in"
 	@echo "make clean                       take away state and virtual environment; packages stay"
 	@echo "make recount                     count everybody's posts anew"

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from stack.errors import StackError
 from stack.fleet import FLEET
-from stack.servers import consul_agent, redis_servers
+from stack.servers import consul_agent, rabbitmq, redis_servers
 from stack.servers.vault import Vault, write_private
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def folders() -> None:
     """In the image, at its making: where volumes are mounted. Docker gives a new volume the owner of such a folder."""
-    names = ["consul", "edge", "mail", "postgres", *redis_servers.SERVERS, "run", "secrets"]
+    names = ["consul", "edge", "mail", "postgres", rabbitmq.NAME, *redis_servers.SERVERS, "run", "secrets"]
     own = [f"own/{name}" for name in ("controller", KEEPER, *(spec.name for spec in FLEET))]
     for name in (*names, *own):
         folder = STATE / name
@@ -74,6 +74,8 @@ def prepare(state: Path) -> None:
         if spec.database:
             password = quote(vault.database_password(spec.name), safe="")
             write_private(own / "database.url", f"postgresql://{spec.name}:{password}@postgres/{spec.name}\n")
+            broker = rabbitmq.url(spec.name, vault.rabbitmq_password(spec.name), "rabbitmq:5672")
+            write_private(own / "events.url", broker + "\n")
     _copy(clients, state / "own" / "auth" / "clients.json")
     _copy(vault.key_encryption_file(), state / "own" / "auth" / "keys.kek")
     _copy(vault.vapid_key_file(), state / "own" / "notifications" / "vapid.key")
@@ -83,6 +85,10 @@ def prepare(state: Path) -> None:
         redis_servers.write_configuration(name, vault, folder, data=folder, bind="*", port=6379)
     _consul(state / "consul", vault)
     _tokens(vault, names, state / "own" / KEEPER / "consul")
+    vault.rabbitmq_password(rabbitmq.OPERATOR)
+    folder = state / rabbitmq.NAME
+    listener = "listeners.tcp.default = 5672"
+    rabbitmq.write_configuration(folder, vault.rabbitmq_passwords(), seen=folder, listener=listener)
     write_private(state / "postgres" / "superuser.password", vault.database_password(SUPERUSER) + "\n")
 
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -98,7 +98,8 @@ def launch(command: str, arguments: list[str]) -> int:
     if command == "lock":
         return _lock(place.user)
     if command in LEVELS:
-        _install(LEVELS[command], place)
+        broker = ["rabbitmq"] if command == "up" and os.environ.get("EVENTS") == "rabbitmq" else []
+        _install(LEVELS[command], place, broker)
     elif not Path(place.python).exists():
         raise UsageError("nothing is installed here yet\nstart with: make up")
     for folder in (place.var, place.var / "cache"):
@@ -165,9 +166,11 @@ def _var(home: Path, environment: Mapping[str, str]) -> Path:
     return Path(environment.get("BREAKWATER_VAR") or home / "var").absolute()
 
 
-def _install(level: str, place: Place) -> None:
+def _install(level: str, place: Place, more: Sequence[str]) -> None:
+    """What `level` needs; of `more` levels the Debian packages."""
     python = packages.choose_python(place.user.succeeds)
-    packages.install_packages(level, python)
+    for each in (level, *more):
+        packages.install_packages(each, python)
     try:
         with packages.only_one(place.home):
             packages.install_venv(place.venv, place.home, level, python)

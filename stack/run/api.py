@@ -20,7 +20,7 @@ from stack.run.programs import DRAIN_WAIT_S, Catalogue, Program
 from stack.run.startup import Startup, wait_serving
 from stack.run.state import Slot, State
 from stack.run.supervisor import Supervisor
-from stack.servers import consul_agent, redis_servers
+from stack.servers import consul_agent, rabbitmq, redis_servers
 from stack.servers.vault import Vault
 from stack.settings import StackSettings
 
@@ -107,7 +107,8 @@ class Stack:
             progress(f"draining {len(instances)} instances")
             self._stop_together(instances, DRAIN_WAIT_S + 5)
             progress("stopping the edge, Redis and Consul")
-            self._stop_together([name for name in INFRASTRUCTURE if name in known], 15)
+            servers = (*INFRASTRUCTURE, rabbitmq.NAME, rabbitmq.EPMD)
+            self._stop_together([name for name in servers if name in known], 15)
             self.supervisor.shutdown()
             self.supervisor.reap(5)
         self._end_leftovers(progress)
@@ -258,6 +259,7 @@ class Stack:
             for name in redis_servers.SERVERS:
                 redis_servers.configure(self.settings, self.vault, name)
             redis_servers.admit(self.settings, self.vault, service)
+            rabbitmq.admit(self.settings, self.vault, service)
             self.vault.write_clients([*self.fleet, service])
 
     def edge_environment(self) -> dict[str, str]:

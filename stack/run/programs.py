@@ -7,11 +7,12 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from stack.errors import StackError
 from stack.fleet import ServiceSpec
 from stack.install.packages import search_path
-from stack.servers import consul_agent, redis_servers
+from stack.servers import consul_agent, rabbitmq, redis_servers
 from stack.servers.vault import Vault
 from stack.settings import REPO, StackSettings
 
@@ -100,7 +101,8 @@ class Catalogue:
     def infrastructure(self) -> list[Program]:
         """In the order in which they start."""
         edge = (self._haproxy(), self._controller())
-        return [self._consul(), self._acl(), *self._redis(), self._mail(), *edge]
+        stores = (*self._redis(), *self._rabbitmq())
+        return [self._consul(), self._acl(), *stores, self._mail(), *edge]
 
     def instance(self, spec: ServiceSpec, number: int, port: int) -> Program:
         name = f"{spec.name}-{number}"
@@ -132,7 +134,14 @@ class Catalogue:
             environment.update(self._ways_to_people())
         if service.startswith(redis_servers.GATEWAY):
             environment["EDGE_CONTROL_PORTS"] = self._control_ports()
+        elif settings.events == "rabbitmq":
+            environment["EVENTS_URL_FILE"] = str(self._events_url_file(service))
         return {**environment, **self.per_service.get(service, {})}
+
+    def _events_url_file(self, service: str) -> Path:
+        password = self.vault.rabbitmq_password(service)
+        url = rabbitmq.url(service, password, rabbitmq.node(self.settings).address)
+        return self.vault.events_url_file(service, url)
 
     def edge_environment(self) -> dict[str, str]:
         """For HAProxy's controller, and for its commands `init` and `plan`."""
@@ -185,6 +194,18 @@ class Catalogue:
             name: redis_servers.configure(self.settings, self.vault, name) for name in redis_servers.SERVERS
         }
         return [Program(name, (binary, str(file))) for name, file in files.items()]
+
+    def _rabbitmq(self) -> list[Program]:
+        if self.settings.events != "rabbitmq":
+            return []
+        find_binary("rabbitmq-server")
+        node = rabbitmq.node(self.settings)
+        node.configure(self.vault.rabbitmq_passwords())
+        mapper, *arguments = node.epmd_command
+        return [
+            Program(rabbitmq.EPMD, (find_binary(mapper), *arguments)),
+            Program(rabbitmq.NAME, node.command, node.environment),
+        ]
 
     def _haproxy(self) -> Program:
         settings = self.settings

@@ -15,7 +15,7 @@ from stack import http, views
 from stack.errors import PortInUse, StackError, TookTooLong
 from stack.run import ports
 from stack.run.programs import find_binary
-from stack.servers import redis_servers
+from stack.servers import rabbitmq, redis_servers
 from stack.servers.consul_agent import ConsulAcl
 from stack.servers.vault import Vault
 from stack.settings import MAX_SOCKET_PATH, REPO
@@ -47,7 +47,8 @@ class Startup:
         self._prepare()
         self.progress("starting Consul, Redis and the edge")
         self.supervisor.start(self.stack.catalogue.base_environment())
-        self._start("consul", *redis_servers.SERVERS, "mail")
+        broker = [rabbitmq.EPMD, rabbitmq.NAME] if self.settings.events == rabbitmq.NAME else []
+        self._start("consul", *redis_servers.SERVERS, *broker, "mail")
         # While Consul elects itself.
         self._controller_init()
         self._start("haproxy")
@@ -58,6 +59,9 @@ class Startup:
         self._compile()
         self._start("consul-tokens", "controller", *(slot.id for slot in self.stack.state.slots))
         wait_serving(self.stack, self.until, self.progress)
+        if broker:
+            self.progress("waiting for RabbitMQ")
+            rabbitmq.node(self.settings).wait_ready(self._left(60))
 
     def _compile(self) -> None:
         """Before the first start, lest each instance compile the same code at the same time, and all that it imports."""
@@ -93,6 +97,10 @@ class Startup:
         stack.vault.write_clients([*stack.fleet, PROBE_CLIENT])
         for name in stack.fleet:
             stack.vault.redis_password_file(name)
+            if settings.events == rabbitmq.NAME and not name.startswith(redis_servers.GATEWAY):
+                stack.vault.rabbitmq_password(name)
+        if settings.events == rabbitmq.NAME:
+            stack.vault.rabbitmq_password(rabbitmq.OPERATOR)
         stack.state.settings = settings.model_dump(mode="json")
         stack.state.slots = []
         stack.assign([(name, n) for name in stack.fleet for n in range(1, stack.counts[name] + 1)])

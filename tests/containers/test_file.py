@@ -23,8 +23,8 @@ STORES = {
     "redis-state": ("state", "REDIS_STATE_URL"),
     "postgres": ("database", "DATABASE_URL_FILE"),
 }
-# The database's own steps, which run to their end before services begin.
-STEPS_OF_STORES = {"databases"}
+# The database's own steps, which run to their end before services begin; and a broker of events, which takes Redis' place.
+BESIDE_STORES = {"databases", "rabbitmq"}
 WAYS_IN = {"public": {"haproxy"}, "console": {"consul"}}
 ONLY_BY_FILE = re.compile(r"SECRET|TOKEN|PASSWORD|KEY|KEK|DATABASE_URL|CREDENTIAL")
 VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)")
@@ -134,7 +134,7 @@ def test_a_stores_network_holds_those_alone_that_keep_something_in_it(services: 
     for store, (network, variable) in STORES.items():
         users = {name for name, one in services.items() if variable in (one.get("environment") or {})}
         there = {name for name, one in services.items() if network in (one.get("networks") or ())}
-        assert there - STEPS_OF_STORES == users | {store}
+        assert there - BESIDE_STORES == users | {store}
         assert list(services[store]["networks"]) == [network]
         assert users, f"no service uses {store}"
 

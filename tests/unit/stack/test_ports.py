@@ -47,6 +47,11 @@ def test_isolated_settings_share_no_port(tmp_path: Path) -> None:
     assert settings.edge_bind_address == "127.0.0.1"
 
 
+def test_ports_of_rabbitmq_are_taken_only_where_it_runs(tmp_path: Path) -> None:
+    with_it = StackSettings.isolated(tmp_path, events="rabbitmq").fixed_ports
+    assert len(set(with_it.values())) == len(with_it) == 14
+
+
 def test_every_port_moves_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(StackSettings().fixed_ports)
     for number, name in enumerate(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,27 @@ def test_environment_of_one_service_is_no_other_ones(catalogue: Catalogue) -> No
     assert instance(catalogue, "gateway-ai").environment["LOG_LEVEL"] == "debug"
     assert "LOG_LEVEL" not in instance(catalogue, "gateway-business").environment
     assert "GATEWAY_DOMAIN" not in instance(catalogue, "users").environment
+
+
+def test_rabbitmq_runs_where_it_is_asked_for_and_each_service_is_itself_to_it(tmp_path: Path) -> None:
+    settings = StackSettings(breakwater_var=tmp_path, events="rabbitmq")
+    catalogue = Catalogue(settings, Vault(settings.secrets_dir), {}, {})
+    files = {name: instance(catalogue, name).environment.get("EVENTS_URL_FILE") for name in SPECS}
+    assert {name for name, file in files.items() if not file} == {n for n in SPECS if n.startswith("gateway")}
+    for name, file in files.items():
+        if file:
+            password = catalogue.vault.rabbitmq_password(name)
+            assert Path(file).read_text() == f"amqp://{name}:{password}@127.0.0.1:6392/breakwater\n"
+            assert Path(file).stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in catalogue.infrastructure()][4:6] == ["rabbitmq-epmd", "rabbitmq"]
+    users = json.loads((tmp_path / "rabbitmq" / "definitions.json").read_text())["users"]
+    assert {one["name"] for one in users} == {name for name, file in files.items() if file}
+
+
+def test_without_it_nothing_is_known_of_rabbitmq(catalogue: Catalogue, tmp_path: Path) -> None:
+    assert "EVENTS_URL_FILE" not in instance(catalogue, "users").environment
+    assert "rabbitmq" not in [one.name for one in catalogue.infrastructure()]
+    assert not (tmp_path / "rabbitmq").exists()
 
 
 def test_every_service_is_itself_to_consul_and_redis(catalogue: Catalogue) -> None:
