@@ -16,6 +16,10 @@ if PATCHED:
 
     monkey.patch_all()
 
+# gRPC, which reads this when it is imported, would write lines of its own kind between those of the log whenever a server leaves.
+# What goes wrong is in a call's error.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 # structlog loads it for a terminal's colours: 3 MB in each process.
 sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 import structlog  # noqa: E402, F401

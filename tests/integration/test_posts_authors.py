@@ -71,3 +71,4 @@ def test_without_users_a_page_comes_without_names(
         assert body["authors"] is None
         assert len(body["data"]) == 3
     eventually(lambda: page(posts, include="authors")["authors"], 30)
+    assert "authors not named" in posts.events(), "and every line of its log is JSON"

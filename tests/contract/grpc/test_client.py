@@ -97,9 +97,9 @@ def test_call_carries_ids_token_and_what_is_left_of_the_deadline() -> None:
         first, second = one.things[0].seen
         assert (first["x-request-id"], first["traceparent"]) == ("d" * 20, trace)
         assert (first["authorization"], second["authorization"]) == ("Bearer a.b.c", "Bearer own")
-        # A call that may run twice leaves half of the time to another attempt.
-        assert left[0] <= 2
-        assert left[1] <= 2
+        # A call that may run twice leaves half of the time to another attempt. On its way gRPC rounds a deadline up.
+        assert 0 < left[0] <= 2.1
+        assert 0 < left[1] <= 2.1
 
 
 def test_refused_instance_costs_no_call_whatever_the_method_and_is_left_out_then() -> None:
