@@ -34,7 +34,8 @@ def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 def test_service_registers_its_own_name_and_takes_no_other_away(consul: Agent) -> None:
     """What else a service's token cannot do is in tests/security/test_consul_tokens.py."""
     assert consul.register("users", "users") == 200
-    for name in ("posts", "users2", "user", "consul"):
+    assert consul.register("users", "users-grpc") == 200, "the port where it speaks gRPC"
+    for name in ("posts", "posts-grpc", "users2", "user", "consul"):
         assert consul.register("users", name) == 403
     assert consul.register("posts", "posts") == 200
     assert consul.status("users", "PUT", "/v1/agent/service/deregister/posts-1") == 403
