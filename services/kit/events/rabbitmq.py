@@ -35,6 +35,8 @@ BEAT_S = 1.0
 TIMEOUT_S = 3.0
 CONNECT_S = 5.0
 MAX_DEAD = 10_000
+FORGETS = 3
+FORGET_PAUSE_S = 0.1
 # A longer queue refuses what is published until its service has read: events wait in the database of their service.
 MAX_LENGTH = 100_000
 NOT_FOUND = 404
@@ -134,7 +136,9 @@ class RabbitMQ:
         # With a user of its own, a service knows others by what the broker has checked; where they share one, by what they say.
         shared = properties.user_id == self._user != service
         producer = properties.app_id if shared else properties.user_id
-        return Delivery(producer or "", f"{self._opening}-{method.delivery_tag}", body)
+        # Services have no right to the exchange without a name.
+        replays = "" if method.exchange else str((properties.headers or {}).get("replays", ""))
+        return Delivery(producer or "", f"{self._opening}-{method.delivery_tag}", body, replays)
 
     def acknowledge(self, service: str, deliveries: Sequence[Delivery]) -> None:
         """Also what was received before these, which is acknowledged already or has been given up by `again`."""
@@ -182,17 +186,26 @@ class RabbitMQ:
         with self._open_for_dead() as channel:
             return [_dead(*message[1:]) for message in _look(channel, service, limit)]
 
+    def replay(self, service: str, dead: Dead) -> None:
+        """Only the operator may."""
+        properties = pika.BasicProperties(
+            delivery_mode=_PERSISTENT, user_id=self._user, headers={"replays": dead.handle}
+        )
+        with self._open_for_dead() as channel:
+            channel.confirm_delivery()
+            # Past the exchange, to this service alone.
+            channel.basic_publish("", _queue_of(service), dead.body, properties, mandatory=True)
+
     def forget_dead(self, service: str, handles: Sequence[str]) -> None:
         left = set(handles)
-        if not left:
-            return
-        with self._open_for_dead() as channel:
-            for method, properties, _ in _look(channel, service, MAX_DEAD):
-                if properties.message_id in left:
-                    channel.basic_ack(method.delivery_tag)
-                    left.discard(properties.message_id)
-                if not left:
-                    break
+        for _ in range(FORGETS):
+            if left:
+                with self._open_for_dead() as channel:
+                    left -= _take_off(channel, service, left)
+            if not left:
+                return
+            # Another may be looking at them: they are in their place again when it has seen them.
+            self._ended.wait(FORGET_PAUSE_S)
 
     @contextlib.contextmanager
     def _open_for_dead(self) -> Iterator[Any]:
@@ -308,6 +321,18 @@ def _look(channel: Any, service: str, limit: int) -> Iterator[tuple[Any, Any, by
         if method is None:
             return
         yield method, properties, body
+
+
+def _take_off(channel: Any, service: str, wanted: set[str]) -> set[str]:
+    """Let go of those dead letters. Returns the handles of those that were there."""
+    found: set[str] = set()
+    for method, properties, _ in _look(channel, service, MAX_DEAD):
+        if properties.message_id in wanted:
+            channel.basic_ack(method.delivery_tag)
+            found.add(properties.message_id)
+        if found == wanted:
+            break
+    return found
 
 
 def _dead(properties: Any, body: bytes) -> Dead:

@@ -9,11 +9,15 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event as the broker gave it: `handle` is how it is acknowledged."""
+    """One event as the broker gave it: `handle` is how it is acknowledged.
+
+    `replays` names the dead letter that it comes back from. No publisher may be able to set it.
+    """
 
     producer: str
     handle: str
     body: bytes
+    replays: str = ""
 
 
 @dataclass(frozen=True, slots=True)

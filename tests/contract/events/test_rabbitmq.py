@@ -173,6 +173,28 @@ def test_service_may_not(broker: RabbitBroker, what: str) -> None:
             FORBIDDEN[what](channel)
 
 
+def test_dead_letter_is_replayed_by_the_operator_alone(broker: RabbitBroker, counter: Stats) -> None:
+    stats = counter.transport
+    stats.bury("stats", event(1), "refused")
+    (letter,) = stats.dead("stats", 10)
+    with pytest.raises(Away, match="ACCESS_REFUSED"):
+        transport(broker, "users").replay("stats", letter)
+    with broker.channel("users") as channel:
+        properties = pika.BasicProperties(user_id="users", headers={"replays": letter.handle})
+        channel.basic_publish(EVENTS, PostPublished.TYPE, b"forged", properties)
+    connect(broker.server.url(), "operator").replay("stats", letter)
+    found = []
+
+    def both() -> bool:
+        found.extend(stats.receive("stats", WANTED, 10, 0.2))
+        return len(found) == 2
+
+    eventually(both, 10)
+    assert [(each.body, each.replays) for each in found] == [(b"forged", ""), (letter.body, letter.handle)]
+    stats.forget_dead("stats", [letter.handle, "unknown"])
+    assert stats.dead("stats", 10) == []
+
+
 def test_service_that_is_new_is_let_in_while_the_broker_runs(broker: RabbitBroker) -> None:
     node, known = broker.server.node, dict(broker.server.passwords)
     known["hello"] = "secret"
