@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from services.auth.events import UserCreated
 from services.kit.events.event import Event, wrap
@@ -62,7 +61,3 @@ class Teller:
     def send(self, messages: Iterable[tuple[str, str]]) -> None:
         for producer, body in messages:
             self._streams.publish(producer, [body])
-
-
-def total(points: list[dict[str, Any]]) -> int:
-    return sum(point["count"] for point in points)
