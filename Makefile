@@ -2,12 +2,12 @@
 PYTHON ?= python3
 LAUNCH = @$(PYTHON) -m stack.launch
 # The value of a variable as one word of the shell, whatever is in it (to export it, make would run a $(shell …) in it).
-unexport SERVICE N LINES FILE
+unexport SERVICE N LINES FILE ID
 one_word = '$(subst ','\'',$(value $(1)))'
 OF_SERVICE = $(if $(value SERVICE),--service $(call one_word,SERVICE))
 NUMBER = $(if $(value N),--number $(call one_word,N))
 
-.PHONY: help up down status logs kill stop start scale mail seed recount plan token run test test-long test-compose bench lint lock clean
+.PHONY: help up down status logs kill stop start scale mail seed recount plan token run dead-letters test test-long test-compose bench lint lock clean
 
 help:
 	@echo "make up | down | status | seed | plan | test | test-long | test-compose | bench | lint"
@@ -23,6 +23,7 @@ help:
 	@echo "make start SERVICE=users [N=2]   start them again"
 	@echo "make scale SERVICE=users N=5     run five instances"
 	@echo "make mail [N=5]                  the last mails that went to the stack's own mail server"
+	@echo "make dead-letters [SERVICE=users] [ID=…] [REPLAY=1]   events that services gave up: list, show, deliver again"
 	@echo "make run SERVICE=hello FILE=hello.py   run a service of your own in the foreground"
 	@echo "make token SERVICE=hello         the file with its Consul token"
 
@@ -40,6 +41,9 @@ mail:
 
 token:
 	$(LAUNCH) token $(call one_word,SERVICE)
+
+dead-letters:
+	$(LAUNCH) dead-letters $(OF_SERVICE) $(if $(value ID),--id $(call one_word,ID)) $(if $(filter-out 0,$(value REPLAY)),--replay)
 
 run:
 	$(LAUNCH) run $(call one_word,FILE) $(OF_SERVICE)

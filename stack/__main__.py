@@ -167,6 +167,19 @@ def plan() -> None:
     raise typer.Exit(subprocess.run(argv, env=stack.edge_environment(), timeout=60).returncode)
 
 
+@app.command("dead-letters")
+def dead_letters(
+    service: Service = "",
+    which: Annotated[str, typer.Option("--id", help="one of them")] = "",
+    replay: Annotated[bool, typer.Option("--replay", help="hand them to their service again")] = False,
+) -> None:
+    """The events that services gave up: a list, or one whole."""
+    from stack import dead_letters as letters
+
+    if not letters.run(console, _running(), service, which, replay):
+        raise typer.Exit(1)
+
+
 @app.command()
 def token(name: str) -> None:
     """Print the file with the Consul token of a service; a new name gets a token of its own."""

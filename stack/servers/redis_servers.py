@@ -56,7 +56,8 @@ def rules(service: str) -> str:
         # The kit keeps a service's last good answers under `stale`, where the gateways find them.
         names = (service, f"stale:{service}")
         own.append(f"~events:{service}")
-        own.append(f"({CONSUMING} ~events:*)")
+        # Streams that are read by one command must be named by one rule: others' and what comes back from its dead letters.
+        own.append(f"({CONSUMING} ~events:* ~{service}:events:*)")
     return " ".join([COMMANDS, *(f"~{name}:* &{name}:*" for name in names), *own])
 
 

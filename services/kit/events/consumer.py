@@ -2,7 +2,7 @@
 
 The effect and the event's id are written in one transaction, so that a second delivery has none. What a function refuses is
 parked in the service's own database, with what follows of the same subject, and tried again while the others go on; after the
-last try it goes to the dead letters.
+last try it goes to the dead letters, and its id is forgotten: what is replayed from there is new.
 """
 
 from __future__ import annotations
@@ -81,10 +81,15 @@ class Consumer:
         return register
 
     @property
+    def kinds(self) -> list[type[Event]]:
+        """The types of events that are consumed."""
+        return [kind for kind, _ in self._handlers.values()]
+
+    @property
     def wanted(self) -> dict[str, list[str]]:
         """The services whose events are consumed, and the types of these."""
         found: dict[str, list[str]] = {}
-        for kind, _ in self._handlers.values():
+        for kind in self.kinds:
             found.setdefault(kind.PRODUCER, []).append(kind.TYPE)
         return found
 
@@ -96,8 +101,10 @@ class Consumer:
         self._unsure = True
         deliveries = self._transport.receive(self._service, self.wanted, BATCH, WAIT_S)
         if deliveries:
+            wanted = [(each, envelope) for each in deliveries if (envelope := self._understand(each))]
             with background(), self._db.session() as session:
-                self._take(session, deliveries)
+                self._take(session, wanted)
+            self._transport.forget_dead(self._service, [each.replays for each, _ in wanted if each.replays])
             self._transport.acknowledge(self._service, deliveries)
         self._unsure = False
         return 0.0
@@ -126,9 +133,20 @@ class Consumer:
 
     # -- new ones
 
-    def _take(self, session: Session, deliveries: Sequence[Delivery]) -> None:
+    def _understand(self, delivery: Delivery) -> Envelope | None:
+        """What is in it, where a function takes it. What is not for this service and was dead before, stays dead."""
+        try:
+            envelope = read(delivery.body)
+        except ValueError as error:
+            if not delivery.replays:
+                # Nothing says whose turn it is: it would fail the same each time.
+                self._bury(delivery.body, f"not understood: {error}")
+            return None
+        return envelope if self._is_wanted(envelope, delivery) else None
+
+    def _take(self, session: Session, wanted: Sequence[tuple[Delivery, Envelope]]) -> None:
         waiting = self._waiting_subjects(session)
-        for envelope, body in self._new(session, deliveries):
+        for envelope, body in self._new(session, wanted):
             key = _subject(envelope)
             if key in waiting:
                 self._park(session, envelope, body, attempts=0)
@@ -139,18 +157,13 @@ class Consumer:
                 waiting.add(key)
                 self._park(session, envelope, body, attempts=1)
 
-    def _new(self, session: Session, deliveries: Sequence[Delivery]) -> list[tuple[Envelope, bytes]]:
-        """What is wanted and was not there before, noted as consumed."""
+    def _new(
+        self, session: Session, wanted: Sequence[tuple[Delivery, Envelope]]
+    ) -> list[tuple[Envelope, bytes]]:
+        """What was not there before, noted as consumed."""
         found: dict[str, tuple[Envelope, bytes]] = {}
-        for delivery in deliveries:
-            try:
-                envelope = read(delivery.body)
-            except ValueError as error:
-                # Nothing says whose turn it is: it would fail the same each time.
-                self._bury(delivery.body, f"not understood: {error}")
-                continue
-            if self._is_wanted(envelope, delivery.producer):
-                found.setdefault(envelope.id, (envelope, delivery.body))
+        for delivery, envelope in wanted:
+            found.setdefault(envelope.id, (envelope, delivery.body))
         ids = self._consumed.c.id
         for known in session.scalars(select(ids).where(ids.in_(found))) if found else ():
             del found[known]
@@ -160,14 +173,14 @@ class Consumer:
             session.execute(insert(self._consumed), rows)
         return list(found.values())
 
-    def _is_wanted(self, envelope: Envelope, producer: str) -> bool:
+    def _is_wanted(self, envelope: Envelope, delivery: Delivery) -> bool:
         """Whether a function takes it. Only a type's own service may say that it happened."""
         kind, _ = self._handlers.get(envelope.type, (None, None))
-        if kind is None or kind.PRODUCER == envelope.producer == producer:
+        # What comes back from the dead letters was looked at when it came first.
+        by = envelope.producer if delivery.replays else delivery.producer
+        if kind is None or kind.PRODUCER == envelope.producer == by:
             return kind is not None
-        log.error(
-            "event of another service's type", type=envelope.type, source=envelope.producer, by=producer
-        )
+        log.error("event of another service's type", type=envelope.type, source=envelope.producer, by=by)
         return False
 
     def _waiting_subjects(self, session: Session) -> set[str]:
@@ -241,6 +254,8 @@ class Consumer:
                 return
             if reason:
                 self._bury(row.body.encode(), reason)
+                # It had no effect: when it is replayed, it is new.
+                write(session, delete(self._consumed).where(self._consumed.c.id == envelope.id))
             write(session, delete(self._parked).where(mine))
 
     def _bury(self, body: bytes, reason: str) -> None:

@@ -59,6 +59,11 @@ class Events:
         """
         return self._consumer.consumes(kind)
 
+    @property
+    def consumed(self) -> list[type[Event]]:
+        """The types of events that the service hears."""
+        return self._consumer.kinds
+
     def start(self) -> None:
         """In the worker."""
         if not self._broker:

@@ -28,6 +28,8 @@ LEASE_S = 5.0
 BEAT_S = 1.0
 READER = "reader"
 MAX_DEAD = 10_000
+# Followed like a producer, whose name it cannot be: what comes back to the service from its dead letters.
+REPLAYED = ""
 # A longer stream takes nothing more until services have acknowledged: events wait in the database of their service, not in the
 # memory that all share. Of one that no service reads, half as much is kept.
 MAX_LENGTH = 100_000
@@ -95,6 +97,7 @@ class RedisStreams:
     def _receive(
         self, redis: Redis, service: str, producers: Sequence[str], limit: int, wait_s: float
     ) -> list[Delivery]:
+        producers = [*producers, REPLAYED]
         self._follow(redis, service, producers)
         held = [producer for producer in producers if producer in self._held]
         if not held:
@@ -105,10 +108,9 @@ class RedisStreams:
             found = self._read(redis, service, {p: self._left[p] for p in behind}, limit, None)
             gone = [(producer, id_) for producer, id_, fields in found if not fields]
             for producer, id_ in gone:
-                log.error(
-                    "event was trimmed before it was acknowledged", stream=stream_of(producer), entry=id_
-                )
-                redis.xack(stream_of(producer), service, id_)
+                source = _source(service, producer)
+                log.error("event was trimmed before it was acknowledged", stream=source, entry=id_)
+                redis.xack(source, service, id_)
             for producer in behind:
                 ids = [id_ for each, id_, _ in found if each == producer]
                 if ids:
@@ -117,7 +119,7 @@ class RedisStreams:
                     del self._left[producer]
         else:
             found = self._read(redis, service, dict.fromkeys(held, ">"), limit, wait_s)
-        return [Delivery(producer, id_, fields.get(b"e", b"")) for producer, id_, fields in found if fields]
+        return [_delivery(producer, id_, fields) for producer, id_, fields in found if fields]
 
     def _follow(self, redis: Redis, service: str, producers: Sequence[str]) -> None:
         for producer in producers:
@@ -138,7 +140,8 @@ class RedisStreams:
     def _read(
         self, redis: Redis, service: str, after: dict[str, str], limit: int, wait_s: float | None
     ) -> list[tuple[str, str, dict[bytes, bytes]]]:
-        streams: Any = {stream_of(producer): id_ for producer, id_ in after.items()}
+        sources = {_source(service, producer): producer for producer in after}
+        streams: Any = {source: after[producer] for source, producer in sources.items()}
         for producer in after.keys() - self._grouped:
             self._make_group(redis, service, producer)
         block = None if wait_s is None else max(1, int(wait_s * 1000))
@@ -150,14 +153,14 @@ class RedisStreams:
             self._grouped.clear()  # Redis has lost its data: the group is made anew, from the first entry on
             return []
         return [
-            (name.decode().removeprefix("events:"), id_.decode(), fields or {})
+            (sources[name.decode()], id_.decode(), fields or {})
             for name, entries in found or ()
             for id_, fields in entries
         ]
 
     def _make_group(self, redis: Redis, service: str, producer: str) -> None:
         try:
-            redis.xgroup_create(stream_of(producer), service, id="0", mkstream=True)
+            redis.xgroup_create(_source(service, producer), service, id="0", mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
@@ -168,7 +171,9 @@ class RedisStreams:
             with redis.pipeline(transaction=False) as pipe:
                 for producer in {each.producer for each in deliveries}:
                     handles = [each.handle for each in deliveries if each.producer == producer]
-                    pipe.xack(stream_of(producer), service, *handles)
+                    pipe.xack(_source(service, producer), service, *handles)
+                    if producer == REPLAYED:
+                        pipe.xdel(_source(service, producer), *handles)
                 pipe.execute()
 
         if deliveries:
@@ -215,6 +220,11 @@ class RedisStreams:
             for id_, fields in found
         ]
 
+    def replay(self, service: str, dead: Dead) -> None:
+        fields: Any = {"e": dead.body, "replays": dead.handle}
+        # What is trimmed off is dead still.
+        self._do(lambda redis: redis.xadd(_source(service, REPLAYED), fields, maxlen=MAX_DEAD))
+
     def forget_dead(self, service: str, handles: Sequence[str]) -> None:
         if handles:
             self._do(lambda redis: redis.xdel(_dead_of(service), *handles))
@@ -230,6 +240,16 @@ class RedisStreams:
 def stream_of(producer: str) -> str:
     """The stream of a service's events."""
     return f"events:{producer}"
+
+
+def _source(service: str, producer: str) -> str:
+    return f"{_dead_of(service)}:replayed" if producer == REPLAYED else stream_of(producer)
+
+
+def _delivery(producer: str, id_: str, fields: dict[bytes, bytes]) -> Delivery:
+    # A producer may write whatever fields into its own stream.
+    replays = fields.get(b"replays", b"").decode() if producer == REPLAYED else ""
+    return Delivery(producer, id_, fields.get(b"e", b""), replays)
 
 
 def _dead_of(service: str) -> str:

@@ -22,7 +22,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """An event that a service gave up. `at` is ISO 8601 in UTC."""
+    """An event that a service gave up. `at` is ISO 8601 in UTC; `handle` stays the same for as long as it is kept."""
 
     handle: str
     at: str
@@ -66,6 +66,14 @@ class Transport(Protocol):
         """Keep an event that the service gave up."""
         ...
 
-    def dead(self, service: str, limit: int) -> list[Dead]: ...
+    def dead(self, service: str, limit: int) -> list[Dead]:
+        """The oldest of those kept; none where the service is unknown."""
+        ...
 
-    def forget_dead(self, service: str, handles: Sequence[str]) -> None: ...
+    def replay(self, service: str, dead: Dead) -> None:
+        """Deliver it again, to this service alone, with its handle in `replays`. It is kept until the service has it safe."""
+        ...
+
+    def forget_dead(self, service: str, handles: Sequence[str]) -> None:
+        """Keep them no longer. What is gone already is passed over."""
+        ...

@@ -25,6 +25,7 @@ def stack(var: Path, *words: str) -> subprocess.CompletedProcess[str]:
         ("status",),
         ("seed",),
         ("plan",),
+        ("dead-letters",),
         ("kill", "--service", "users"),
         ("stop", "--service", "users"),
         ("start", "--service", "users"),

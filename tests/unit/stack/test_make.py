@@ -21,7 +21,14 @@ TRICKS = [
 ]
 
 
-TARGETS = [("token", "SERVICE"), ("kill", "SERVICE"), ("kill", "N"), ("logs", "LINES"), ("run", "FILE")]
+TARGETS = [
+    ("token", "SERVICE"),
+    ("kill", "SERVICE"),
+    ("kill", "N"),
+    ("logs", "LINES"),
+    ("run", "FILE"),
+    ("dead-letters", "ID"),
+]
 
 
 @pytest.mark.parametrize(
