@@ -7,7 +7,7 @@ one_word = '$(subst ','\'',$(value $(1)))'
 OF_SERVICE = $(if $(value SERVICE),--service $(call one_word,SERVICE))
 NUMBER = $(if $(value N),--number $(call one_word,N))
 
-.PHONY: help up down status logs kill stop start scale mail seed recount plan token run dead-letters test test-long test-compose bench lint lock clean
+.PHONY: help up down status logs kill stop start scale mail seed recount plan token run docs dead-letters test test-long test-compose bench lint lock clean
 
 help:
 	@echo "make up | down | status | seed | plan | test | test-long | test-compose | bench | lint"
@@ -24,10 +24,11 @@ help:
 	@echo "make scale SERVICE=users N=5     run five instances"
 	@echo "make mail [N=5]                  the last mails that went to the stack's own mail server"
 	@echo "make dead-letters [SERVICE=users] [ID=…] [REPLAY=1]   events that services gave up: list, show, deliver again"
+	@echo "make docs                        make docs/events/asyncapi.yaml anew from the code"
 	@echo "make run SERVICE=hello FILE=hello.py   run a service of your own in the foreground"
 	@echo "make token SERVICE=hello         the file with its Consul token"
 
-up down status seed recount plan lint lock clean:
+up down status seed recount plan docs lint lock clean:
 	$(LAUNCH) $@
 
 logs:

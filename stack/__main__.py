@@ -181,6 +181,20 @@ def dead_letters(
 
 
 @app.command()
+def docs(to: Path | None = None) -> None:
+    """Write what is made from the code: docs/events/asyncapi.yaml."""
+    # Both import what other commands have no use for, which takes half a second.
+    from stack import asyncapi
+
+    path, text = to or asyncapi.FILE, asyncapi.generate()
+    changed = not path.exists() or path.read_text() != text
+    if changed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    console.print(f"{path}: {'written' if changed else 'nothing has changed'}")
+
+
+@app.command()
 def token(name: str) -> None:
     """Print the file with the Consul token of a service; a new name gets a token of its own."""
     print(_give_token(Stack(), name))

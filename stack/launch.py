@@ -102,6 +102,8 @@ def launch(command: str, arguments: list[str]) -> int:
         _install(LEVELS[command], place, broker)
     elif not Path(place.python).exists():
         raise UsageError("nothing is installed here yet\nstart with: make up")
+    if command == "docs":
+        return _docs(place.python)
     for folder in (place.var, place.var / "cache"):
         account.give(folder, place.user)
     environment = _environment(place)
@@ -187,6 +189,12 @@ def _lock(user: account.Account) -> int:
         upgrade = bool(os.environ.get("UPGRADE"))
         packages.make_locks(REPO, Path(tool), packages.choose_python(user.succeeds), upgrade)
     return 0
+
+
+def _docs(python: str) -> int:
+    """As the caller: the files belong to the checkout. What root compiled would be in the way of the stack's user."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([python, "-m", "stack", "docs"], cwd=REPO, env=environment).returncode
 
 
 def _environment(place: Place) -> dict[str, str]:
