@@ -109,6 +109,25 @@ def test_poison_message_goes_to_the_dead_letters_and_the_next_of_its_subject_com
     assert counter.transport.dead("stats", 10) == []
 
 
+def test_replayed_dead_letter_has_its_effect_once_and_is_let_go_of(
+    broker: Broker, posts: Producer, counter: Stats
+) -> None:
+    body = wrap(PostPublished(postId="a", number=1), now_us()).to_json().encode()
+    counter.transport.bury("stats", body, "why")
+    operator = transport(broker, "operator")
+    (letter,) = operator.dead("stats", 10)
+    with relaying(posts), counter.running():
+        posts.publish("b", 1)
+        eventually(counter.count, 10)
+        for _ in range(2):
+            operator.replay("stats", letter)
+        eventually(lambda: counter.count() == 2 and not operator.dead("stats", 10), 10, every_s=0.3)
+        posts.publish("b", 2)
+        eventually(lambda: ("b", 2) in counter.seen(), 10)
+    assert counter.seen() == [("b", 1), ("a", 1), ("b", 2)]
+    operator.release("stats")
+
+
 def no_event(**changes: object) -> bytes:
     """A CloudEvent that no table can take, or that is another thing than it says."""
     made = json.loads(wrap(PostPublished(postId="a", number=1), now_us()).to_json())
