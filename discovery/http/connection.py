@@ -160,8 +160,8 @@ class Connection:
         left_s = until - self._clock.monotonic()
         if left_s <= 0:
             raise TimeoutError("timed out")
-        self._sock.settimeout(left_s)
         try:
+            self._sock.settimeout(left_s)
             data = self._sock.recv(self.answer.room)
         except OSError:
             if self._failed is None:

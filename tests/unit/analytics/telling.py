@@ -7,11 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 from services.auth.events import UserCreated
 from services.kit.events.event import Event, wrap
-from services.kit.events.redis_streams import RedisStreams
 from services.kit.text import now_us
 from services.posts.events import CommentCreated, CommentDeleted, PostDeleted, PostPublished
 from services.users.events import UserDeleted
-from tests.contract.events.rig import streams
+from tests.contract.events.rig import connect
 
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -50,7 +49,7 @@ class Teller:
     """Stands for auth, users and posts at the broker: what they tell, in the sequence in which it is given."""
 
     def __init__(self, url: str) -> None:
-        self._streams: RedisStreams = streams(url, "teller")
+        self._streams = connect(url, "teller")
 
     def tell(self, *events: Event) -> list[tuple[str, str]]:
         """Each once; returns what has been sent, to be sent again."""

@@ -20,7 +20,7 @@ from services.kit.events.event import Event, wrap
 from services.kit.events.tables import event_tables
 from services.posts.events import CommentCreated, CommentDeleted, PostDeleted, PostPublished
 from services.users.events import UserDeleted
-from tests.contract.events.rig import streams
+from tests.contract.events.rig import connect
 from tests.support.servers import RedisServer
 from tests.unit.analytics import telling
 from tests.unit.analytics.telling import at
@@ -85,7 +85,7 @@ def expected_counts(happened: Sequence[Event]) -> Counter[tuple[str, str, int]]:
 def hear(db: Database, redis: Redis, url: str, messages: Sequence[tuple[str, str]]) -> None:
     """All of it, by one instance of analytics."""
     name = uuid.uuid4().hex
-    teller, mine = streams(url, "teller"), streams(url, name)
+    teller, mine = connect(url, "teller"), connect(url, name)
     for producer, body in messages:
         teller.publish(producer, [body])
     consumer = Consumer(db, TABLES, "analytics", mine)
