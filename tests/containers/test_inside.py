@@ -117,7 +117,7 @@ def own_secrets(name: str) -> set[str]:
     more = {"auth": {"clients.json", "keys.kek"}, "notifications": {"vapid.key"}}.get(name, set())
     return (
         {"consul.token", "client.secret", "redis.password"}
-        | ({"database.url"} if spec.database else set())
+        | ({"database.url", "events.url"} if spec.database else set())
         | more
     )
 

@@ -29,7 +29,16 @@ from tests.support.servers import free_ports
 
 PORT = 8000
 """Every instance's, in its own container."""
-SERVERS = ("consul", "consul-tokens", "haproxy", "controller", "redis-cache", "redis-state", "postgres")
+SERVERS = (
+    "consul",
+    "consul-tokens",
+    "haproxy",
+    "controller",
+    "redis-cache",
+    "redis-state",
+    "postgres",
+    "mail",
+)
 PROJECT, SERVICE = "com.docker.compose.project", "com.docker.compose.service"
 
 
